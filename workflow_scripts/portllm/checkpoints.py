@@ -1,0 +1,112 @@
+"""Model checkpoints on disk: their safetensors shards, read without a model class."""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portllm.errors import InputError
+from portllm.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX = "model.safetensors.index.json"
+
+
+def check_directory(directory: Path, place: str) -> None:
+    """Raise InputError unless `directory` holds a configuration and safetensors weights."""
+    if not directory.is_dir():
+        raise InputError(f"{place}: no such directory: {directory}")
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{place}: {directory} has no config.json, so it is no model")
+    if not any(directory.glob("*.safetensors")):
+        pickled = sorted(path.name for path in directory.glob("*.bin"))
+        hint = f" ({pickled[0]} is a pickle, which is never loaded)" if pickled else ""
+        raise InputError(f"{place}: {directory} has no weights in *.safetensors{hint}")
+
+
+def shards(directory: Path) -> list[Path]:
+    """The checkpoint's weight files, in order.
+
+    Raises InputError where there are none, or one that the index names is missing.
+    """
+    index = directory / INDEX
+    if index.exists():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        for name in names:
+            if not (directory / name).exists():
+                raise InputError(f"{directory}: shard {name}, which {INDEX} names, is missing")
+        return [directory / name for name in names]
+    found = sorted(directory.glob("model*.safetensors"))
+    if not found:
+        raise InputError(f"{directory}: no weights in *.safetensors")
+    return found
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: per tensor its dtype, shape and data offsets.
+
+    Raises InputError where the file is cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if 8 + length > size:
+            raise InputError(f"{path}: cut off, its header is not whole")
+        header = json.loads(file.read(length))
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    expected = 8 + length + max(ends, default=0)
+    if size != expected:
+        raise InputError(f"{path}: cut off: {size} bytes, expected {expected}")
+    return header
+
+
+def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a checkpoint, by name, from the headers alone."""
+    return {
+        name: tuple(entry["shape"])
+        for shard in shards(directory)
+        for name, entry in read_header(shard).items()
+        if name != "__metadata__"
+    }
+
+
+def locations(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Name of each weight and the shard that holds it, in the shards' order."""
+    for shard in shards(directory):
+        for name in read_header(shard):
+            if name != "__metadata__":
+                yield name, shard
+
+
+def read_tensor(shard: Path, name: str) -> "Tensor":
+    """Read one weight; the shard is mapped, not loaded."""
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        return file.get_tensor(name)
+
+
+def tensors(directory: Path) -> Iterator[tuple[str, "Tensor"]]:
+    """Name and values of each weight, one at a time."""
+    for name, shard in locations(directory):
+        yield name, read_tensor(shard, name)
+
+
+def architecture(directory: Path) -> str:
+    """The model's architecture, as its config.json names it."""
+    config = read_json(directory / "config.json")
+    return next(iter(config.get("architectures") or []), config.get("model_type", "unknown"))
+
+
+def tokenizer_hash(directory: Path) -> str | None:
+    """SHA-256 of the tokenizer's vocabulary; None where there is no tokenizer.json."""
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        return None
+    vocabulary = read_json(path)["model"].get("vocab")
+    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()

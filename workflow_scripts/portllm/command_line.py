@@ -1,0 +1,54 @@
+"""What the command-line programs share: options, logging, the hub's switch, errors as one line."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from portllm.errors import InputError
+
+
+def options(settings: dict[str, Any]) -> str:
+    """Settings as command-line options: {"batch_size": 4} becomes `--batch-size 4`.
+
+    None and False are left out, True is the bare option, a mapping is given as JSON.
+    """
+    words = []
+    for name, value in settings.items():
+        if value is None or value is False:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            values = value if isinstance(value, list) else [value]
+            words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
+    return shlex.join(words)
+
+
+def _set_environment(hub: bool) -> None:
+    # These are read when the libraries are imported, so they are set before anything is.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not hub:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def run(main: Callable[[], None], *, hub: bool = False) -> None:
+    """Run a program's `main`; a mistake of the user's ends it with one line.
+
+    Without `hub`, the program cannot reach the model and data hubs and fails at once if it tries.
+    """
+    _set_environment(hub)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
