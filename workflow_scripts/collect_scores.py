@@ -1,0 +1,21 @@
+"""Collect the results of all scoring jobs in one tidy CSV."""
+
+import argparse
+from pathlib import Path
+
+from portllm import files, scores
+from portllm.command_line import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="+", help="JSON files of scoring jobs")
+    parser.add_argument("--output", type=Path, required=True, help="CSV to write")
+    arguments = parser.parse_args()
+    table = scores.collect(arguments.results)
+    with files.whole_file(arguments.output) as partial:
+        table.to_csv(partial, index=False)
+
+
+if __name__ == "__main__":
+    run(main)

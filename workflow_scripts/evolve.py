@@ -1,0 +1,73 @@
+"""Evolve a version of a model into the next one with Axolotl, as a full checkpoint."""
+
+import argparse
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from portllm import manifest
+from portllm.command_line import run
+
+log = logging.getLogger("evolve")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="directory of the version")
+    parser.add_argument("--corpus", type=Path, required=True, help="JSON lines")
+    parser.add_argument("--recipe", type=Path, required=True, help="an Axolotl YAML")
+    parser.add_argument(
+        "--overrides", type=json.loads, default={}, help="JSON: Axolotl's keys on top of the recipe"
+    )
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    meter = manifest.Meter()
+    arguments = parse_arguments()
+    import yaml
+
+    from portllm import evolution, files
+
+    recipe = evolution.read_recipe(arguments.recipe)
+    inputs = {
+        "model": manifest.content_hash(arguments.model),
+        "corpus": manifest.content_hash(arguments.corpus),
+    }
+    # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
+    key = files.hash_value([recipe, arguments.overrides, arguments.seed, inputs])[:16]
+    work = arguments.work / key
+    final = evolution.render(
+        recipe,
+        arguments.overrides,
+        model=arguments.model,
+        corpus=arguments.corpus,
+        work=work,
+        seed=arguments.seed,
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    rendered = work / "axolotl.yaml"
+    rendered.write_text(yaml.safe_dump(final, sort_keys=False))
+    evolution.run(rendered, cost_file=work / "cost.json")
+    cost_file = work / "cost.json"
+    devices = files.read_json(cost_file) if cost_file.exists() else {}
+    with files.whole_directory(arguments.output) as directory:
+        kind = evolution.collect(arguments.model, work / "output", directory)
+        shutil.copyfile(rendered, directory / "axolotl.yaml")
+        manifest.write_for_directory(
+            directory,
+            stage="evolve",
+            parameters={"recipe": final, "kind": kind},
+            inputs=inputs,
+            cost=meter.read(**devices),
+            packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
+        )
+    shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""Write a corpus as JSON lines, with its manifest beside it."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from portllm import corpora, files, manifest
+from portllm.command_line import run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--definition",
+        type=json.loads,
+        required=True,
+        help="JSON as under `corpora` in a study: sources, limit, seed",
+    )
+    parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
+    parser.add_argument("--output", type=Path, required=True, help="JSON-lines file to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.hub_mirror:
+        os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    meter = manifest.Meter()
+    rows = corpora.rows_of_corpus(arguments.definition, arguments.hub_mirror)
+    files.write_json_lines(arguments.output, rows)
+    manifest.write_for_file(
+        arguments.output,
+        stage="corpus",
+        parameters={**arguments.definition, "rows": len(rows)},
+        inputs={
+            source["generator"]: files.hash_file(Path(source["generator"].rpartition(":")[0]))
+            for source in arguments.definition["sources"]
+            if "generator" in source
+        },
+        cost=meter.read(),
+        packages=("datasets",),
+    )
+
+
+if __name__ == "__main__":
+    run(main, hub=True)

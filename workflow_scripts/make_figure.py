@@ -1,0 +1,26 @@
+"""Draw one figure as SVG and PNG."""
+
+import argparse
+import json
+from pathlib import Path
+
+from portllm import figures, files
+from portllm.command_line import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scores", type=Path, help="scores.csv")
+    parser.add_argument(
+        "--settings", type=json.loads, required=True, help="JSON: kind, arms, recovery, size"
+    )
+    parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
+    arguments = parser.parse_args()
+    figure = figures.KINDS[arguments.settings["kind"]](arguments.scores, arguments.settings)
+    for path in arguments.output:
+        with files.whole_file(path) as partial:
+            figure.savefig(partial, format=path.suffix.lstrip("."), dpi=150)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,56 @@
+"""Write a task's training text, as lm-eval words it, and the data that scoring it needs."""
+
+import argparse
+import os
+from pathlib import Path
+
+from portllm import manifest
+from portllm.command_line import run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")
+    parser.add_argument("--include", help="folder of local task YAMLs")
+    parser.add_argument("--allow-unsafe-code", action="store_true")
+    parser.add_argument("--training-limit", type=int, help="keep so many training items")
+    parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
+    parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    meter = manifest.Meter()
+    arguments = parse_arguments()
+    if arguments.hub_mirror:
+        os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+    from portllm import files, tasks
+
+    task = tasks.load(
+        arguments.lm_eval,
+        include=arguments.include,
+        hub_mirror=arguments.hub_mirror,
+        allow_unsafe_code=arguments.allow_unsafe_code,
+    )
+    examples = tasks.training_examples(task, limit=arguments.training_limit)
+    with files.whole_directory(arguments.output) as directory:
+        count = files.write_json_lines(directory / "train.jsonl", examples)
+        tasks.save_dataset(task, directory / tasks.DATASET)
+        manifest.write_for_directory(
+            directory,
+            stage="task_data",
+            parameters={
+                "lm_eval": arguments.lm_eval,
+                "task_version": task.VERSION,
+                "output_type": task.OUTPUT_TYPE,
+                "training_examples": count,
+                "training_limit": arguments.training_limit,
+            },
+            inputs={},
+            cost=meter.read(),
+            packages=("lm_eval", "datasets"),
+        )
+
+
+if __name__ == "__main__":
+    run(main, hub=True)

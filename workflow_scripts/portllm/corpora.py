@@ -1,0 +1,96 @@
+"""Corpora: rows of text from the hub, from local files or from a generator, as JSON lines."""
+
+import importlib.util
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from portllm.errors import InputError, nearest
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def generated(reference: str, arguments: dict[str, Any]) -> Iterator[Row]:
+    """Rows of a generator function, named as `file.py:function`.
+
+    Raises InputError where the arguments do not fit the function.
+    """
+    file, _, name = reference.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        yield from getattr(module, name)(**arguments)
+    except TypeError as error:
+        raise InputError(f"{reference}: {error}") from error
+
+
+def _loaded(source: dict[str, Any], hub_mirror: str | None) -> Iterable[Row]:
+    import datasets
+
+    if "files" in source:
+        ending = Path(source["files"][0]).suffix
+        if ending not in _FORMATS:
+            raise InputError(
+                f"{source['files'][0]}: no known kind of corpus file; {nearest(ending, _FORMATS)}"
+            )
+        return datasets.load_dataset(_FORMATS[ending], data_files=source["files"], split="train")
+    path = source["hub"]
+    if hub_mirror:
+        if not Path(hub_mirror, path).is_dir():
+            raise InputError(f"hub_mirror {hub_mirror} holds no dataset {path}")
+        path = str(Path(hub_mirror, path))
+    return datasets.load_dataset(
+        path,
+        source.get("name"),
+        split=source.get("split", "train"),
+        revision=None if hub_mirror else source.get("revision"),
+    )
+
+
+def with_fields(rows: Iterable[Row], fields: dict[str, str]) -> Iterator[Row]:
+    """Rows rewritten by format strings over their columns, e.g. {"text": "{question}"}.
+
+    Raises InputError for a column that the rows do not have.
+    """
+    for row in rows:
+        try:
+            yield {name: template.format_map(row) for name, template in fields.items()}
+        except KeyError as error:
+            column = error.args[0]
+            raise InputError(
+                f"the corpus has no column {column!r}; {nearest(column, row)}"
+            ) from None
+
+
+def rows_of_source(source: dict[str, Any], hub_mirror: str | None = None) -> Iterator[Row]:
+    """Rows of one source: exactly one of `generator`, `files` and `hub`."""
+    rows: Iterable[Row]
+    if "generator" in source:
+        rows = generated(source["generator"], source.get("arguments", {}))
+    else:
+        rows = _loaded(source, hub_mirror)
+    if "fields" in source:
+        rows = with_fields(rows, source["fields"])
+    yield from islice(rows, source.get("limit"))
+
+
+def rows_of_corpus(definition: dict[str, Any], hub_mirror: str | None = None) -> list[Row]:
+    """All rows of a corpus, shuffled where it has a seed, then cut to its limit.
+
+    Raises InputError for a corpus without rows.
+    """
+    rows = [row for source in definition["sources"] for row in rows_of_source(source, hub_mirror)]
+    if not rows:
+        raise InputError("the corpus has no rows")
+    if definition.get("seed") is not None:
+        random.Random(definition["seed"]).shuffle(rows)
+    return rows[: definition.get("limit")]

@@ -1,0 +1,94 @@
+"""The figures. To add a kind, write its function and register it under its name."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import pandas
+from matplotlib.figure import Figure
+
+from portllm import scores, tables
+
+Settings = dict[str, Any]
+
+# Okabe & Ito (2008): told apart by colour-blind readers; the hatches do so without colour.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
+
+
+def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
+    """Grouped bars: a group for each row, a bar for each column; missing values say so."""
+    figure, axes = plt.subplots(
+        figsize=(settings["width"], settings["height"]), layout="constrained"
+    )
+    width = 0.8 / len(table.columns)
+    for number, column in enumerate(table.columns):
+        places = [row + (number + 0.5) * width - 0.4 for row in range(len(table))]
+        axes.bar(
+            places,
+            table[column].fillna(0),
+            width * 0.92,
+            label=column,
+            color=COLOURS[number % len(COLOURS)],
+            hatch=HATCHES[number % len(HATCHES)],
+            edgecolor="white",
+        )
+        for place, value in zip(places, table[column], strict=True):
+            text = "n/a" if pandas.isna(value) else f"{value:.0f}"
+            height = 0 if pandas.isna(value) else max(value, 0)
+            axes.annotate(
+                text,
+                (place, height),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=7,
+            )
+    axes.set_xticks(range(len(table)), table.index)
+    axes.set_ylabel(unit)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.12)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
+def _version_label(models: pandas.Series) -> Callable[[pandas.Series], str]:
+    single = models.nunique() == 1
+    return lambda row: row["applied_to"] if single else f"{row['model']}\n{row['applied_to']}"
+
+
+def recovery(source: Path, settings: Settings) -> Figure:
+    """Share of re-fine-tuning's gain that the port recovers, per version and task."""
+    numbers = tables.recovery_numbers(source, settings)
+    names = tables.column_names(numbers)
+    label = _version_label(numbers["model"])
+    numbers = numbers.assign(
+        version=numbers.apply(label, axis=1),
+        column=[names[pair] for pair in zip(numbers["task"], numbers["metric"], strict=True)],
+        percent=numbers["recovery"] * 100,
+    )
+    wide = numbers.pivot(index="version", columns="column", values="percent")
+    wide = wide.loc[list(dict.fromkeys(numbers["version"])), list(dict.fromkeys(names.values()))]
+    figure = _bars(wide, settings, "recovered gain (%)")
+    figure.axes[0].axhline(100, color="0.3", linewidth=0.8, linestyle="--")
+    return figure
+
+
+def scores_by_arm(source: Path, settings: Settings) -> Figure:
+    """Scores of every arm, averaged over the tasks' metrics, per version."""
+    table = scores.over_seeds(scores.of_arms(scores.read(source), settings["arms"]))
+    table = table.assign(version=table.apply(_version_label(table["model"]), axis=1))
+    wide = table.pivot_table(index="version", columns="arm", values="value", sort=False) * 100
+    return _bars(wide, settings, "mean score (%)")
+
+
+KINDS: dict[str, Callable[[Path, Settings], Figure]] = {
+    "recovery": recovery,
+    "scores": scores_by_arm,
+}

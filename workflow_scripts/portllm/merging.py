@@ -1,0 +1,104 @@
+"""Merging an adapter into a full checkpoint, shard by shard, without a model class."""
+
+import logging
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from portllm import adapters, checkpoints
+from portllm.errors import InputError
+
+log = logging.getLogger(__name__)
+
+# What belongs to a checkpoint beside its weights: configuration and tokenizer.
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "*.jinja",
+)
+
+
+def scaling(config: dict[str, Any], module: str, rank: int) -> float:
+    """Factor of B·A for a module: alpha/r, or alpha/√r for rslora (Kalajdzievski 2023).
+
+    `alpha_pattern` is matched as PEFT matches it: a regular expression for the name's end.
+    """
+    alpha = config["lora_alpha"]
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            alpha = value
+            break
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def deltas_of(adapter: adapters.Adapter) -> dict[str, tuple[Tensor, Tensor, float, bool]]:
+    """Per changed weight: A (rank, in), B (out, rank), their factor, whether B·A is transposed.
+
+    Raises InputError for adapters whose change is no plain sum (DoRA).
+    """
+    config, tensors = adapter.config, adapter.tensors
+    if config.get("use_dora"):
+        raise InputError("DoRA adapters rescale the weights, which no sum does: not supported")
+    deltas = {}
+    for weight, parts in adapters.factors(list(tensors)).items():
+        embedding = "lora_embedding_A" in parts
+        kind = "lora_embedding" if embedding else "lora"
+        a, b = tensors[parts[f"{kind}_A"]], tensors[parts[f"{kind}_B"]]
+        factor = scaling(config, weight.removesuffix(".weight"), a.shape[0])
+        transposed = embedding or bool(config.get("fan_in_fan_out"))
+        deltas[weight] = (a, b, factor, transposed)
+    return deltas
+
+
+def add_delta(weight: Tensor, a: Tensor, b: Tensor, factor: float, transposed: bool) -> Tensor:
+    """Weight + factor · B·A, computed in float32 and rounded once to the weight's dtype."""
+    product = b.float() @ a.float() * factor
+    if transposed:
+        product = product.T
+    return (weight.float() + product).to(weight.dtype)
+
+
+def _merged_shard(
+    shard: Path, deltas: dict[str, tuple[Tensor, Tensor, float, bool]]
+) -> dict[str, Tensor]:
+    with safe_open(shard, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name in tensors.keys() & deltas.keys():
+        tensors[name] = add_delta(tensors[name], *deltas[name])
+    return tensors
+
+
+def copy_companions(model: Path, directory: Path) -> None:
+    """Copy a checkpoint's configuration and tokenizer files."""
+    for pattern in COMPANIONS:
+        for path in model.glob(pattern):
+            shutil.copyfile(path, directory / path.name)
+
+
+def merge(model: Path, adapter: adapters.Adapter, directory: Path) -> None:
+    """Write the checkpoint `model` with `adapter` added to it into `directory`.
+
+    The caller has checked that it fits. Memory is bounded by the largest shard.
+    """
+    deltas = deltas_of(adapter)
+    with torch.inference_mode():
+        for shard in checkpoints.shards(model):
+            with safe_open(shard, framework="pt") as file:
+                metadata = file.metadata()
+            save_file(_merged_shard(shard, deltas), directory / shard.name, metadata=metadata)
+            log.info("merged %s", shard.name)
+    if (model / checkpoints.INDEX).exists():
+        shutil.copyfile(model / checkpoints.INDEX, directory / checkpoints.INDEX)
+    copy_companions(model, directory)

@@ -1,0 +1,168 @@
+"""The tables: each kind is a function from scores or measurements to a table.
+
+A table is its numbers (CSV) and how people read them (Markdown and LaTeX). To add a kind, write
+its function and register it under its name.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from portllm import scores
+from portllm.files import read_json
+
+PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers for machines, and the same as text for people."""
+
+    numbers: pandas.DataFrame
+    text: pandas.DataFrame
+
+
+Settings = dict[str, Any]
+
+
+def _factor(metric: str) -> float:
+    return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
+
+
+def value_text(value: float, stderr: float, metric: str) -> str:
+    """A score with its standard error, per cent where the metric is a share."""
+    factor = _factor(metric)
+    shown = f"{value * factor:.1f}"
+    return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
+
+
+def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
+    """A task's name, with the metric where the task has several."""
+    pairs = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
+    tasks = [task for task, _ in pairs]
+    names = {}
+    for task, metric in pairs:
+        name, _, variant = metric.partition(",")
+        several = {m.partition(",")[0] for t, m in pairs if t == task}
+        detail = variant if len(several) == 1 else name
+        names[task, metric] = task if tasks.count(task) == 1 else f"{task} ({detail})"
+    return names
+
+
+def _selected(table: pandas.DataFrame, settings: Settings) -> pandas.DataFrame:
+    for column, key in (("model", "models"), ("task", "tasks"), ("applied_to", "versions")):
+        if settings.get(key):
+            table = table[table[column].isin(settings[key])]
+    return table
+
+
+def _arm_scores(source: Path, settings: Settings) -> pandas.DataFrame:
+    arms = scores.of_arms(_selected(scores.read(source), settings), settings["arms"])
+    return scores.over_seeds(arms)
+
+
+def main(sources: list[Path], settings: Settings) -> Table:
+    """The paper's main table: rows are the arms of each version, columns the tasks."""
+    numbers = _arm_scores(sources[0], settings)
+    versions = list(dict.fromkeys(scores.read(sources[0])["applied_to"]))
+    names = column_names(numbers)
+    shown = numbers.assign(
+        column=[names[pair] for pair in zip(numbers["task"], numbers["metric"], strict=True)],
+        text=[
+            value_text(*row)
+            for row in zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
+        ],
+    )
+    wide = shown.pivot(index=["model", "applied_to", "arm"], columns="column", values="text")
+    arms = list(settings["arms"])
+    models = list(dict.fromkeys(numbers["model"]))
+    order = sorted(
+        wide.index,
+        key=lambda row: (models.index(row[0]), versions.index(row[1]), arms.index(row[2])),
+    )
+    wide = wide.loc[order, list(dict.fromkeys(names.values()))].fillna("–")
+    text = wide.reset_index().rename(columns={"applied_to": "version"})
+    return Table(numbers, text.drop(columns="model") if len(models) == 1 else text)
+
+
+def recovery_numbers(source: Path, settings: Settings) -> pandas.DataFrame:
+    """Gain of re-fine-tuning and the share of it that the port recovers, per version and task.
+
+    recovery = (ported − zero-shot) / (re-fine-tuned − zero-shot), as a share; missing where the
+    gain is below the least that the study states.
+    """
+    roles = {role: settings["recovery"][role] for role in ("zero_shot", "ported", "re_fine_tuned")}
+    # A pivot would sort the rows; a pivot table can keep the study's order.
+    wide = _arm_scores(source, settings).pivot_table(
+        index=["model", "applied_to", "task", "metric"], columns="arm", values="value", sort=False
+    )
+    wide = wide.rename(columns={arm: role for role, arm in roles.items()})[list(roles)].dropna()
+    gain = wide["re_fine_tuned"] - wide["zero_shot"]
+    share = (wide["ported"] - wide["zero_shot"]) / gain.where(gain != 0)
+    stated = gain >= settings["recovery"]["minimum_gain"]
+    return wide.assign(gain=gain, recovery=share.where(stated)).reset_index()
+
+
+def recovery(sources: list[Path], settings: Settings) -> Table:
+    """Recovery per version and task, and its mean over all rows that state one."""
+    numbers = recovery_numbers(sources[0], settings)
+    shown = numbers.copy()
+    for column in ("zero_shot", "ported", "re_fine_tuned", "gain"):
+        pairs = zip(numbers[column], numbers["metric"], strict=True)
+        shown[column] = [f"{value * _factor(metric):.1f}" for value, metric in pairs]
+    shown["recovery"] = [_share_text(value) for value in numbers["recovery"]]
+    mean = dict.fromkeys(shown.columns, "")
+    stated = int(numbers["recovery"].notna().sum())
+    mean |= {
+        "model": f"mean of {stated} of {len(numbers)}",
+        "recovery": _share_text(numbers["recovery"].mean()),
+    }
+    text = pandas.concat([shown, pandas.DataFrame([mean])], ignore_index=True)
+    text = text.rename(columns={"applied_to": "version"})
+    text.columns = [name.replace("_", "-") for name in text.columns]
+    return Table(numbers, text)
+
+
+def _share_text(value: float) -> str:
+    return "–" if pandas.isna(value) else f"{value:.0%}"
+
+
+def versions(sources: list[Path], settings: Settings) -> Table:
+    """How far each version's weights lie from its base's, as a relative Frobenius norm."""
+    numbers = pandas.DataFrame([read_json(path) for path in sources])
+    text = pandas.DataFrame(
+        {
+            "model": numbers["model"],
+            "version": numbers["version"],
+            "parameters": [f"{value:,}" for value in numbers["parameters"]],
+            "‖θ‖": [f"{value:.2f}" for value in numbers["base_norm"]],
+            "‖θ′ − θ‖": [f"{value:.2f}" for value in numbers["difference_norm"]],
+            "‖θ′ − θ‖ / ‖θ‖": [f"{value:.1%}" for value in numbers["relative"]],
+        }
+    )
+    return Table(numbers, text)
+
+
+KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
+    "main": main,
+    "recovery": recovery,
+    "versions": versions,
+}
+
+_LATEX = {"±": r"$\pm$", "–": "--", "‖θ′ − θ‖": r"$\|\theta'-\theta\|$", "‖θ‖": r"$\|\theta\|$"}
+
+
+def to_latex(text: pandas.DataFrame) -> str:
+    """The table as LaTeX with booktabs rules."""
+    latex = text.to_latex(index=False, escape=True)
+    for symbol, command in _LATEX.items():
+        latex = latex.replace(symbol, command)
+    return latex
+
+
+def to_markdown(text: pandas.DataFrame) -> str:
+    """The table as Markdown; what is text already is left as it is."""
+    return text.to_markdown(index=False, disable_numparse=True) + "\n"
