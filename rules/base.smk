@@ -1,0 +1,59 @@
+localrules:
+    fetch_model,
+
+
+# A model trained from scratch is a computation; everything else is fetched, on the login node.
+ruleorder: pretrain > fetch_model
+
+
+rule pretrain:
+    input:
+        environment_ready("eval"),
+        corpus=lambda wildcards: (
+            "<results>/corpora/{corpus}.jsonl".format(
+                **config["models"][wildcards.model]["base"]["from_scratch"]
+            )
+        ),
+    output:
+        directory("<results>/models/{model}/base"),
+    log:
+        "<logs>/pretrain/{model}.log",
+    wildcard_constraints:
+        model=one_of(study.models_from_scratch(config)),
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("base", "threads", 1)
+    resources:
+        gpu=asks("base", "gpu", 1),
+        mem_mb=asks("base", "mem_mb", 4000),
+        runtime=asks("base", "runtime", 60),
+    params:
+        settings=lambda wildcards: options(
+            study.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
+        ),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/pretrain.py --corpus {input.corpus} {params.settings}"
+        " --output {output} >{log} 2>&1"
+
+
+rule fetch_model:
+    input:
+        environment_ready("eval"),
+    output:
+        directory("<results>/models/{model}/{version}"),
+    log:
+        "<logs>/fetch_model/{model}/{version}.log",
+    wildcard_constraints:
+        version=one_of(study.obtained_versions(config)),
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("base", "threads", 1)
+    resources:
+        mem_mb=asks("base", "mem_mb", 4000),
+        runtime=asks("base", "runtime", 240),
+    params:
+        source=lambda wildcards: options(study.sources(config, wildcards.model)[wildcards.version]),
+        hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/fetch_model.py {params.source} {params.hub_mirror}"
+        " --output {output} >{log} 2>&1"

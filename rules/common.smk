@@ -1,0 +1,173 @@
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.logging import logger
+
+HERE = Path(os.path.relpath(workflow.basedir))
+ENVIRONMENTS = HERE / ".venvs"
+sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
+
+from portllm import config as configuration
+from portllm import study, task_files
+from portllm.command_line import options
+from portllm.errors import InputError
+
+WITH_CONDA = any(
+    method.value == "conda" for method in workflow.deployment_settings.deployment_method
+)
+
+
+def python(environment):
+    """The interpreter of an environment; conda puts its own first on the PATH."""
+    return "python" if WITH_CONDA else ENVIRONMENTS / environment / "bin" / "python"
+
+
+# Shell commands name interpreters by these variables, not by paths in their params: the choice
+# between virtual environments and conda changes no result and must not redo any work.
+os.environ["SCRIPTS"] = str(HERE / "workflow_scripts")
+os.environ["TRAIN_PYTHON"] = str(python("train"))
+os.environ["EVAL_PYTHON"] = str(python("eval"))
+os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
+
+
+envvars:
+    "SCRIPTS",
+    "TRAIN_PYTHON",
+    "EVAL_PYTHON",
+    "WORKFLOW_PYTHON",
+
+
+# None before the eval environment is made; the task-data stage then says what is wrong.
+TASK_LIBRARY = next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
+
+try:
+    configuration.load(
+        config,
+        schema=HERE / "config" / "schema.yaml",
+        files=[Path(file) for file in workflow.configfiles],
+        task_library=TASK_LIBRARY,
+    )
+except InputError as error:
+    logger.error(f"error: {error}")
+    sys.exit(1)
+
+
+def environment_ready(environment):
+    """Input of every rule that uses an environment. A changed pin does not redo its work."""
+    return [] if WITH_CONDA else ancient(ENVIRONMENTS / f"{environment}.ready")
+
+
+def asks(stage, name, default):
+    """What a job of a stage asks for: the config's word, else the default."""
+    return config["resources"].get(stage, {}).get(name, default)
+
+
+def one_of(names):
+    """A wildcard's pattern that matches these names only."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+wildcard_constraints:
+    model=one_of(config["models"]),
+    task=one_of(config["tasks"]),
+    corpus=one_of(config["corpora"]),
+    method=one_of(config["methods"]),
+    table=one_of(config["tables"]),
+    figure=one_of(config["figures"]),
+    seed="[0-9]+",
+
+
+def work_directory(stage):
+    """Where a stage keeps checkpoints: outside its outputs, which are deleted when a job fails."""
+    return workflow.pathvars.apply(f"<results>/work/{stage}")
+
+
+def patch_path(patch):
+    return "<results>/patches/{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch)
+
+
+def adapter_path(cell):
+    """What a cell applies: the patch itself on its own version, a port of it elsewhere."""
+    if not cell.is_ported:
+        return patch_path(cell.patch)
+    return (
+        "<results>/ports/{0.model}/{0.trained_on}/{0.applied_to}/{0.task}/{0.method}/seed{0.seed}"
+    ).format(cell)
+
+
+def merged_path(cell):
+    return (
+        "<results>/merged/{0.model}/{0.trained_on}/{0.applied_to}/{0.task}/{0.method}/seed{0.seed}"
+    ).format(cell)
+
+
+def cells_of(wildcards):
+    return study.cells_of(config, wildcards.model, wildcards.applied_to, wildcards.task)
+
+
+def adapters_of(wildcards):
+    """Every adapter that a scoring job applies, in the order of its cells."""
+    return [adapter_path(cell) for cell in cells_of(wildcards) if cell.patch]
+
+
+def cells_to_score(wildcards, adapters):
+    """Options that name each cell of a scoring job: `trained_on/method/seed=adapter`."""
+    cells = cells_of(wildcards)
+    patched = [cell for cell in cells if cell.patch]
+    return {
+        "un_patched": len(patched) < len(cells),
+        "adapter": [
+            "{0.trained_on}/{0.method}/{0.seed}={1}".format(cell, adapter)
+            for cell, adapter in zip(patched, adapters)
+        ]
+        or None,
+    }
+
+
+def score_paths(suffix):
+    """Results of every scoring job of the study, each once."""
+    jobs = dict.fromkeys((cell.model, cell.applied_to, cell.task) for cell in study.cells(config))
+    return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in jobs]
+
+
+def defining_files(task):
+    """The study's own files that define a task; lm-eval's are covered by its pinned version."""
+    definition = config["tasks"][task]
+    if "include" not in definition:
+        return []
+    path = task_files.find(definition.get("lm_eval", task), [Path(definition["include"])])
+    return [] if path is None else task_files.defining_files(path)
+
+
+def movement_paths():
+    """How far every evolved or released version of the study lies from its base."""
+    return [
+        f"<results>/analysis/{model}/{version}/movement.json"
+        for model in study.chosen(config, "models")
+        for version in study.versions(config, model)
+        if version != study.BASE
+    ]
+
+
+def table_inputs(table):
+    """What a table is made from, by its kind."""
+    if config["tables"][table]["kind"] == "versions":
+        return movement_paths()
+    return ["<results>/scores.csv"]
+
+
+def merged_checkpoints():
+    """The full checkpoints that the study asks for."""
+    cells = [configuration.merged_cell(config, wanted) for wanted in config["merged"]]
+    return [merged_path(cell) for cell in cells]
+
+
+def corpus_files(corpus):
+    """Local files that a corpus is made from."""
+    sources = config["corpora"][corpus]["sources"]
+    generators = [
+        source["generator"].rpartition(":")[0] for source in sources if "generator" in source
+    ]
+    return [*generators, *(file for source in sources for file in source.get("files", []))]

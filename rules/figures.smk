@@ -1,0 +1,26 @@
+localrules:
+    figure,
+
+
+rule figure:
+    input:
+        "<results>/scores.csv",
+    output:
+        report(
+            "<results>/figures/{figure}.svg",
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
+        "<results>/figures/{figure}.png",
+    log:
+        "<logs>/figure/{figure}.log",
+    conda:
+        "../envs/workflow.yaml"
+    params:
+        settings=lambda wildcards: options(
+            {"settings": study.figure_settings(config, wildcards.figure)}
+        ),
+    shell:
+        "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input} {params.settings}"
+        " --output {output} >{log} 2>&1"

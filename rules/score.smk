@@ -1,0 +1,46 @@
+localrules:
+    scores,
+
+
+rule score:
+    input:
+        environment_ready("eval"),
+        version="<results>/models/{model}/{applied_to}",
+        task="<results>/tasks/{task}",
+        files=lambda wildcards: defining_files(wildcards.task),
+        adapters=adapters_of,
+    output:
+        # Updated, not made anew: a cell that is there and still true is not scored again.
+        results=update("<results>/scores/{model}/{applied_to}/{task}.json"),
+        samples=update("<results>/scores/{model}/{applied_to}/{task}.samples.jsonl"),
+    log:
+        "<logs>/score/{model}/{applied_to}/{task}.log",
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("score", "threads", 1)
+    resources:
+        gpu=asks("score", "gpu", 1),
+        mem_mb=asks("score", "mem_mb", 4000),
+        runtime=asks("score", "runtime", 720),
+    params:
+        settings=lambda wildcards: options(study.scoring_settings(config, wildcards.task)),
+        cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/score.py --version {input.version} --task {input.task}"
+        " --model-name {wildcards.model} --version-name {wildcards.applied_to}"
+        " --task-name {wildcards.task}"
+        " {params.settings} {params.cells}"
+        " --results {output.results} --samples {output.samples} >{log} 2>&1"
+
+
+rule scores:
+    input:
+        score_paths(".json"),
+    output:
+        "<results>/scores.csv",
+    log:
+        "<logs>/scores.log",
+    conda:
+        "../envs/workflow.yaml"
+    shell:
+        "$WORKFLOW_PYTHON $SCRIPTS/collect_scores.py {input} --output {output} >{log} 2>&1"

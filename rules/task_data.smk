@@ -1,0 +1,24 @@
+localrules:
+    task_data,
+
+
+rule task_data:
+    input:
+        environment_ready("eval"),
+        files=lambda wildcards: defining_files(wildcards.task),
+    output:
+        directory("<results>/tasks/{task}"),
+    log:
+        "<logs>/task_data/{task}.log",
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("task_data", "threads", 1)
+    resources:
+        mem_mb=asks("task_data", "mem_mb", 4000),
+        runtime=asks("task_data", "runtime", 60),
+    params:
+        settings=lambda wildcards: options(study.task_data_settings(config, wildcards.task)),
+        hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/make_task_data.py {params.settings} {params.hub_mirror}"
+        " --output {output} >{log} 2>&1"

@@ -1,0 +1,40 @@
+rule transplant:
+    input:
+        environment_ready("eval"),
+        patch="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
+        version="<results>/models/{model}/{applied_to}",
+    output:
+        directory("<results>/ports/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}"),
+    log:
+        "<logs>/transplant/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}.log",
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("transplant", "threads", 1)
+    resources:
+        mem_mb=asks("transplant", "mem_mb", 2000),
+        runtime=asks("transplant", "runtime", 30),
+    params:
+        method=lambda wildcards: options(study.method_settings(config, wildcards.method)),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.patch} --version {input.version}"
+        " {params.method} --adapter {output} >{log} 2>&1"
+
+
+rule merge:
+    input:
+        environment_ready("eval"),
+        adapter=lambda wildcards: adapter_path(study.Cell(**wildcards)),
+        version="<results>/models/{model}/{applied_to}",
+    output:
+        directory("<results>/merged/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}"),
+    log:
+        "<logs>/merge/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}.log",
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("transplant", "threads", 1)
+    resources:
+        mem_mb=asks("transplant", "mem_mb", 2000),
+        runtime=asks("transplant", "runtime", 60),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.adapter} --version {input.version}"
+        " --merged {output} >{log} 2>&1"
