@@ -1,0 +1,51 @@
+# make demo       make what is needed and run the default study
+# make test       make what is needed and run all tests
+# make test-fast  the tests that train nothing
+# make envs       make every environment (on a cluster: on the login node, once)
+# make lint       check style: ruff, snakefmt, snakemake --lint
+# make pins       resolve envs/*.in anew into envs/*.txt and envs/*.yaml
+
+SNAKEMAKE := .venvs/workflow/bin/snakemake
+PYTEST := .venvs/test/bin/python -m pytest
+UV := .venvs/uv/bin/uv
+
+.PHONY: demo envs test test-fast lint pins
+
+demo: .venvs/workflow.ready
+	$(SNAKEMAKE) --cores all
+	$(SNAKEMAKE) --cores all --report results/report.html
+	@echo
+	@cat results/tables/main.md
+	@echo
+	@echo "Tables:  results/tables/    scores: results/scores.csv"
+	@echo "Figures: results/figures/"
+	@echo "Report:  results/report.html"
+
+envs: .venvs/workflow.ready .venvs/train.ready .venvs/eval.ready
+
+.venvs/%.ready: envs/%.txt
+	envs/make.sh $*
+
+test: envs .venvs/test.ready lint
+	$(PYTEST)
+
+test-fast: envs .venvs/test.ready lint
+	$(PYTEST) -m "not slow"
+
+lint: .venvs/workflow.ready .venvs/test.ready
+	.venvs/test/bin/ruff check .
+	.venvs/test/bin/ruff format --check .
+	.venvs/test/bin/snakefmt --check Snakefile rules
+	$(SNAKEMAKE) --lint
+
+# torch is pinned without its build, so that it brings what the platform needs, and triton not at
+# all, since torch names the one that fits. No index is named: a pin says what, not from where.
+COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-header \
+	--no-emit-package triton $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
+
+pins:
+	for name in workflow train eval test; do \
+		$(COMPILE) envs/$$name.in --output-file envs/$$name.txt; \
+		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \
+	done
+	.venvs/workflow/bin/python envs/make_conda_yaml.py
