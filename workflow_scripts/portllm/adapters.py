@@ -47,7 +47,8 @@ def save(adapter: Adapter, directory: Path, *, base: Path) -> None:
 
 def transplanted(adapter: Adapter, method: str, parameters: dict[str, float]) -> Adapter:
     """What a transplant method makes of an adapter. `parameters` are complete."""
-    return Adapter(adapter.config, methods.get(method).apply(adapter.tensors, **parameters))
+    patch = {name: value for name, value in adapter.tensors.items() if not _is_base_copy(name)}
+    return Adapter(adapter.config, methods.get(method).apply(patch, **parameters))
 
 
 def check_directory(directory: Path) -> None:
@@ -64,13 +65,22 @@ def check_directory(directory: Path) -> None:
         raise InputError(f"{directory / CONFIG}: peft_type is {kind!r}, expected LORA")
 
 
+def _is_base_copy(name: str) -> bool:
+    # PEFT saves the model's own embedding beside LoRA factors on it. It is no part of the patch:
+    # on another version it would put the old embedding back.
+    return name.endswith(".base_layer.weight")
+
+
 def factors(names: list[str]) -> dict[str, dict[str, str]]:
     """Sort adapter tensor names by the weight that they change: weight → factor → name.
 
+    Copies of the model's own weights, which PEFT may have saved, are left out.
     Raises InputError for a tensor that is no factor of a LoRA product.
     """
     found: dict[str, dict[str, str]] = {}
     for name in names:
+        if _is_base_copy(name):
+            continue
         match = _FACTOR.match(name.removeprefix(_PREFIX))
         if match is None:
             raise InputError(
