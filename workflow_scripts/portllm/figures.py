@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pandas
 from matplotlib.figure import Figure
 
-from portllm import scores, tables
+from portllm import tables
 
 Settings = dict[str, Any]
 
@@ -80,15 +80,6 @@ def recovery(source: Path, settings: Settings) -> Figure:
     return figure
 
 
-def scores_by_arm(source: Path, settings: Settings) -> Figure:
-    """Scores of every arm, averaged over the tasks' metrics, per version."""
-    table = scores.over_seeds(scores.of_arms(scores.read(source), settings["arms"]))
-    table = table.assign(version=table.apply(_version_label(table["model"]), axis=1))
-    wide = table.pivot_table(index="version", columns="arm", values="value", sort=False) * 100
-    return _bars(wide, settings, "mean score (%)")
-
-
 KINDS: dict[str, Callable[[Path, Settings], Figure]] = {
     "recovery": recovery,
-    "scores": scores_by_arm,
 }
