@@ -1,0 +1,124 @@
+"""What the tests share: fresh copies of the project, and Snakemake run in them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+SNAKEMAKE = PROJECT / ".venvs" / "workflow" / "bin" / "snakemake"
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "config",
+    "envs",
+    "profiles",
+    "report",
+    "resources",
+    "rules",
+    "tests/studies",
+    "workflow_scripts",
+)
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of the project in which a study can be run."""
+
+    directory: Path
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Snakemake; standard output and error come together."""
+        return subprocess.run(
+            [SNAKEMAKE, *arguments],
+            cwd=self.directory,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    def complete(self, *arguments: str) -> str:
+        """Run Snakemake to its end and return what it said."""
+        done = self.run("--cores", "2", *arguments)
+        assert done.returncode == 0, done.stdout[-6000:]
+        return done.stdout
+
+    def planned(self, *arguments: str) -> list[tuple[str, dict[str, str]]]:
+        """Rule and wildcards of every job that a dry run names, `all` left out."""
+        done = self.run("--dry-run", *arguments)
+        assert done.returncode == 0, done.stdout[-6000:]
+        jobs: list[tuple[str, dict[str, str]]] = []
+        for line in done.stdout.splitlines():
+            words = line.split()
+            if line.startswith(("rule ", "localrule ")):
+                jobs.append((words[1].rstrip(":"), {}))
+            elif line.startswith("    wildcards: "):
+                pairs = line.removeprefix("    wildcards: ").split(", ")
+                jobs[-1][1].update(pair.split("=", 1) for pair in pairs)
+        return [(rule, wildcards) for rule, wildcards in jobs if rule != "all"]
+
+    def counts(self, *arguments: str) -> dict[str, int]:
+        """How many jobs of each rule a dry run names."""
+        return dict(Counter(rule for rule, _ in self.planned(*arguments)))
+
+    def read(self, file: str) -> Any:
+        """Read a YAML file of the checkout."""
+        return yaml.safe_load((self.directory / file).read_text())
+
+    def write(self, file: str, content: Any) -> None:
+        """Write a YAML file of the checkout."""
+        (self.directory / file).write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def make_checkout(directory: Path) -> Checkout:
+    """Copy the project to a new directory, with the environments that are installed here."""
+    directory.mkdir(parents=True)
+    for part in PARTS:
+        source, target = PROJECT / part, directory / part
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+    (directory / ".venvs").symlink_to(PROJECT / ".venvs")
+    return Checkout(directory)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    """A copy of the project."""
+    return make_checkout(tmp_path / "checkout")
+
+
+STAND_IN = Path(__file__).parent / "workflow" / "stand_in.py"
+
+
+def use_stand_ins(checkout: Checkout) -> None:
+    """Let jobs only make their outputs, so that tests of what is run when take seconds.
+
+    The rules, the configuration and Snakemake are real; the interpreters are not.
+    """
+    environments = checkout.directory / ".venvs"
+    environments.unlink()
+    for name in ("train", "eval"):
+        interpreter = environments / name / "bin" / "python"
+        interpreter.parent.mkdir(parents=True)
+        interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
+        interpreter.chmod(0o755)
+        (environments / f"{name}.ready").touch()
+        os.utime(checkout.directory / "envs" / f"{name}.txt", (0, 0))
+
+
+def copy_state(checkout: Checkout, directory: Path) -> Checkout:
+    """Copy a checkout with its results and Snakemake's records, times of files included."""
+    shutil.copytree(checkout.directory, directory, symlinks=True)
+    return Checkout(directory)

@@ -1,0 +1,244 @@
+"""A minute-sized study, for real, through every stage on CPU."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import yaml
+from conftest import PROJECT, Checkout, copy_state, make_checkout
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from portllm import checkpoints, files, manifest, scores
+
+pytestmark = pytest.mark.slow
+
+STUDY = "tests/studies/minute.yaml"
+CONFIG = ("--configfile", STUDY)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The finished study."""
+    checkout = make_checkout(tmp_path_factory.mktemp("minute") / "checkout")
+    checkout.complete(*CONFIG)
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def results(finished: Checkout) -> Path:
+    return finished.directory / "results"
+
+
+def test_a_second_run_does_nothing(finished: Checkout) -> None:
+    assert "Nothing to be done" in finished.complete(*CONFIG)
+
+
+def test_every_cell_is_scored_once(results: Path) -> None:
+    table = scores.read(results / "scores.csv")
+    assert list(table.columns) == scores.COLUMNS
+    cells = table[["task", "applied_to", "trained_on", "method", "metric"]]
+    assert not cells.duplicated().any()
+    # base: un-patched, fine-tuned; first: un-patched, ported; second: those, half, re-fine-tuned.
+    per_task = {"base": 2, "first": 2, "second": 4}
+    for task, metrics in (("demo_yes_no", 1), ("demo_arithmetic", 2)):
+        counts = table[table["task"] == task]["applied_to"].value_counts().to_dict()
+        assert counts == {version: cells * metrics for version, cells in per_task.items()}
+    assert (table["n"] == 40).all()
+    assert table["value"].between(0, 1).all()
+    assert set(table["seed"]) == {"none", "1234"}
+
+
+def test_scores_are_the_means_of_their_items(results: Path) -> None:
+    table = scores.read(results / "scores.csv")
+    for path in results.glob("scores/tiny/*/*.samples.jsonl"):
+        rows = pandas.DataFrame(files.read_json_lines(path))
+        rows["seed"] = ["none" if pandas.isna(seed) else str(int(seed)) for seed in rows["seed"]]
+        keys = ["trained_on", "method", "seed", "filter"]
+        assert len(rows) >= 80
+        for (trained_on, method, seed, variant), group in rows.groupby(keys):
+            for metric in group["metrics"].iloc[0]:
+                value = group["metrics"].map(lambda values, name=metric: values[name]).mean()
+                row = table[
+                    (table["applied_to"] == path.parent.name)
+                    & (table["task"] == path.name.partition(".")[0])
+                    & (table["trained_on"] == trained_on)
+                    & (table["method"] == method)
+                    & (table["seed"] == seed)
+                    & (table["metric"] == f"{metric},{variant}")
+                ]
+                assert row["value"].tolist() == pytest.approx([value])
+
+
+def test_tables_show_the_scores(results: Path) -> None:
+    table = scores.read(results / "scores.csv")
+    text = (results / "tables" / "main.md").read_text()
+    assert [line.split("|")[2].strip() for line in text.splitlines()[2:]] == [
+        *("zero-shot", "fine-tuned"),
+        *("zero-shot", "ported"),
+        *("zero-shot", "ported", "half-ported", "re-fine-tuned"),
+    ]
+    first = table[table["metric"] == "acc,none"].iloc[0]
+    assert f"{first['value'] * 100:.1f} ± {first['stderr'] * 100:.1f}" in text
+    assert r"\toprule" in (results / "tables" / "main.tex").read_text()
+    moved = pandas.read_csv(results / "tables" / "versions.csv")
+    assert moved["version"].tolist() == ["first", "second"]
+    assert (moved["relative"] > 0).all()
+    for ending in ("svg", "png"):
+        assert (results / "figures" / f"recovery.{ending}").stat().st_size > 1000
+
+
+def test_manifests_say_what_was_made_from_what(results: Path) -> None:
+    base = files.read_json(results / "models/tiny/base/manifest.json")
+    patch_directory = results / "patches/tiny/base/demo_yes_no/seed1234"
+    patch = files.read_json(patch_directory / "manifest.json")
+    assert patch["inputs"]["model"] == base["content_hash"]
+    assert patch["parameters"]["seed"] == 1234
+    assert patch["parameters"]["learning_rate"] == 0.001
+    tensors = load_file(patch_directory / "adapter_model.safetensors")
+    assert patch["trainable_parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert patch["cost"]["wall_seconds"] > 0
+    assert patch["packages"]["torch"].startswith("2.13.0")
+    port = files.read_json(
+        results / "ports/tiny/base/second/demo_yes_no/half/seed1234/manifest.json"
+    )
+    assert port["inputs"]["patch"] == patch["content_hash"]
+    assert port["parameters"] == {"method": "scaled", "scale": 0.5}
+    scored = files.read_json(results / "scores/tiny/second/demo_yes_no.json")
+    used = {cell["adapter_content"] for cell in scored["cells"]}
+    assert port["content_hash"] in used
+
+
+def test_training_leaves_no_checkpoints_behind(results: Path) -> None:
+    assert [path for path in (results / "work").rglob("*") if path.is_file()] == []
+
+
+def test_the_rendered_recipe_lies_beside_the_version(results: Path) -> None:
+    recipe = yaml.safe_load((results / "models/tiny/second/axolotl.yaml").read_text())
+    assert recipe["base_model"] == "results/models/tiny/first"
+    assert recipe["max_steps"] == 3
+    evolved = files.read_json(results / "models/tiny/second/manifest.json")
+    parent = manifest.content_hash(results / "models/tiny/first")
+    assert evolved["inputs"]["model"] == parent
+
+
+def test_the_merged_checkpoint_is_version_plus_patch(results: Path) -> None:
+    merged = results / "merged/tiny/base/second/demo_yes_no/direct/seed1234"
+    AutoModelForCausalLM.from_pretrained(merged)
+    before = dict(checkpoints.tensors(results / "models/tiny/second"))
+    after = dict(checkpoints.tensors(merged))
+    patch = load_file(results / "patches/tiny/base/demo_yes_no/seed1234/adapter_model.safetensors")
+    changed = 0
+    for name, tensor in after.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        difference = tensor.double() - before[name].double()
+        if f"{module}.lora_A.weight" not in patch:
+            assert difference.abs().max() == 0
+            continue
+        a, b = (patch[f"{module}.lora_{factor}.weight"].double() for factor in "AB")
+        # alpha 16, rank 8; float32 keeps about seven digits of the sum.
+        assert (difference - 2 * b @ a).abs().max() < 1e-6
+        changed += 1
+    assert changed == 14
+
+
+def lm_eval(directory: Path, output: Path, *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    """Samples, by task, of lm-eval's own command line."""
+    command = [str(PROJECT / ".venvs/eval/bin/lm_eval"), "--model", "hf", *arguments]
+    command += ["--include_path", "resources/demo", "--batch_size", "32", "--limit", "40"]
+    command += ["--num_fewshot", "0", "--log_samples", "--output_path", str(output)]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {
+        path.name.removeprefix("samples_").partition("_2")[0]: list(files.read_json_lines(path))
+        for path in output.rglob("samples_*.jsonl")
+    }
+
+
+def as_text(value: Any) -> Any:
+    """Numbers as text, as lm-eval writes them, in the lists that they stand in."""
+    return [as_text(item) for item in value] if isinstance(value, list) else str(value)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "cell", "tasks"),
+    [
+        (None, {"trained_on": "none", "method": "none"}, "demo_yes_no,demo_arithmetic"),
+        (
+            "results/ports/tiny/base/second/demo_arithmetic/half/seed1234",
+            {"trained_on": "base", "method": "half"},
+            "demo_arithmetic",
+        ),
+    ],
+    ids=["un-patched", "ported"],
+)
+def test_scores_are_lm_evals_own(
+    finished: Checkout, tmp_path: Path, adapter: str | None, cell: dict[str, str], tasks: str
+) -> None:
+    version = "results/models/tiny/second"
+    model = f"pretrained={version}" + (f",peft={adapter}" if adapter else "")
+    theirs = lm_eval(
+        finished.directory, tmp_path / "lm_eval", "--model_args", model, "--tasks", tasks
+    )
+    assert sorted(theirs) == sorted(tasks.split(","))
+    for task, samples in theirs.items():
+        path = finished.directory / f"results/scores/tiny/second/{task}.samples.jsonl"
+        ours = {
+            (row["filter"], row["doc_id"]): row
+            for row in files.read_json_lines(path)
+            if cell.items() <= row.items()
+        }
+        assert len(ours) == len(samples) >= 40
+        for sample in samples:
+            row = ours[sample["filter"], sample["doc_id"]]
+            for name in ("doc_hash", "prompt_hash", "resps", "filtered_resps"):
+                assert as_text(row[name]) == as_text(sample[name]), name
+            for metric, value in row["metrics"].items():
+                assert value == sample[metric]
+
+
+def test_equal_seeds_evolve_to_equal_weights_and_others_do_not(
+    finished: Checkout, tmp_path: Path
+) -> None:
+    again = copy_state(finished, tmp_path / "again")
+    target = again.directory / "results/models/tiny/first"
+    weights = target / "model.safetensors"
+    before = weights.read_bytes()
+    again.complete(*CONFIG, "results/models/tiny/first", "--force")
+    assert weights.read_bytes() == before
+    config = again.read(STUDY)
+    config["evolutions"]["first"]["seed"] = 43
+    again.write(STUDY, config)
+    again.complete(*CONFIG, "results/models/tiny/first")
+    assert weights.read_bytes() != before
+
+
+def test_an_added_seed_scores_only_its_own_cells(finished: Checkout, tmp_path: Path) -> None:
+    more = copy_state(finished, tmp_path / "more")
+    config = more.read(STUDY)
+    config["study"] = {"seeds": [1234, 7], "tasks": ["demo_yes_no"]}
+    more.write(STUDY, config)
+    target = "results/scores/tiny/base/demo_yes_no.json"
+    before = json.loads((more.directory / target).read_text())
+    more.complete(*CONFIG, target)
+    log = (more.directory / "logs/score/tiny/base/demo_yes_no.log").read_text()
+    assert log.count("scored before") == 2
+    assert log.count(": scoring") == 1
+    after = json.loads((more.directory / target).read_text())
+    assert after["cells"][:2] == before["cells"]
+    assert [cell["seed"] for cell in after["cells"]] == [None, 1234, 7]
+
+
+def test_a_result_that_was_cut_off_is_not_used(finished: Checkout, tmp_path: Path) -> None:
+    copy = copy_state(finished, tmp_path / "cut")
+    samples = copy.directory / "results/scores/tiny/base/demo_yes_no.samples.jsonl"
+    whole = samples.read_text()
+    samples.write_text(whole[: len(whole) * 2 // 3])
+    target = "results/scores/tiny/base/demo_yes_no.json"
+    copy.complete(*CONFIG, target, "--force")
+    log = (copy.directory / "logs/score/tiny/base/demo_yes_no.log").read_text()
+    assert "scored before" not in log
+    assert samples.read_text() == whole

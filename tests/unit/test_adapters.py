@@ -1,0 +1,118 @@
+"""Whether an adapter fits is known from headers, and said precisely."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from portllm import adapters, methods
+from portllm.errors import InputError
+
+
+def test_an_adapter_fits_its_own_model_and_its_siblings(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    sibling = tiny.save_model(tmp_path / "sibling", seed=5)
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    adapters.check_fit(adapter, model)
+    adapters.check_fit(adapter, sibling)
+
+
+def test_another_shape_is_named(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    with pytest.raises(InputError, match=r"layers\.0\.mlp.*\[.*32.*\].*\[.*48.*\] there"):
+        adapters.check_fit(adapter, wider)
+
+
+def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model", num_hidden_layers=3)
+    shallower = tiny.save_model(tmp_path / "shallower", num_hidden_layers=1)
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    with pytest.raises(InputError, match=r"changes model\.layers\.1\..*does not have; nearest"):
+        adapters.check_fit(adapter, shallower)
+
+
+def _with_fingerprint(adapter: Path, **fingerprint: str) -> None:
+    (adapter / "manifest.json").write_text(json.dumps({"fingerprint": fingerprint}))
+
+
+def test_another_architecture_is_named(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model", model_type="llama")
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    _with_fingerprint(adapter, architecture="MistralForCausalLM")
+    with pytest.raises(
+        InputError, match=r"trained on MistralForCausalLM, this is LlamaForCausalLM"
+    ):
+        adapters.check_fit(adapter, model)
+
+
+def test_another_tokenizer_is_refused_unless_allowed(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    _with_fingerprint(adapter, tokenizer="0" * 64)
+    with pytest.raises(InputError, match=r"another vocabulary"):
+        adapters.check_fit(adapter, model)
+    adapters.check_fit(adapter, model, allow_other_tokenizer=True)
+
+
+def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (adapter / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InputError, match=r"no adapter_model\.safetensors.*never loaded"):
+        adapters.check_directory(adapter)
+
+
+def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
+    with pytest.raises(InputError, match=r"peft_type is 'IA3', expected LORA"):
+        adapters.check_directory(adapter)
+
+
+def test_saved_modules_are_refused(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    adapter = tiny.save_adapter(tmp_path / "adapter", model, modules_to_save=["lm_head"])
+    with pytest.raises(InputError, match=r"lm_head.* is no LoRA factor"):
+        adapters.check_fit(adapter, model)
+
+
+def test_direct_changes_nothing_and_scaled_scales_the_product(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model))
+    assert adapters.transplanted(adapter, "direct", {}).tensors == adapter.tensors
+    scaled = adapters.transplanted(adapter, "scaled", {"scale": -2.5}).tensors
+    checked = 0
+    for parts in adapters.factors(list(adapter.tensors)).values():
+        a, b = parts["lora_A"], parts["lora_B"]
+        before = adapter.tensors[b] @ adapter.tensors[a]
+        torch.testing.assert_close(scaled[b] @ scaled[a], -2.5 * before)
+        checked += 1
+    assert checked == 14
+
+
+def test_parameters_of_methods() -> None:
+    assert methods.check("scaled", {}) == {"scale": 1.0}
+    assert methods.check("scaled", {"scale": 2}) == {"scale": 2}
+    with pytest.raises(InputError, match=r"scaled\.scale: found 'two', expected a number"):
+        methods.check("scaled", {"scale": "two"})
+    assert all(methods.get(name).source for name in methods.known())
+
+
+def test_a_port_leaves_the_old_embedding_behind(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    saved = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["embed_tokens"])
+    adapter = adapters.load(saved)
+    assert any(name.endswith("base_layer.weight") for name in adapter.tensors)
+    adapters.check_fit(saved, model)
+    ported = adapters.transplanted(adapter, "direct", {})
+    assert sorted(ported.tensors) == [
+        "base_model.model.model.embed_tokens.lora_embedding_A",
+        "base_model.model.model.embed_tokens.lora_embedding_B",
+    ]

@@ -1,0 +1,98 @@
+"""The recipe that Axolotl is given, and the checkpoint that is made of what it leaves."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from portllm import checkpoints, evolution, movement
+from portllm.errors import InputError
+
+
+def rendered(recipe: dict, overrides: dict | None = None) -> dict:
+    return evolution.render(
+        recipe,
+        overrides or {},
+        model=Path("results/models/m/base"),
+        corpus=Path("results/corpora/c.jsonl"),
+        work=Path("results/work/evolve/key"),
+        seed=7,
+    )
+
+
+def test_the_workflow_fills_in_what_only_it_knows() -> None:
+    final = rendered({"datasets": [{"type": "alpaca"}], "learning_rate": 1})
+    assert final["base_model"] == "results/models/m/base"
+    assert final["datasets"] == [
+        {"path": "results/corpora/c.jsonl", "ds_type": "json", "type": "alpaca"}
+    ]
+    assert final["seed"] == 7
+    assert final["output_dir"].startswith("results/work/evolve/key/")
+    assert final["learning_rate"] == 1
+
+
+def test_overrides_win_and_any_key_passes() -> None:
+    final = rendered({"learning_rate": 1}, {"learning_rate": 2, "deepspeed": "zero3.json"})
+    assert final["learning_rate"] == 2
+    assert final["deepspeed"] == "zero3.json"
+
+
+def test_the_users_own_datasets_and_plugins_stay() -> None:
+    mixed = [{"path": "other/data", "type": "completion"}, {"type": "alpaca"}]
+    final = rendered({"datasets": mixed, "plugins": ["theirs.Plugin"]})
+    assert final["datasets"][0] == mixed[0]
+    assert final["datasets"][1]["path"] == "results/corpora/c.jsonl"
+    assert final["plugins"] == ["theirs.Plugin", evolution.PLUGIN]
+
+
+def test_a_recipe_must_be_a_mapping(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("- a\n- list\n")
+    with pytest.raises(InputError, match=r"recipe\.yaml: no mapping"):
+        evolution.read_recipe(path)
+
+
+def test_telemetry_and_hub_are_off(tmp_path: Path) -> None:
+    environment = evolution.environment(tmp_path / "cost.json")
+    assert environment["AXOLOTL_DO_NOT_TRACK"] == "1"
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert environment["PYTHONHASHSEED"] == "0"
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_full_checkpoint_is_made(tmp_path: Path, kind: str) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    if kind == "lora":
+        trained = tiny.save_adapter(tmp_path / "trained", model)
+    else:
+        trained = tiny.save_model(tmp_path / "trained", seed=9)
+    (trained / "trainer_state.json").write_text("{}")
+    directory = tmp_path / "evolved"
+    directory.mkdir()
+    assert evolution.collect(model, trained, directory) == kind
+    checkpoints.check_directory(directory, "evolved")
+    assert checkpoints.shapes(directory) == checkpoints.shapes(model)
+    assert checkpoints.tokenizer_hash(directory) == checkpoints.tokenizer_hash(model)
+    assert not (directory / "trainer_state.json").exists()
+    assert movement.movement(model, directory)["relative"] > 0.01
+
+
+def test_movement_against_float64(tmp_path: Path) -> None:
+    base = tiny.save_model(tmp_path / "base", max_shard_size="10KB")
+    version = tiny.save_model(tmp_path / "version", seed=3)
+    found = movement.movement(base, version)
+    one, other = dict(checkpoints.tensors(base)), dict(checkpoints.tensors(version))
+    before = torch.cat([one[name].double().flatten() for name in one])
+    after = torch.cat([other[name].double().flatten() for name in one])
+    assert found["parameters"] == before.numel()
+    assert found["base_norm"] == pytest.approx(before.norm().item())
+    assert found["relative"] == pytest.approx(((after - before).norm() / before.norm()).item())
+    assert movement.movement(base, base)["relative"] == 0
+
+
+def test_movement_names_what_differs(tmp_path: Path) -> None:
+    base = tiny.save_model(tmp_path / "base")
+    wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
+    with pytest.raises(InputError, match=r"mlp.* has shape \[.*48.*\], \[.*32.*\] in"):
+        movement.movement(base, wider)

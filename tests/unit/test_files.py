@@ -1,0 +1,87 @@
+"""Artefacts appear whole or not at all, and manifests say what they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from portllm import files, manifest
+from portllm.errors import InputError, nearest
+
+
+def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "artefact"
+    with files.whole_directory(target) as directory:
+        (directory / "old").write_text("old")
+
+    def fail() -> None:
+        with files.whole_directory(target) as directory:
+            (directory / "new").write_text("new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "file.json"
+    files.write_json(target, {"old": True})
+    with pytest.raises(TypeError):
+        files.write_json(target, {"new": object()})
+    assert files.read_json(target) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_cut_off_json_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text('{"cells": [1, 2')
+    with pytest.raises(InputError, match=r"result\.json: not whole JSON"):
+        files.read_json(path)
+    lines = tmp_path / "rows.jsonl"
+    lines.write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(InputError, match=r"rows\.jsonl: line 2 is not whole JSON"):
+        list(files.read_json_lines(lines))
+
+
+def test_json_lines_round_trip(tmp_path: Path) -> None:
+    rows = [{"text": "θ′ + Δθ\nnext"}, {"text": ""}]
+    assert files.write_json_lines(tmp_path / "rows.jsonl", rows) == 2
+    assert list(files.read_json_lines(tmp_path / "rows.jsonl")) == rows
+
+
+def test_a_manifest_describes_its_directory(tmp_path: Path) -> None:
+    meter = manifest.Meter()
+    (tmp_path / "weights").write_text("w")
+    (tmp_path / ".snakemake_timestamp").touch()
+    manifest.write_for_directory(
+        tmp_path,
+        stage="patch",
+        parameters={"rank": 8},
+        inputs={"model": "abc"},
+        cost=meter.read(),
+        packages=("pytest", "no-such-package"),
+    )
+    written = json.loads((tmp_path / manifest.NAME).read_text())
+    assert written["content"] == {"weights": files.hash_file(tmp_path / "weights")}
+    assert written["packages"].keys() == {"python", "pytest"}
+    assert written["cost"]["peak_host_bytes"] > 2**20
+    assert written["cost"]["wall_seconds"] >= 0
+    assert manifest.content_hash(tmp_path) == written["content_hash"]
+
+
+def test_content_hashes_tell_contents_apart(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for directory in (first, second):
+        directory.mkdir()
+        (directory / "weights").write_text("same")
+    assert manifest.content_hash(first) == manifest.content_hash(second)
+    (second / "weights").write_text("other")
+    assert manifest.content_hash(first) != manifest.content_hash(second)
+
+
+def test_nearest() -> None:
+    assert nearest("learning_rat", ["rank", "learning_rate"]) == "nearest: learning_rate"
+    assert nearest("zzz", ["rank", "alpha"]) == "known: rank, alpha"
+    assert nearest("zzz", []) == "known: none"

@@ -1,0 +1,139 @@
+"""Tables and figures from scores that are known."""
+
+from pathlib import Path
+
+import pandas
+import pytest
+
+from portllm import figures, files, scores, tables
+
+ARMS = {
+    "zero-shot": {"trained_on": "none", "applied_to": "all", "method": "direct"},
+    "fine-tuned": {"trained_on": "base", "applied_to": "base", "method": "direct"},
+    "ported": {"trained_on": "base", "applied_to": "later", "method": "direct"},
+    "re-fine-tuned": {"trained_on": "same", "applied_to": "later", "method": "direct"},
+}
+RECOVERY = {
+    "minimum_gain": 0.2,
+    "zero_shot": "zero-shot",
+    "ported": "ported",
+    "re_fine_tuned": "re-fine-tuned",
+}
+SETTINGS = {"arms": ARMS, "recovery": RECOVERY}
+
+# version, trained_on, seed, value of "easy", value of "hard"
+VALUES = [
+    ("base", "none", "none", 0.5, 0.0),
+    ("base", "base", "1", 0.9, 0.6),
+    ("v2", "none", "none", 0.5, 0.1),
+    ("v2", "base", "1", 0.8, 0.5),
+    ("v2", "base", "2", 0.9, 0.7),
+    ("v2", "v2", "1", 0.9, 0.2),
+    ("v2", "v2", "2", 0.9, 0.2),
+]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    rows = []
+    for applied_to, trained_on, seed, easy, hard in VALUES:
+        method = "none" if trained_on == "none" else "direct"
+        for task, metric, value in (
+            ("easy", "acc,none", easy),
+            ("hard", "exact_match,strict-match", hard),
+            ("hard", "exact_match,flexible-extract", hard),
+        ):
+            cell = ["m", task, applied_to, trained_on, method, seed, metric, value, 0.02, 400]
+            rows.append(cell)
+    path = tmp_path / "scores.csv"
+    pandas.DataFrame(rows, columns=scores.COLUMNS).to_csv(path, index=False)
+    return path
+
+
+def test_main_table(source: Path) -> None:
+    text = tables.main([source], {**SETTINGS, "kind": "main"}).text
+    assert list(text.columns) == [
+        "version",
+        "arm",
+        "easy",
+        "hard (strict-match)",
+        "hard (flexible-extract)",
+    ]
+    assert text[["version", "arm", "easy"]].to_numpy().tolist() == [
+        ["base", "zero-shot", "50.0 ± 2.0"],
+        ["base", "fine-tuned", "90.0 ± 2.0"],
+        ["v2", "zero-shot", "50.0 ± 2.0"],
+        ["v2", "ported", "85.0 ± 2.0"],
+        ["v2", "re-fine-tuned", "90.0 ± 2.0"],
+    ]
+
+
+def test_selection_of_tasks_and_versions(source: Path) -> None:
+    chosen = {**SETTINGS, "kind": "main", "tasks": ["easy"], "versions": ["v2"]}
+    text = tables.main([source], chosen).text
+    assert list(text.columns) == ["version", "arm", "easy"]
+    assert set(text["version"]) == {"v2"}
+
+
+def test_recovery_is_stated_only_where_there_is_a_gain(source: Path) -> None:
+    numbers = tables.recovery_numbers(source, SETTINGS).set_index(["task", "metric"])
+    # (0.85 − 0.5) / (0.9 − 0.5) with the ported seeds' mean; the hard task gains 0.1 only.
+    assert numbers.loc[("easy", "acc,none"), "recovery"] == pytest.approx(0.875)
+    assert numbers.loc["hard", "recovery"].isna().all()
+    text = tables.recovery([source], SETTINGS).text
+    assert text["recovery"].tolist() == ["88%", "–", "–", "88%"]
+    assert text["model"].iloc[-1] == "mean of 1 of 3"
+
+
+def test_a_cell_of_no_arm_is_left_out_and_one_of_two_arms_is_in_both(source: Path) -> None:
+    table = scores.read(source)
+    arms = {"every port": ARMS["ported"], "base's": {**ARMS["ported"], "applied_to": ["v2"]}}
+    found = scores.of_arms(table, arms)
+    assert len(found) == 2 * 2 * 3
+    assert set(found["trained_on"]) == {"base"}
+
+
+def test_latex_and_markdown(source: Path) -> None:
+    text = tables.main([source], {**SETTINGS, "kind": "main"}).text
+    latex = tables.to_latex(text)
+    assert r"\toprule" in latex
+    assert r"85.0 $\pm$ 2.0" in latex
+    assert "±" not in latex
+    assert "| v2        | ported" in tables.to_markdown(text)
+
+
+def test_versions_table(tmp_path: Path) -> None:
+    measured = {
+        "model": "m",
+        "version": "v2",
+        "parameters": 1_234_567,
+        "base_norm": 10.0,
+        "difference_norm": 1.5,
+        "relative": 0.15,
+    }
+    files.write_json(tmp_path / "movement.json", measured)
+    text = tables.versions([tmp_path / "movement.json"], {}).text
+    assert text.iloc[0].tolist() == ["m", "v2", "1,234,567", "10.00", "1.50", "15.0%"]
+
+
+def test_the_figure_shows_every_version(source: Path) -> None:
+    figure = figures.recovery(source, {**SETTINGS, "width": 6, "height": 3})
+    axes = figure.axes[0]
+    assert "v2" in [label.get_text() for label in axes.get_xticklabels()]
+    assert "%" in axes.get_ylabel()
+    heights = [round(bar.get_height()) for bar in axes.patches]
+    assert heights == [88, 0, 0]
+    assert [text.get_text() for text in axes.texts] == ["88", "n/a", "n/a"]
+
+
+def test_collecting_results(tmp_path: Path) -> None:
+    metrics = {"acc,none": {"value": 0.5, "stderr": None, "n": 7}}
+    cell = {"trained_on": "none", "method": "none", "seed": None, "metrics": metrics}
+    result = {"model": "m", "task": "t", "applied_to": "base", "cells": [cell]}
+    files.write_json(tmp_path / "t.json", result)
+    table = scores.collect([tmp_path / "t.json"])
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    read = scores.read(tmp_path / "scores.csv")
+    assert list(read.columns) == scores.COLUMNS
+    assert read.iloc[0][["seed", "metric", "n"]].tolist() == ["none", "acc,none", 7]
+    assert pandas.isna(read.iloc[0]["stderr"])

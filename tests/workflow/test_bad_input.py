@@ -1,0 +1,171 @@
+"""Every wrong input that can be known is refused in one line, before any job starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Checkout
+
+STUDY = "config.yaml"
+Edit = Callable[[Any], Any]
+
+
+def first(mapping: dict[str, Any]) -> Any:
+    return next(iter(mapping.values()))
+
+
+def set_parent(config: Any, child: int, parent: str) -> None:
+    list(config["evolutions"].values())[child]["from"] = parent
+
+
+def make_circle(config: Any) -> None:
+    names = list(config["evolutions"])
+    set_parent(config, 0, names[1])
+    set_parent(config, 1, names[0])
+
+
+CASES: dict[str, tuple[Edit, list[str]]] = {
+    "unknown key": (
+        lambda config: config["patch"].update(learning_rat=1),
+        ["config.yaml: patch.learning_rat", "unknown key", "nearest: learning_rate"],
+    ),
+    "unknown key at the top": (
+        lambda config: config.update(taks={}),
+        ["config.yaml: taks", "unknown key", "nearest: tasks"],
+    ),
+    "wrong type": (
+        lambda config: config["patch"].update(rank="eight"),
+        ["config.yaml: patch.rank", "'eight'", "expected integer"],
+    ),
+    "missing key": (
+        lambda config: config.pop("tasks"),
+        ["config.yaml", "'tasks' is missing"],
+    ),
+    "no such choice": (
+        lambda config: config["patch"].update(loss_on="completions"),
+        ["config.yaml: patch.loss_on", "'completions'", "nearest: completion"],
+    ),
+    "bad name": (
+        lambda config: config["tasks"].update({"a/b": {}}),
+        ["config.yaml: tasks", "'a/b'", "Letters, digits"],
+    ),
+    "unknown task": (
+        lambda config: config["tasks"].update(gsm8kk={}),
+        ["config.yaml: tasks.gsm8kk", "lm-eval knows no task 'gsm8kk'", "nearest: gsm8k"],
+    ),
+    "task without a training split": (
+        lambda config: config["tasks"].update(truthfulqa_mc1={}),
+        ["config.yaml: tasks.truthfulqa_mc1", "no training split"],
+    ),
+    "folder of tasks missing": (
+        lambda config: first(config["tasks"]).update(include="resources/dmo"),
+        ["config.yaml: tasks.", ".include", "no such directory: resources/dmo"],
+    ),
+    "missing parent": (
+        lambda config: set_parent(config, 0, "bas"),
+        ["config.yaml: evolutions.", ".from", "no version named 'bas'", "nearest: base"],
+    ),
+    "circular parents": (make_circle, ["config.yaml: evolutions.", ".from", "circle", "→"]),
+    "unknown corpus": (
+        lambda config: first(config["evolutions"]).update(corpus="lesons"),
+        ["config.yaml: evolutions.", ".corpus", "no corpus named 'lesons'", "nearest: lessons"],
+    ),
+    "recipe missing": (
+        lambda config: first(config["evolutions"]).update(recipe="config/axolotl/none.yaml"),
+        ["config.yaml: evolutions.", ".recipe", "config/axolotl/none.yaml: no such file"],
+    ),
+    "model directory missing": (
+        lambda config: config["models"].update(other={"base": {"path": "no/model"}}),
+        ["config.yaml: models.other.base.path", "no such directory: no/model"],
+    ),
+    "two sources": (
+        lambda config: config["models"].update(other={"base": {"path": "a", "hub": "b"}}),
+        ["config.yaml: models.other.base", "exactly one of", "hub and path"],
+    ),
+    "unknown generator": (
+        lambda config: first(config["corpora"])["sources"][0].update(
+            generator="resources/demo/generate.py:pretrainin"
+        ),
+        ["config.yaml: corpora.", "generator", "'pretrainin'", "nearest: pretraining"],
+    ),
+    "unknown method": (
+        lambda config: config.update(
+            methods={"half": {"kind": "scald"}, "direct": {"kind": "direct"}}
+        ),
+        ["config.yaml: methods.half", "no transplant method 'scald'", "nearest: scaled"],
+    ),
+    "unknown parameter of a method": (
+        lambda config: config.update(
+            methods={"half": {"kind": "scaled", "scal": 1}, "direct": {"kind": "direct"}}
+        ),
+        ["config.yaml: methods.half", "no parameter 'scal'", "nearest: scale"],
+    ),
+    "arm of an unknown version": (
+        lambda config: config.update(
+            arms={"ported": {"trained_on": "basis", "applied_to": "later"}}
+        ),
+        ["config.yaml: arms.ported.trained_on", "'basis'", "nearest: base"],
+    ),
+    "selection of an unknown model": (
+        lambda config: config.update(study={"models": ["dmo"]}),
+        ["config.yaml: study.models", "no model named 'dmo'", "nearest: demo"],
+    ),
+    "merged checkpoint of no cell": (
+        lambda config: config.update(
+            merged=[
+                {"model": "demo", "task": "nothing", "trained_on": "base", "applied_to": "base"}
+            ]
+        ),
+        ["config.yaml: merged.0", "no cell of the study", "nothing"],
+    ),
+}
+
+
+def refusal(checkout: Checkout, *arguments: str) -> str:
+    """Run a study that must be refused; return the line that says why."""
+    done = checkout.run("--cores", "1", *arguments)
+    assert done.returncode != 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stdout
+    assert "Traceback" not in done.stdout
+    assert not (checkout.directory / "logs").exists(), "a job was started"
+    return lines[0]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_in_one_line(checkout: Checkout, case: str) -> None:
+    change, expected = CASES[case]
+    config = checkout.read(STUDY)
+    change(config)
+    checkout.write(STUDY, config)
+    line = refusal(checkout)
+    for part in expected:
+        assert part in line
+
+
+def test_recipe_that_does_not_parse(checkout: Checkout) -> None:
+    recipe = checkout.directory / "config" / "axolotl" / "demo_lora.yaml"
+    recipe.write_text("datasets: [\nlearning_rate: 1\n")
+    line = refusal(checkout)
+    assert "config/axolotl/demo_lora.yaml: does not parse as YAML: line 3" in line
+
+
+def test_model_directory_without_weights(checkout: Checkout) -> None:
+    model = checkout.directory / "bare"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "pytorch_model.bin").write_text("pickle")
+    config = checkout.read(STUDY)
+    config["models"]["bare"] = {"base": {"path": "bare"}}
+    checkout.write(STUDY, config)
+    line = refusal(checkout)
+    assert "config.yaml: models.bare.base.path: bare has no weights in *.safetensors" in line
+    assert "pytorch_model.bin is a pickle" in line
+
+
+def test_blames_the_file_that_the_key_comes_from(checkout: Checkout, tmp_path: Path) -> None:
+    top = tmp_path / "top.yaml"
+    top.write_text("patch: {epoch: 3}\n")
+    line = refusal(checkout, "--configfile", STUDY, str(top))
+    assert f"{top}: patch.epoch: unknown key; nearest: epochs" in line

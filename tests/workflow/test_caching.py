@@ -1,0 +1,156 @@
+"""Which jobs an edit triggers, and which it does not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Checkout, copy_state, make_checkout, use_stand_ins
+
+STUDY = "config.yaml"
+# The table of versions reads no scores.
+LAST = {"scores": 1, "table": 2, "figure": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The default study, with every job done by a stand-in, tables included."""
+    checkout = make_checkout(tmp_path_factory.mktemp("finished") / "checkout")
+    use_stand_ins(checkout)
+    # Tables and figures run in Snakemake's own interpreter, on scores that stand-ins can't make.
+    common = checkout.directory / "rules" / "common.smk"
+    interpreter = '"python" if WITH_CONDA else sys.executable'
+    text = common.read_text()
+    assert interpreter in text
+    common.write_text(text.replace(interpreter, 'str(python("eval"))'))
+    for program in ("make_table.py", "make_figure.py"):
+        (checkout.directory / "workflow_scripts" / program).touch()
+    checkout.complete()
+    return checkout
+
+
+@pytest.fixture
+def study(finished: Checkout, tmp_path: Path) -> Checkout:
+    """A copy of the finished study, to be edited."""
+    return copy_state(finished, tmp_path / "copy")
+
+
+def edit(study: Checkout, change: Callable[[Any], None]) -> None:
+    """Change the study's configuration."""
+    config = study.read(STUDY)
+    change(config)
+    study.write(STUDY, config)
+
+
+def test_nothing_changed(study: Checkout) -> None:
+    assert "Nothing to be done" in study.complete("--dry-run")
+
+
+def test_more_gpus_change_nothing(study: Checkout) -> None:
+    assert study.planned("--cores", "all", "--resources", "gpu=4") == []
+
+
+def test_touched_and_reformatted_configuration_changes_nothing(study: Checkout) -> None:
+    edit(study, lambda config: None)
+    assert study.planned() == []
+
+
+def test_learning_rate_of_patches(study: Checkout) -> None:
+    edit(study, lambda config: config["patch"].update(learning_rate=0.0123))
+    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **LAST}
+
+
+def test_new_task(study: Checkout) -> None:
+    def add(config: Any) -> None:
+        config["tasks"]["again"] = {**config["tasks"]["demo_yes_no"], "lm_eval": "demo_yes_no"}
+
+    edit(study, add)
+    jobs = study.planned()
+    assert study.counts() == {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, **LAST}
+    assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
+
+
+def test_new_evolution(study: Checkout) -> None:
+    def add(config: Any) -> None:
+        first = next(iter(config["evolutions"].values()))
+        config["evolutions"]["further"] = {**first, "seed": 7}
+
+    edit(study, add)
+    jobs = study.planned()
+    counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
+    assert study.counts() == {**counts, **LAST, "table": 3}
+    named = {"version", "applied_to"}
+    places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
+    assert places == {"further"}
+
+
+def test_recipe_of_one_evolution(study: Checkout) -> None:
+    config = study.read(STUDY)
+    parent = next(name for name, value in config["evolutions"].items() if value.get("from"))
+    parent = config["evolutions"][parent]["from"]
+    recipe = study.directory / config["evolutions"][parent]["recipe"]
+    alone = study.directory / "config" / "axolotl" / "alone.yaml"
+    alone.write_text(recipe.read_text())
+    config["evolutions"][parent]["recipe"] = "config/axolotl/alone.yaml"
+    study.write(STUDY, config)
+    study.complete()
+    assert study.planned() == []
+
+    alone.write_text(recipe.read_text() + "\n# another thought\nlearning_rate: 0.0077\n")
+    jobs = study.planned()
+    evolved = {wildcards["version"] for rule, wildcards in jobs if rule == "evolve"}
+    children = {name for name, value in config["evolutions"].items() if value.get("from") == parent}
+    assert children
+    assert evolved == {parent, *children}
+    assert {wildcards["trained_on"] for rule, wildcards in jobs if rule == "patch"} == evolved
+    assert {wildcards["applied_to"] for rule, wildcards in jobs if rule == "score"} == evolved
+
+
+def test_added_seed(study: Checkout) -> None:
+    edit(study, lambda config: config.update(study={"seeds": [1234, 99]}))
+    jobs = study.planned()
+    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **LAST}
+    assert {wildcards["seed"] for rule, wildcards in jobs if rule in ("patch", "transplant")} == {
+        "99"
+    }
+
+
+def test_figure_style_redraws_only_the_figure(study: Checkout) -> None:
+    edit(
+        study, lambda config: config.update(figures={"recovery": {"kind": "recovery", "width": 5}})
+    )
+    assert study.counts() == {"figure": 1}
+
+
+def test_caption_changes_no_job(study: Checkout) -> None:
+    (study.directory / "report" / "table.rst").write_text("Other words.")
+    assert study.planned() == []
+
+
+def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
+    tables = {
+        "main": {"kind": "main", "tasks": ["demo_yes_no"]},
+        "recovery": {"kind": "recovery"},
+        "versions": {"kind": "versions"},
+    }
+    edit(study, lambda config: config.update(tables=tables))
+    assert study.counts() == {"table": 1}
+
+
+def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:
+    edit(study, lambda config: config["scoring"].update(batch_size=7))
+    assert study.counts() == {"score": 12, **LAST}
+
+
+def test_task_definition_redoes_that_task(study: Checkout) -> None:
+    file = study.directory / "resources" / "demo" / "demo_sentiment.yaml"
+    file.write_text(file.read_text() + "\n# another thought\n")
+    jobs = study.planned()
+    assert {wildcards["task"] for _, wildcards in jobs if "task" in wildcards} == {"demo_sentiment"}
+    assert study.counts()["patch"] == 4
+
+
+def test_changed_pin_keeps_what_is_trained(study: Checkout) -> None:
+    pins = study.directory / "envs" / "train.txt"
+    pins.write_text(pins.read_text() + "# another pin\n")
+    assert {rule for rule, _ in study.planned()} <= {"environment"}
