@@ -19,7 +19,10 @@ def main() -> None:
     figure = figures.KINDS[arguments.settings["kind"]](arguments.scores, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:
-            figure.savefig(partial, format=path.suffix.lstrip("."), dpi=150)
+            kind = path.suffix.lstrip(".")
+            # An SVG would carry the time of day.
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
 
 
 if __name__ == "__main__":

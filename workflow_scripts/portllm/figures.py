@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import pandas
 from matplotlib.figure import Figure
 
 from portllm import tables
+
+# Equal scores give equal files.
+matplotlib.rcParams["svg.hashsalt"] = "portllm"
 
 Settings = dict[str, Any]
 
@@ -23,9 +22,8 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
 
 def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
     """Grouped bars: a group for each row, a bar for each column; missing values say so."""
-    figure, axes = plt.subplots(
-        figsize=(settings["width"], settings["height"]), layout="constrained"
-    )
+    figure = Figure(figsize=(settings["width"], settings["height"]), layout="constrained")
+    axes = figure.subplots()
     width = 0.8 / len(table.columns)
     for number, column in enumerate(table.columns):
         places = [row + (number + 0.5) * width - 0.4 for row in range(len(table))]
@@ -54,7 +52,10 @@ def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.12)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    # About twelve letters of a legend fit an inch beside its marks.
+    letters = settings["width"] * 12 / max(len(column) + 6 for column in table.columns)
+    columns = max(1, min(len(table.columns), int(letters)))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
