@@ -1,0 +1,59 @@
+"""Options as shell words, the hub's switch, and errors as one line."""
+
+import argparse
+import json
+import shlex
+
+import pytest
+
+from portllm.command_line import options, run
+from portllm.errors import InputError
+
+
+def test_options_are_read_back_by_argparse() -> None:
+    settings = {
+        "batch_size": 4,
+        "name": "two words",
+        "flag": True,
+        "off": False,
+        "absent": None,
+        "several": ["a", "b=c"],
+        "mapping": {"text": "it's {x}", "on": True},
+    }
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--name")
+    parser.add_argument("--flag", action="store_true")
+    parser.add_argument("--off", action="store_true")
+    parser.add_argument("--absent")
+    parser.add_argument("--several", nargs="+")
+    parser.add_argument("--mapping", type=json.loads)
+    assert vars(parser.parse_args(shlex.split(options(settings)))) == settings
+
+
+@pytest.mark.parametrize(("hub", "offline"), [(False, "1"), (True, None)])
+def test_the_hub_is_off_unless_a_program_needs_it(
+    monkeypatch: pytest.MonkeyPatch, hub: bool, offline: str | None
+) -> None:
+    import os
+
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+        monkeypatch.delenv(name)
+    seen = {}
+    run(lambda: seen.update(os.environ), hub=hub)
+    assert seen.get("HF_HUB_OFFLINE") == seen.get("HF_DATASETS_OFFLINE") == offline
+    assert seen["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_a_users_mistake_is_one_line_and_a_bug_is_a_traceback() -> None:
+    def mistake() -> None:
+        raise InputError("config.yaml: nothing there")
+
+    def bug() -> None:
+        raise KeyError("programmer")
+
+    with pytest.raises(SystemExit, match=r"^error: config\.yaml: nothing there$"):
+        run(mistake)
+    with pytest.raises(KeyError):
+        run(bug)
