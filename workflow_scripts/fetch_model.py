@@ -14,7 +14,6 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--path", type=Path, help="a local directory")
     parser.add_argument("--revision", help="commit, branch or tag on the hub")
     parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
-    parser.add_argument("--trust-remote-code", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
@@ -24,22 +23,26 @@ def main() -> None:
     meter = manifest.Meter()
     local = arguments.path
     if local is None and arguments.hub_mirror:
-        local = Path(arguments.hub_mirror, arguments.hub)
+        local = models.in_mirror(arguments.hub_mirror, arguments.hub)
     with files.whole_directory(arguments.output) as directory:
         if local is not None:
             models.link(local, directory)
-            revision = None
+            commit = None
         else:
-            revision = models.download(arguments.hub, arguments.revision, directory)
+            commit = models.download(arguments.hub, arguments.revision, directory)
         checkpoints.shapes(directory)  # refuses weights that are cut off
         manifest.write_for_directory(
             directory,
             stage="base",
-            parameters={"hub": arguments.hub, "path": str(local) if local else None},
+            parameters={
+                "hub": arguments.hub,
+                "revision": arguments.revision,
+                "path": str(local) if local else None,
+            },
             inputs={},
             cost=meter.read(),
             packages=("huggingface_hub",),
-            revision=revision,
+            revision=commit,
         )
 
 

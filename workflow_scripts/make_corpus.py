@@ -27,7 +27,10 @@ def main() -> None:
     if arguments.hub_mirror:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
     meter = manifest.Meter()
-    rows = corpora.rows_of_corpus(arguments.definition, arguments.hub_mirror)
+    definition = arguments.definition
+    if not arguments.hub_mirror:
+        definition = corpora.pinned(definition)
+    rows = corpora.rows_of_corpus(definition, arguments.hub_mirror)
     files.write_json_lines(arguments.output, rows)
     manifest.write_for_file(
         arguments.output,
@@ -40,6 +43,7 @@ def main() -> None:
         },
         cost=meter.read(),
         packages=("datasets",),
+        revisions=[] if arguments.hub_mirror else corpora.commits(definition),
     )
 
 

@@ -14,6 +14,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--include", help="folder of local task YAMLs")
     parser.add_argument("--allow-unsafe-code", action="store_true")
     parser.add_argument("--training-limit", type=int, help="keep so many training items")
+    parser.add_argument("--no-training", action="store_true", help="write no training text")
     parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
@@ -24,17 +25,20 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.hub_mirror:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    from portllm import files, tasks
+    from portllm import files, hub, tasks
 
-    task = tasks.load(
-        arguments.lm_eval,
-        include=arguments.include,
-        hub_mirror=arguments.hub_mirror,
-        allow_unsafe_code=arguments.allow_unsafe_code,
-    )
-    examples = tasks.training_examples(task, limit=arguments.training_limit)
+    with hub.explained("dataset", f"of task {arguments.lm_eval}"):
+        task = tasks.load(
+            arguments.lm_eval,
+            include=arguments.include,
+            hub_mirror=arguments.hub_mirror,
+            allow_unsafe_code=arguments.allow_unsafe_code,
+        )
     with files.whole_directory(arguments.output) as directory:
-        count = files.write_json_lines(directory / "train.jsonl", examples)
+        count = 0
+        if not arguments.no_training:
+            examples = tasks.training_examples(task, limit=arguments.training_limit)
+            count = files.write_json_lines(directory / "train.jsonl", examples)
         tasks.save_dataset(task, directory / tasks.DATASET)
         manifest.write_for_directory(
             directory,
@@ -49,6 +53,7 @@ def main() -> None:
             inputs={},
             cost=meter.read(),
             packages=("lm_eval", "datasets"),
+            revision=(task.config.dataset_kwargs or {}).get("revision"),
         )
 
 

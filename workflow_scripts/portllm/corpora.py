@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from portllm import hub
 from portllm.errors import InputError, nearest
 
 log = logging.getLogger(__name__)
@@ -33,27 +34,56 @@ def generated(reference: str, arguments: dict[str, Any]) -> Iterator[Row]:
         raise InputError(f"{reference}: {error}") from error
 
 
-def _loaded(source: dict[str, Any], hub_mirror: str | None) -> Iterable[Row]:
-    import datasets
+def pinned(definition: dict[str, Any]) -> dict[str, Any]:
+    """The definition with the revision of each hub source replaced by the commit it stands for.
 
+    Raises InputError for a dataset or revision that the hub does not have.
+    """
+    sources = [
+        {**source, "revision": hub.dataset_commit(source["hub"], source.get("revision"))}
+        if "hub" in source
+        else source
+        for source in definition["sources"]
+    ]
+    return {**definition, "sources": sources}
+
+
+def commits(definition: dict[str, Any]) -> list[dict[str, str]]:
+    """Dataset and commit of each hub source of a pinned definition, for the manifest."""
+    return [
+        {"hub": source["hub"], "revision": source["revision"]}
+        for source in definition["sources"]
+        if "hub" in source
+    ]
+
+
+def _location(source: dict[str, Any], hub_mirror: str | None) -> dict[str, Any]:
     if "files" in source:
         ending = Path(source["files"][0]).suffix
         if ending not in _FORMATS:
             raise InputError(
                 f"{source['files'][0]}: no known kind of corpus file; {nearest(ending, _FORMATS)}"
             )
-        return datasets.load_dataset(_FORMATS[ending], data_files=source["files"], split="train")
+        return {"path": _FORMATS[ending], "data_files": source["files"]}
     path = source["hub"]
-    if hub_mirror:
-        if not Path(hub_mirror, path).is_dir():
-            raise InputError(f"hub_mirror {hub_mirror} holds no dataset {path}")
-        path = str(Path(hub_mirror, path))
-    return datasets.load_dataset(
-        path,
-        source.get("name"),
-        split=source.get("split", "train"),
-        revision=None if hub_mirror else source.get("revision"),
-    )
+    if hub_mirror is None:
+        return {"path": path, "name": source.get("name"), "revision": source.get("revision")}
+    if not Path(hub_mirror, path).is_dir():
+        raise InputError(f"hub_mirror {hub_mirror} holds no dataset {path}")
+    return {"path": str(Path(hub_mirror, path)), "name": source.get("name")}
+
+
+def _loaded(source: dict[str, Any], hub_mirror: str | None) -> Iterable[Row]:
+    location = _location(source, hub_mirror)
+    import datasets
+
+    name = source.get("hub") or source["files"][0]
+    with hub.explained("dataset", name, source.get("revision")):
+        try:
+            return datasets.load_dataset(**location, split=source.get("split", "train"))
+        except datasets.exceptions.DatasetGenerationError as error:
+            # Which file and why is said by its cause alone.
+            raise InputError(f"the rows of {name} cannot be read: {error.__cause__}") from error
 
 
 def with_fields(rows: Iterable[Row], fields: dict[str, str]) -> Iterator[Row]:

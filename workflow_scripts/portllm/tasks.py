@@ -11,7 +11,7 @@ import lm_eval.tasks
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from portllm import task_files
+from portllm import hub, task_files
 from portllm.errors import InputError, nearest
 from portllm.files import hash_file
 
@@ -77,6 +77,11 @@ def load(
         import datasets
 
         definition["custom_dataset"] = lambda **_: datasets.load_from_disk(str(dataset))
+    elif hub_mirror is None and hub.is_dataset_id(definition.get("dataset_path")):
+        # Pinned before it is fetched, so that the manifest names the commit that was.
+        options = definition.get("dataset_kwargs") or {}
+        commit = hub.dataset_commit(definition["dataset_path"], options.get("revision"))
+        definition["dataset_kwargs"] = {**options, "revision": commit}
     # A mirror is laid out like the hub, so the task's own dataset path is right from there.
     with contextlib.chdir(hub_mirror or "."):
         return ConfigurableTask(config=definition)
