@@ -25,6 +25,15 @@ def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    left = tmp_path / ".artefact.partial-999999999"
+    left.mkdir()
+    (left / "half").write_text("half")
+    with files.whole_directory(tmp_path / "artefact") as directory:
+        (directory / "whole").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "file.json"
     files.write_json(target, {"old": True})

@@ -23,7 +23,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
     An existing `path` is replaced only at that moment; on an error it is left as it was.
     """
     partial = _partial(path)
-    shutil.rmtree(partial, ignore_errors=True)
+    # What processes that were killed have left, under this number or another.
+    for left in path.parent.glob(f".{path.name}.partial-*"):
+        if left == partial or not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
