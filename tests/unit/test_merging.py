@@ -41,7 +41,7 @@ def test_sum_is_within_one_step_of_float64(
     out, inner = (columns, rows) if transposed else (rows, columns)
     a = torch.randn(rank, inner, generator=generator)
     b = torch.randn(out, rank, generator=generator)
-    merged = merging.add_delta(weight, a, b, factor, transposed)
+    merged = merging.add_delta(weight, merging.Delta(a, b, factor, transposed))
     product = factor * (b.double() @ a.double())
     exact = weight.double() + (product.T if transposed else product)
     assert merged.dtype == dtype
@@ -99,14 +99,6 @@ def test_keeps_shards_dtype_and_untouched_weights(tmp_path: Path) -> None:
     for name, tensor in after.items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, before[name]) == ("q_proj" not in name), name
-
-
-def test_refuses_dora(tmp_path: Path) -> None:
-    model = tiny.save_model(tmp_path / "model")
-    adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model))
-    dora = adapters.Adapter({**adapter.config, "use_dora": True}, adapter.tensors)
-    with pytest.raises(InputError, match=r"DoRA"):
-        merging.deltas_of(dora)
 
 
 def test_a_cut_off_shard_is_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from portllm import adapters, checkpoints
-from portllm.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +43,19 @@ def scaling(config: dict[str, Any], module: str, rank: int) -> float:
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def deltas_of(adapter: adapters.Adapter) -> dict[str, tuple[Tensor, Tensor, float, bool]]:
-    """Per changed weight: A (rank, in), B (out, rank), their factor, whether B·A is transposed.
+@dataclass(frozen=True)
+class Delta:
+    """The change of one weight: factor · B·A with A (rank, in) and B (out, rank)."""
 
-    Raises InputError for adapters whose change is no plain sum (DoRA).
-    """
+    a: Tensor
+    b: Tensor
+    factor: float
+    transposed: bool = False
+
+
+def deltas_of(adapter: adapters.Adapter) -> dict[str, Delta]:
+    """The change that an adapter makes to each weight, by the weight's name."""
     config, tensors = adapter.config, adapter.tensors
-    if config.get("use_dora"):
-        raise InputError("DoRA adapters rescale the weights, which no sum does: not supported")
     deltas = {}
     for weight, parts in adapters.factors(list(tensors)).items():
         embedding = "lora_embedding_A" in parts
@@ -58,25 +63,23 @@ def deltas_of(adapter: adapters.Adapter) -> dict[str, tuple[Tensor, Tensor, floa
         a, b = tensors[parts[f"{kind}_A"]], tensors[parts[f"{kind}_B"]]
         factor = scaling(config, weight.removesuffix(".weight"), a.shape[0])
         transposed = embedding or bool(config.get("fan_in_fan_out"))
-        deltas[weight] = (a, b, factor, transposed)
+        deltas[weight] = Delta(a, b, factor, transposed)
     return deltas
 
 
-def add_delta(weight: Tensor, a: Tensor, b: Tensor, factor: float, transposed: bool) -> Tensor:
-    """Weight + factor · B·A, computed in float32 and rounded once to the weight's dtype."""
-    product = b.float() @ a.float() * factor
-    if transposed:
+def add_delta(weight: Tensor, delta: Delta) -> Tensor:
+    """Add a change to a weight, in float32 and rounded once to the weight's dtype."""
+    product = delta.b.float() @ delta.a.float() * delta.factor
+    if delta.transposed:
         product = product.T
     return (weight.float() + product).to(weight.dtype)
 
 
-def _merged_shard(
-    shard: Path, deltas: dict[str, tuple[Tensor, Tensor, float, bool]]
-) -> dict[str, Tensor]:
+def _merged_shard(shard: Path, deltas: dict[str, Delta]) -> dict[str, Tensor]:
     with safe_open(shard, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name in tensors.keys() & deltas.keys():
-        tensors[name] = add_delta(tensors[name], *deltas[name])
+        tensors[name] = add_delta(tensors[name], deltas[name])
     return tensors
 
 
