@@ -7,7 +7,7 @@ rule evolve:
         corpus=lambda wildcards: "<results>/corpora/{corpus}.jsonl".format(
             **config["evolutions"][wildcards.version]
         ),
-        recipe=lambda wildcards: config["evolutions"][wildcards.version]["recipe"],
+        recipe=lambda wildcards: study.recipe_files(config, wildcards.version),
     output:
         directory("<results>/models/{model}/{version}"),
     log:

@@ -16,7 +16,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="directory of the version")
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines")
-    parser.add_argument("--recipe", type=Path, required=True, help="an Axolotl YAML")
+    parser.add_argument(
+        "--recipe", type=Path, nargs="+", required=True, help="Axolotl YAMLs, later ones on top"
+    )
     parser.add_argument(
         "--overrides", type=json.loads, default={}, help="JSON: Axolotl's keys on top of the recipe"
     )
@@ -33,7 +35,7 @@ def main() -> None:
 
     from portllm import evolution, files
 
-    recipe = evolution.read_recipe(arguments.recipe)
+    recipe = evolution.read_recipes(arguments.recipe)
     inputs = {
         "model": manifest.content_hash(arguments.model),
         "corpus": manifest.content_hash(arguments.corpus),

@@ -50,7 +50,14 @@ def test_a_recipe_must_be_a_mapping(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("- a\n- list\n")
     with pytest.raises(InputError, match=r"recipe\.yaml: no mapping"):
-        evolution.read_recipe(path)
+        evolution.read_recipes([path])
+
+
+def test_later_recipes_lie_on_top(tmp_path: Path) -> None:
+    (tmp_path / "corpus.yaml").write_text("datasets: [{type: alpaca}]\nsequence_len: 64\n")
+    (tmp_path / "training.yaml").write_text("sequence_len: 128\nadapter: lora\n")
+    found = evolution.read_recipes([tmp_path / "corpus.yaml", tmp_path / "training.yaml"])
+    assert found == {"datasets": [{"type": "alpaca"}], "sequence_len": 128, "adapter": "lora"}
 
 
 def test_telemetry_and_hub_are_off(tmp_path: Path) -> None:

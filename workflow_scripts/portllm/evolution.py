@@ -94,8 +94,15 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
     return "full"
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read an Axolotl YAML; InputError where it does not parse to a mapping."""
+def read_recipes(paths: list[Path]) -> dict[str, Any]:
+    """Read Axolotl YAMLs, each laid over those before it: a key that comes later wins."""
+    recipe: dict[str, Any] = {}
+    for path in paths:
+        recipe.update(_read_recipe(path))
+    return recipe
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as error:
