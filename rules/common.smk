@@ -1,6 +1,8 @@
+import json
 import os
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.logging import logger
@@ -88,6 +90,20 @@ def patch_path(patch):
     return "<results>/patches/{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch)
 
 
+EXISTING_PATCHES = {
+    "{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch): patch
+    for patch in study.existing_patches(config)
+}
+
+
+def existing_patch(path):
+    """Options that say where a patch that someone brings comes from, and what it is called."""
+    patch = EXISTING_PATCHES[path]
+    source = study.without(study.existing_patches(config)[patch], "trained_on")
+    names = [f"{name}={value}" for name, value in asdict(patch).items()]
+    return {**source, "hub_mirror": config["hub_mirror"], "names": names}
+
+
 def adapter_path(cell):
     """What a cell applies: the patch itself on its own version, a port of it elsewhere."""
     if not cell.is_ported:
@@ -103,8 +119,12 @@ def merged_path(cell):
     ).format(cell)
 
 
+# Worked out once: a large study asks for each job's cells again and again.
+CELLS = study.cells_by_job(config)
+
+
 def cells_of(wildcards):
-    return study.cells_of(config, wildcards.model, wildcards.applied_to, wildcards.task)
+    return CELLS[wildcards.model, wildcards.applied_to, wildcards.task]
 
 
 def adapters_of(wildcards):
@@ -127,9 +147,8 @@ def cells_to_score(wildcards, adapters):
 
 
 def score_paths(suffix):
-    """Results of every scoring job of the study, each once."""
-    jobs = dict.fromkeys((cell.model, cell.applied_to, cell.task) for cell in study.cells(config))
-    return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in jobs]
+    """Results of every scoring job of the study."""
+    return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in CELLS]
 
 
 def defining_files(task):
@@ -141,21 +160,39 @@ def defining_files(task):
     return [] if path is None else task_files.defining_files(path)
 
 
+def norms_path(cell):
+    return (
+        "<results>/analysis/{0.model}/{0.applied_to}/norms/{0.trained_on}/{0.task}/seed{0.seed}.json"
+    ).format(cell)
+
+
 def movement_paths():
     """How far every evolved or released version of the study lies from its base."""
     return [
-        f"<results>/analysis/{model}/{version}/movement.json"
-        for model in study.chosen(config, "models")
-        for version in study.versions(config, model)
-        if version != study.BASE
+        "<results>/analysis/{}/{}/movement.json".format(*place)
+        for place in study.moved_versions(config)
     ]
+
+
+def with_rows(kind):
+    """Names of the study's tables or figures that have something to show."""
+    return [name for name, settings in config[kind].items() if study.has_rows(config, settings)]
 
 
 def table_inputs(table):
     """What a table is made from, by its kind."""
-    if config["tables"][table]["kind"] == "versions":
-        return movement_paths()
-    return ["<results>/scores.csv"]
+    settings = config["tables"][table]
+    match settings["kind"]:
+        case "versions":
+            return movement_paths()
+        case "norms":
+            return [norms_path(cell) for cell in study.compared_cells(config, settings)]
+        case "efficiency":
+            compared = study.compared_cells(config, settings)
+            natives = [patch_path(study.native_patch(cell)) for cell in compared]
+            return [*natives, *map(adapter_path, compared)]
+        case _:
+            return ["<results>/scores.csv"]
 
 
 def merged_checkpoints():
@@ -171,3 +208,33 @@ def corpus_files(corpus):
         source["generator"].rpartition(":")[0] for source in sources if "generator" in source
     ]
     return [*generators, *(file for source in sources for file in source.get("files", []))]
+
+
+def described_study():
+    """The study and, of each rule, what the plan prices: its outputs and what its jobs ask for."""
+    rules = [
+        {
+            "name": rule.name,
+            "outputs": [str(path) for path in rule.output],
+            **{
+                name: rule.resources[name].value
+                for name in ("gpu", "mem_mb")
+                if name in rule.resources and not rule.resources[name].is_evaluable()
+            },
+            "temporary": any(path.flags.get("temp", False) for path in rule.output),
+        }
+        for rule in workflow.rules
+        if rule.output
+    ]
+    return {"config": config, "results": workflow.pathvars.apply("<results>"), "rules": rules}
+
+
+def same_study():
+    """Options with which another Snakemake sees the same study as this one."""
+    return {
+        "snakefile": workflow.main_snakefile,
+        "configfile": list(workflow.configfiles) or None,
+        "config": workflow.config_settings.config_args or None,
+        "rerun_triggers": [trigger.item_to_choice() for trigger in workflow.rerun_triggers],
+        "software_deployment_method": "conda" if WITH_CONDA else None,
+    }

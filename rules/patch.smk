@@ -1,3 +1,32 @@
+localrules:
+    fetch_patch,
+
+
+# A patch that someone brings is fetched, on the login node; every other one is trained.
+ruleorder: fetch_patch > patch
+
+
+rule fetch_patch:
+    input:
+        environment_ready("eval"),
+    output:
+        directory("<results>/patches/{existing}"),
+    log:
+        "<logs>/fetch_patch/{existing}.log",
+    wildcard_constraints:
+        existing=one_of(EXISTING_PATCHES),
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=asks("patch", "mem_mb", 2000),
+        runtime=asks("patch", "runtime", 60),
+    params:
+        source=lambda wildcards: options(existing_patch(wildcards.existing)),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/fetch_patch.py {params.source} --output {output} >{log} 2>&1"
+
+
 rule patch:
     input:
         environment_ready("train"),
@@ -20,4 +49,5 @@ rule patch:
     shell:
         "$TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
         " --seed {wildcards.seed} {params.settings} --work {params.work} --output {output}"
-        " >{log} 2>&1"
+        " --names model={wildcards.model} trained_on={wildcards.trained_on} task={wildcards.task}"
+        " seed={wildcards.seed} >{log} 2>&1"

@@ -17,7 +17,9 @@ rule transplant:
         method=lambda wildcards: options(study.method_settings(config, wildcards.method)),
     shell:
         "$EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.patch} --version {input.version}"
-        " {params.method} --adapter {output} >{log} 2>&1"
+        " {params.method} --adapter {output} --names model={wildcards.model}"
+        " trained_on={wildcards.trained_on} applied_to={wildcards.applied_to}"
+        " task={wildcards.task} method={wildcards.method} seed={wildcards.seed} >{log} 2>&1"
 
 
 rule merge:

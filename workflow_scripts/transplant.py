@@ -2,10 +2,11 @@
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
-from portllm import adapters, manifest, methods
-from portllm.command_line import run
+from portllm import adapters, hub, manifest, methods
+from portllm.command_line import add_names, run
 from portllm.errors import InputError
 
 log = logging.getLogger("transplant")
@@ -22,7 +23,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--patch", type=Path, required=True, help="directory of a PEFT LoRA adapter"
     )
-    parser.add_argument("--version", type=Path, required=True, help="directory of the version")
+    parser.add_argument(
+        "--version", "--base", type=Path, required=True, help="directory of the new model"
+    )
     parser.add_argument("--method", default="direct", help="a transplant method")
     parser.add_argument(
         "--parameter",
@@ -33,10 +36,22 @@ def parse_arguments() -> argparse.Namespace:
         help="parameters of the method",
     )
     parser.add_argument("--adapter", type=Path, help="adapter directory to write")
-    parser.add_argument("--merged", type=Path, help="checkpoint directory to write")
+    parser.add_argument("--merged", "--output", type=Path, help="checkpoint directory to write")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the checkpoint there")
     parser.add_argument("--check", action="store_true", help="only say whether the patch fits")
     parser.add_argument("--allow-other-tokenizer", action="store_true")
+    add_names(parser)
     return parser.parse_args()
+
+
+def push(directory: Path, name: str) -> None:
+    """Upload a checkpoint; huggingface_hub finds the token in the environment."""
+    from huggingface_hub import HfApi
+
+    with hub.explained("model", name):
+        HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=directory)
+    log.info("uploaded to %s", name)
 
 
 def main() -> None:
@@ -44,6 +59,8 @@ def main() -> None:
     arguments = parse_arguments()
     if not (arguments.check or arguments.adapter or arguments.merged):
         raise InputError("nothing to do: give --adapter, --merged or --check")
+    if arguments.push_to_hub and not arguments.merged:
+        raise InputError("--push-to-hub uploads the checkpoint that --merged writes: give that too")
     adapters.check_fit(
         arguments.patch,
         arguments.version,
@@ -65,6 +82,7 @@ def main() -> None:
         },
         "packages": ("torch", "safetensors"),
         "trainable_parameters": 0,
+        "names": dict(arguments.names),
     }
     if arguments.adapter:
         with files.whole_directory(arguments.adapter) as directory:
@@ -74,7 +92,9 @@ def main() -> None:
         with files.whole_directory(arguments.merged) as directory:
             merging.merge(arguments.version, adapter, directory)
             manifest.write_for_directory(directory, cost=meter.read(), **about)
+    if arguments.push_to_hub:
+        push(arguments.merged, arguments.push_to_hub)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, hub="--push-to-hub" in sys.argv)

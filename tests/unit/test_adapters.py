@@ -76,10 +76,18 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
         adapters.check_directory(adapter)
 
 
-def test_saved_modules_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save holds whole weights \(lm_head\)"),
+        ({"use_dora": True}, r"use_dora is on"),
+        ({"bias": "all"}, r"bias is 'all'"),
+    ],
+)
+def test_what_is_no_sum_is_refused(tmp_path: Path, settings: dict, message: str) -> None:
     model = tiny.save_model(tmp_path / "model")
-    adapter = tiny.save_adapter(tmp_path / "adapter", model, modules_to_save=["lm_head"])
-    with pytest.raises(InputError, match=r"lm_head.* is no LoRA factor"):
+    adapter = tiny.save_adapter(tmp_path / "adapter", model, **settings)
+    with pytest.raises(InputError, match=message):
         adapters.check_fit(adapter, model)
 
 

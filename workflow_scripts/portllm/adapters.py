@@ -60,9 +60,26 @@ def check_directory(directory: Path) -> None:
             pickled = (directory / "adapter_model.bin").exists()
             hint = " (adapter_model.bin is a pickle, which is never loaded)" if pickled else ""
             raise InputError(f"{directory}: no {name}, so it is no usable adapter{hint}")
-    kind = read_json(directory / CONFIG).get("peft_type")
+    config = read_json(directory / CONFIG)
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise InputError(f"{directory / CONFIG}: peft_type is {kind!r}, expected LORA")
+    if config.get("use_dora"):
+        raise InputError(
+            f"{directory / CONFIG}: use_dora is on; DoRA rescales the weights that it was trained "
+            "on, so its change is no sum that could be added to other weights"
+        )
+    if config.get("modules_to_save"):
+        modules = ", ".join(config["modules_to_save"])
+        raise InputError(
+            f"{directory / CONFIG}: modules_to_save holds whole weights ({modules}), which would "
+            "replace those of another version instead of adding to them"
+        )
+    if config.get("bias", "none") != "none":
+        raise InputError(
+            f"{directory / CONFIG}: bias is {config['bias']!r}; only patches without biases are "
+            "supported"
+        )
 
 
 def _is_base_copy(name: str) -> bool:
@@ -118,6 +135,23 @@ def fingerprint(shapes: Shapes, model: Path) -> dict[str, Any]:
         "tokenizer": checkpoints.tokenizer_hash(model),
         "weights": {name: list(shape) for name, shape in changes(shapes).items()},
     }
+
+
+def known_fingerprint(directory: Path, shapes: Shapes) -> dict[str, Any]:
+    """Fingerprint of a patch that someone brings: its manifest's where it has one.
+
+    Without one, only the weights that it changes are known.
+    """
+    written = directory / "manifest.json"
+    known = read_json(written).get("fingerprint", {}) if written.exists() else {}
+    return {**known, "weights": {name: list(shape) for name, shape in changes(shapes).items()}}
+
+
+def link(source: Path, directory: Path) -> None:
+    """Fill `directory` with links to the files of a local adapter, which are not copied."""
+    check_directory(source)
+    for name in (CONFIG, WEIGHTS):
+        (directory / name).symlink_to((source / name).resolve())
 
 
 def adapter_shapes(directory: Path) -> Shapes:

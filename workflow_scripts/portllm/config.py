@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from portllm import checkpoints, methods, study, task_files
+from portllm import adapters, checkpoints, methods, study, task_files
 from portllm.errors import InputError, nearest
 from portllm.study import Config
 
@@ -140,6 +140,8 @@ def _check_source(config: Config, source: dict[str, Any], key: Key, blame: _Blam
     if kind == "path":
         checkpoints.check_directory(Path(source["path"]), blame.at(*key, "path"))
     if kind == "from_scratch":
+        if key[2] != "base":
+            raise InputError(f"{blame.at(*key)}: only a base is trained from scratch")
         corpus = source["from_scratch"]["corpus"]
         _check_known(corpus, config["corpora"], blame.at(*key, "from_scratch", "corpus"), "corpus")
 
@@ -152,10 +154,30 @@ def _check_models(config: Config, blame: _Blame) -> None:
         for name in definition.get("evolutions", ()):
             place = blame.at("models", model, "evolutions")
             _check_known(name, config["evolutions"], place, "evolution")
+        if not study.sources(config, model):
+            raise InputError(f"{blame.at('models', model)}: expected a base or releases")
+        _check_patches(config, model, blame)
         for release in definition["releases"]:
             if release == study.BASE or release in config["evolutions"]:
                 place = blame.at("models", model, "releases", release)
                 raise InputError(f"{place}: this name is taken by another version")
+
+
+def _check_patches(config: Config, model: str, blame: _Blame) -> None:
+    for task, definition in config["models"][model]["patches"].items():
+        key = ("models", model, "patches", task)
+        _check_known(task, config["tasks"], blame.at(*key), "task")
+        if _exactly_one(definition, ("hub", "path"), blame.at(*key)) == "hub":
+            continue
+        patch = Path(definition["path"])
+        try:
+            adapters.check_directory(patch)
+            for version, source in study.sources(config, model).items():
+                # A patch is not held against the version that it was trained on: it may be gone.
+                if "path" in source and version != definition["trained_on"]:
+                    adapters.check_fit(patch, Path(source["path"]))
+        except InputError as error:
+            raise InputError(f"{blame.at(*key, 'path')}: {error}") from None
 
 
 def _check_generator(reference: str, place: str) -> None:
@@ -213,9 +235,10 @@ def _check_evolutions(config: Config, blame: _Blame) -> None:
         key = ("evolutions", name)
         _check_known(definition["corpus"], config["corpora"], blame.at(*key, "corpus"), "corpus")
         place = blame.at(*key, "recipe")
-        recipe = read_yaml(Path(definition["recipe"]), what=f"{place}: {definition['recipe']}")
-        if not isinstance(recipe, dict):
-            raise InputError(f"{place}: {definition['recipe']} is no mapping of Axolotl's keys")
+        for file in study.recipe_files(config, name):
+            recipe = read_yaml(Path(file), what=f"{place}: {file}")
+            if not isinstance(recipe, dict):
+                raise InputError(f"{place}: {file} is no mapping of Axolotl's keys")
     _check_parents(config, blame)
 
 
@@ -236,8 +259,29 @@ def _check_arms(config: Config, blame: _Blame) -> None:
         _check_known(definition["method"], config["methods"], place, "method")
     for role in ("zero_shot", "ported", "re_fine_tuned"):
         wanted = config["recovery"][role]
-        if any(table["kind"] == "recovery" for table in config["tables"].values()):
+        if study.has_rows(config, {"kind": "recovery"}):
             _check_known(wanted, config["arms"], blame.at("recovery", role), "arm")
+
+
+def _check_tables(config: Config, blame: _Blame) -> None:
+    # A study may leave out versions that a table names: the table then has no rows for them.
+    everywhere = {
+        version for model in config["models"] for version in study.sources(config, model)
+    } | set(config["evolutions"])
+    known = {
+        "models": config["models"],
+        "tasks": config["tasks"],
+        "arms": config["arms"],
+        "versions": everywhere,
+    }
+    for table, settings in config["tables"].items():
+        for kind, options in known.items():
+            for name in settings.get(kind, ()):
+                place = blame.at("tables", table, kind)
+                _check_known(name, options, place, kind.removesuffix("s"))
+        published = settings.get("published")
+        if published and not Path(published).is_file():
+            raise InputError(f"{blame.at('tables', table, 'published')}: no such file: {published}")
 
 
 def _check_methods(config: Config, blame: _Blame) -> None:
@@ -270,6 +314,7 @@ def merged_cell(config: Config, wanted: dict[str, Any]) -> study.Cell:
 
 
 def _check_tasks(config: Config, library: Path | None, blame: _Blame) -> None:
+    trained = study.trained_tasks(config)
     for task in study.chosen(config, "tasks"):
         definition = config["tasks"][task]
         name = definition.get("lm_eval", task)
@@ -286,7 +331,7 @@ def _check_tasks(config: Config, library: Path | None, blame: _Blame) -> None:
                 continue
             known = task_files.names(folders)
             raise InputError(f"{place}: lm-eval knows no task {name!r}; {nearest(name, known)}")
-        if task_files.load(found).get("training_split") is None:
+        if task in trained and task_files.load(found).get("training_split") is None:
             raise InputError(
                 f"{place}: lm-eval's task {name!r} has no training split, so no patch can be "
                 f"trained for it ({found.name} sets no training_split)"
@@ -316,4 +361,5 @@ def load(
     _check_arms(config, blame)
     _check_tasks(config, task_library, blame)
     _check_merged(config, blame)
+    _check_tables(config, blame)
     return config

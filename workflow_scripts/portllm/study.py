@@ -57,9 +57,23 @@ def chosen(config: Config, kind: str) -> list[str]:
 
 
 def sources(config: Config, model: str) -> dict[str, dict[str, Any]]:
-    """Versions of a model that are obtained, not evolved: its base and its provider's releases."""
+    """Versions of a model that are obtained, not evolved: its base and its provider's releases.
+
+    A model that only receives existing patches needs no base.
+    """
     definition = config["models"][model]
-    return {BASE: definition["base"], **definition["releases"]}
+    base = {BASE: definition["base"]} if "base" in definition else {}
+    return {**base, **definition["releases"]}
+
+
+def existing_patches(config: Config) -> dict[Patch, dict[str, Any]]:
+    """Patches that someone brings, by what they are in the study; their seed is its first."""
+    seed = config["study"]["seeds"][0]
+    return {
+        Patch(model, definition["trained_on"], task, seed): definition
+        for model, owner in config["models"].items()
+        for task, definition in owner["patches"].items()
+    }
 
 
 def evolutions(config: Config, model: str) -> list[str]:
@@ -107,11 +121,15 @@ def arm_cells(config: Config, arm: str, model: str, task: str) -> Iterator[Cell]
         if trained_on == NONE:
             yield Cell(model, version, task)
             continue
-        if trained_on not in available:
-            continue
-        for seed in config["study"]["seeds"]:
-            method = definition["method"]
-            yield Cell(model, version, task, trained_on, method, seed)
+        brought = [
+            patch.seed
+            for patch in existing_patches(config)
+            if (patch.model, patch.trained_on, patch.task) == (model, trained_on, task)
+        ]
+        # A patch cannot be trained on a version that the model does not have.
+        trained = config["study"]["seeds"] if trained_on in available else []
+        for seed in brought or trained:
+            yield Cell(model, version, task, trained_on, definition["method"], seed)
 
 
 def cells(config: Config) -> list[Cell]:
@@ -126,13 +144,61 @@ def cells(config: Config) -> list[Cell]:
     return list(dict.fromkeys(found))
 
 
-def cells_of(config: Config, model: str, applied_to: str, task: str) -> list[Cell]:
-    """The cells that one scoring job makes: one version, one task, every patch on it."""
+def cells_by_job(config: Config) -> dict[tuple[str, str, str], list[Cell]]:
+    """Cells of each scoring job: one model, one version, one task, every patch on it."""
+    jobs: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells(config):
+        jobs.setdefault((cell.model, cell.applied_to, cell.task), []).append(cell)
+    return jobs
+
+
+def native_patch(cell: Cell) -> Patch:
+    """The patch that was trained on the version that the cell applies its patch to."""
+    return Patch(cell.model, cell.applied_to, cell.task, cell.seed or 0)
+
+
+def selected_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Cells that a table or figure selects by its models, tasks and versions."""
     return [
         cell
         for cell in cells(config)
-        if (cell.model, cell.applied_to, cell.task) == (model, applied_to, task)
+        if cell.model in settings.get("models", [cell.model])
+        and cell.task in settings.get("tasks", [cell.task])
+        and cell.applied_to in settings.get("versions", [cell.applied_to])
     ]
+
+
+def compared_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Selected ports that have a patch trained on the same version beside them.
+
+    One for each patch and version, whatever the number of methods that the study ports it with.
+    """
+    trained = {cell.patch for cell in cells(config)} - existing_patches(config).keys()
+    found: dict[tuple[Patch | None, str], Cell] = {}
+    for cell in selected_cells(config, settings):
+        if cell.is_ported and native_patch(cell) in trained:
+            found.setdefault((cell.patch, cell.applied_to), cell)
+    return list(found.values())
+
+
+def moved_versions(config: Config) -> list[tuple[str, str]]:
+    """Models and their versions whose distance from the base can be measured."""
+    return [
+        (model, version)
+        for model in chosen(config, "models")
+        if "base" in config["models"][model]
+        for version in versions(config, model)
+        if version != BASE
+    ]
+
+
+def has_rows(config: Config, settings: dict[str, Any]) -> bool:
+    """Whether a table or figure would have anything to show in this study."""
+    if settings["kind"] == "versions":
+        return bool(moved_versions(config))
+    if settings["kind"] in ("recovery", "norms", "efficiency"):
+        return bool(compared_cells(config, settings))
+    return bool(selected_cells(config, settings))
 
 
 def patch_settings(config: Config, task: str) -> dict[str, Any]:
@@ -147,7 +213,14 @@ def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
 
 def models_from_scratch(config: Config) -> list[str]:
     """Models whose base is trained here."""
-    return [name for name, model in config["models"].items() if "from_scratch" in model["base"]]
+    bases = {name: model.get("base", {}) for name, model in config["models"].items()}
+    return [name for name, base in bases.items() if "from_scratch" in base]
+
+
+def trained_tasks(config: Config) -> set[str]:
+    """Tasks for which some patch of the study is trained, not brought."""
+    brought = existing_patches(config)
+    return {cell.task for cell in cells(config) if cell.patch and cell.patch not in brought}
 
 
 def obtained_versions(config: Config) -> list[str]:
@@ -167,7 +240,8 @@ def _lm_eval_task(config: Config, task: str) -> dict[str, Any]:
 def task_data_settings(config: Config, task: str) -> dict[str, Any]:
     """What the task-data stage needs to know of a task."""
     limit = config["tasks"][task]["training_limit"]
-    return {**_lm_eval_task(config, task), "training_limit": limit}
+    untrained = task not in trained_tasks(config)
+    return {**_lm_eval_task(config, task), "training_limit": limit, "no_training": untrained}
 
 
 def scoring_settings(config: Config, task: str) -> dict[str, Any]:
@@ -175,6 +249,12 @@ def scoring_settings(config: Config, task: str) -> dict[str, Any]:
     definition = config["tasks"][task]
     chosen_here = {name: definition[name] for name in ("few_shot", "limit")}
     return {**_lm_eval_task(config, task), **chosen_here, **config["scoring"]}
+
+
+def recipe_files(config: Config, version: str) -> list[str]:
+    """The Axolotl YAMLs of an evolution, each laid over those before it."""
+    recipe = config["evolutions"][version]["recipe"]
+    return [recipe] if isinstance(recipe, str) else recipe
 
 
 def evolution_settings(config: Config, version: str) -> dict[str, Any]:
@@ -191,9 +271,13 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
 
 
 def table_settings(config: Config, table: str) -> dict[str, Any]:
-    """What a table of scores needs: its own settings, the arms, and what recovery is."""
-    arms = {arm: config["arms"][arm] for arm in chosen(config, "arms")}
-    return {**config["tables"][table], "arms": arms, "recovery": config["recovery"]}
+    """What a table needs: its own settings and, for one of scores, the arms and recovery."""
+    settings = config["tables"][table]
+    if settings["kind"] in ("versions", "norms", "efficiency"):
+        return settings
+    wanted = settings.get("arms", chosen(config, "arms"))
+    arms = {arm: config["arms"][arm] for arm in wanted}
+    return {**settings, "arms": arms, "recovery": config["recovery"]}
 
 
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
