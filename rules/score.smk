@@ -27,8 +27,7 @@ rule score:
         cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
     shell:
         "$EVAL_PYTHON $SCRIPTS/score.py --version {input.version} --task {input.task}"
-        " --model-name {wildcards.model} --version-name {wildcards.applied_to}"
-        " --task-name {wildcards.task}"
+        " --names model={wildcards.model} applied_to={wildcards.applied_to} task={wildcards.task}"
         " {params.settings} {params.cells}"
         " --results {output.results} --samples {output.samples} >{log} 2>&1"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from portllm import manifest
-from portllm.command_line import run
+from portllm.command_line import add_names, run
 from portllm.errors import InputError
 
 log = logging.getLogger("score")
@@ -26,9 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--version", type=Path, required=True, help="directory of the version")
     parser.add_argument("--task", type=Path, required=True, help="directory of the task data")
-    parser.add_argument("--model-name", default="model", help="name in the results")
-    parser.add_argument("--version-name", default="version", help="name in the results")
-    parser.add_argument("--task-name", default="task", help="name in the results")
+    add_names(parser)
     parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")
     parser.add_argument("--include", help="folder of local task YAMLs")
     parser.add_argument("--allow-unsafe-code", action="store_true")
@@ -131,9 +129,7 @@ def main() -> None:
         content={arguments.samples.name: files.hash_file(arguments.samples)},
         cost=meter.read(),
         packages=packages,
-        model=arguments.model_name,
-        applied_to=arguments.version_name,
-        task=arguments.task_name,
+        names=dict(arguments.names),
         lm_eval={"task": arguments.lm_eval, "version": task.VERSION},
         cells=cells,
     )

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from portllm import manifest
-from portllm.command_line import run
+from portllm.command_line import add_names, run
 
 log = logging.getLogger("train_patch")
 
@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
+    add_names(parser)
     return parser.parse_args()
 
 
@@ -67,6 +68,7 @@ def main() -> None:
             packages=("torch", "transformers", "peft", "accelerate"),
             fingerprint=adapters.fingerprint(adapters.adapter_shapes(directory), arguments.model),
             trainable_parameters=model.get_nb_trainable_parameters()[0],
+            names=dict(arguments.names),
             training={name: round(value, 6) for name, value in metrics.items()},
         )
     shutil.rmtree(work, ignore_errors=True)

@@ -1,5 +1,6 @@
 """What the command-line programs share: options, logging, the hub's switch, errors as one line."""
 
+import argparse
 import json
 import logging
 import os
@@ -25,6 +26,18 @@ def options(settings: dict[str, Any]) -> str:
             values = value if isinstance(value, list) else [value]
             words += [json.dumps(item) if isinstance(item, dict) else str(item) for item in values]
     return shlex.join(words)
+
+
+def add_names(parser: argparse.ArgumentParser) -> None:
+    """Add `--names KEY=VALUE …`: what the study calls the thing that is made, for its manifest."""
+    parser.add_argument(
+        "--names",
+        type=lambda text: tuple(text.split("=", 1)),
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="what the study calls it, for the manifest",
+    )
 
 
 def _set_environment(hub: bool) -> None:

@@ -25,7 +25,7 @@ NONE = "none"
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of one scoring job's result file."""
-    names = {name: result[name] for name in ("model", "task", "applied_to")}
+    names = result["names"]
     return [
         {
             **names,
