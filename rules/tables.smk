@@ -4,7 +4,8 @@ localrules:
 
 rule table:
     input:
-        lambda wildcards: table_inputs(wildcards.table),
+        sources=lambda wildcards: table_inputs(wildcards.table),
+        published=lambda wildcards: config["tables"][wildcards.table].get("published", []),
     output:
         report(
             "<results>/tables/{table}.csv",
@@ -23,5 +24,5 @@ rule table:
             {"settings": study.table_settings(config, wildcards.table)}
         ),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input} {params.settings}"
+        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} {params.settings}"
         " --output {output} >{log} 2>&1"

@@ -129,7 +129,7 @@ def test_the_figure_shows_every_version(source: Path) -> None:
 def test_collecting_results(tmp_path: Path) -> None:
     metrics = {"acc,none": {"value": 0.5, "stderr": None, "n": 7}}
     cell = {"trained_on": "none", "method": "none", "seed": None, "metrics": metrics}
-    result = {"model": "m", "task": "t", "applied_to": "base", "cells": [cell]}
+    result = {"names": {"model": "m", "task": "t", "applied_to": "base"}, "cells": [cell]}
     files.write_json(tmp_path / "t.json", result)
     table = scores.collect([tmp_path / "t.json"])
     table.to_csv(tmp_path / "scores.csv", index=False)
@@ -137,3 +137,54 @@ def test_collecting_results(tmp_path: Path) -> None:
     assert list(read.columns) == scores.COLUMNS
     assert read.iloc[0][["seed", "metric", "n"]].tolist() == ["none", "acc,none", 7]
     assert pandas.isna(read.iloc[0]["stderr"])
+
+
+def _manifest(directory: Path, stage: str, seconds: float, peaks: list[int]) -> Path:
+    directory.mkdir(parents=True)
+    cost = {
+        "wall_seconds": seconds,
+        "peak_host_bytes": 2_000_000_000,
+        "device": "a GPU" if peaks else "cpu",
+        "devices": len(peaks),
+        "peak_device_bytes": peaks,
+    }
+    names = {"model": "m", "task": "t"}
+    trained = 0 if stage == "transplant" else 20_971_520
+    made = {"stage": stage, "names": names, "trainable_parameters": trained, "cost": cost}
+    files.write_json(directory / "manifest.json", made)
+    return directory
+
+
+def test_efficiency_from_manifests(tmp_path: Path) -> None:
+    gigabyte = 1_000_000_000
+    sources = [
+        _manifest(tmp_path / "a", "patch", 3600, [30 * gigabyte, 20 * gigabyte]),
+        _manifest(tmp_path / "b", "patch", 7200, [30 * gigabyte, 20 * gigabyte]),
+        _manifest(tmp_path / "c", "transplant", 36, []),
+    ]
+    text = tables.efficiency(sources, {"kind": "efficiency"}).text
+    assert text.to_numpy().tolist() == [
+        ["m", "t", "re-fine-tuning", "a GPU", "20,971,520", "30.00", "50.00", "2.00", "3.0000", 2],
+        ["m", "t", "porting", "cpu", "0", "–", "–", "2.00", "0.0100", 1],
+    ]
+    known = {"kind": "efficiency", "published": "resources/published/portllm_efficiency.csv"}
+    rows = tables.efficiency(sources, known).text
+    published = rows[rows["device"].str.startswith("published")]
+    assert published["GB, all devices"].tolist() == [350.61, 28.71]
+    assert published["hours"].tolist() == [40.65, 0.0083]
+
+
+def test_norms_are_averaged_over_seeds(tmp_path: Path) -> None:
+    sources = []
+    for seed, value in (("1", 1.0), ("2", 3.0)):
+        names = {"model": "m", "version": "v2", "trained_on": "base", "task": "t", "seed": seed}
+        kinds = ("naive_norm", "naive_largest", "residual_norm", "residual_largest")
+        measured = dict.fromkeys((*kinds, "patch_norm", "native_norm", "relative_residual"), value)
+        path = tmp_path / f"{seed}.json"
+        files.write_json(path, {**names, **measured, "weights": 14})
+        sources.append(path)
+    table = tables.norms(sources, {"kind": "norms"})
+    assert table.numbers["seeds"].tolist() == [2]
+    assert table.text.iloc[0].tolist() == ["m", "v2", "base", "t", *["2.00"] * 5]
+    assert "$" in tables.to_latex(table.text)
+    assert "‖" not in tables.to_latex(table.text)

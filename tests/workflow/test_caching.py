@@ -8,8 +8,10 @@ import pytest
 from conftest import Checkout, copy_state, make_checkout, use_stand_ins
 
 STUDY = "config.yaml"
-# The table of versions reads no scores.
+# The tables of versions, norms and efficiency read no scores.
 LAST = {"scores": 1, "table": 2, "figure": 1}
+# What new patches bring beside: norms of each port, and all tables but that of versions.
+PATCHED = {"norms": 9, "scores": 1, "table": 4, "figure": 1}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def test_touched_and_reformatted_configuration_changes_nothing(study: Checkout) 
 
 def test_learning_rate_of_patches(study: Checkout) -> None:
     edit(study, lambda config: config["patch"].update(learning_rate=0.0123))
-    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **LAST}
+    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **PATCHED}
 
 
 def test_new_task(study: Checkout) -> None:
@@ -66,7 +68,8 @@ def test_new_task(study: Checkout) -> None:
 
     edit(study, add)
     jobs = study.planned()
-    assert study.counts() == {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, **LAST}
+    counts = {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, **PATCHED, "norms": 3}
+    assert study.counts() == counts
     assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
 
 
@@ -78,7 +81,7 @@ def test_new_evolution(study: Checkout) -> None:
     edit(study, add)
     jobs = study.planned()
     counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
-    assert study.counts() == {**counts, **LAST, "table": 3}
+    assert study.counts() == {**counts, **PATCHED, "norms": 3, "table": 5}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}
@@ -109,10 +112,9 @@ def test_recipe_of_one_evolution(study: Checkout) -> None:
 def test_added_seed(study: Checkout) -> None:
     edit(study, lambda config: config.update(study={"seeds": [1234, 99]}))
     jobs = study.planned()
-    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **LAST}
-    assert {wildcards["seed"] for rule, wildcards in jobs if rule in ("patch", "transplant")} == {
-        "99"
-    }
+    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **PATCHED}
+    trained = [wildcards for rule, wildcards in jobs if rule in ("patch", "transplant", "norms")]
+    assert {wildcards["seed"] for wildcards in trained} == {"99"}
 
 
 def test_figure_style_redraws_only_the_figure(study: Checkout) -> None:
@@ -132,6 +134,8 @@ def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
         "main": {"kind": "main", "tasks": ["demo_yes_no"]},
         "recovery": {"kind": "recovery"},
         "versions": {"kind": "versions"},
+        "norms": {"kind": "norms"},
+        "efficiency": {"kind": "efficiency"},
     }
     edit(study, lambda config: config.update(tables=tables))
     assert study.counts() == {"table": 1}

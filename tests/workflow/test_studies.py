@@ -3,39 +3,103 @@
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
 from conftest import PROJECT, Checkout
 
-STUDIES = ["config.yaml", *(f"config/{path.name}" for path in PROJECT.glob("config/*.yaml"))]
-STUDIES.remove("config/schema.yaml")
+# Studies that stand by themselves; the others are laid on top of one of them.
+WHOLE = ["config.yaml", "config/real_small.yaml", "config/paper.yaml"]
+ON_TOP = {
+    "config/only_mistral.yaml": "config/paper.yaml",
+    "config/first_hour.yaml": "config/paper.yaml",
+}
+EXISTING = "config/bring_your_own.yaml"
+
+
+def test_every_study_is_tested() -> None:
+    found = {f"config/{path.name}" for path in PROJECT.glob("config/*.yaml")}
+    assert found - {"config/schema.yaml"} == {*WHOLE[1:], *ON_TOP, EXISTING}
 
 
 def expected_counts(config: dict) -> dict[str, int]:
-    """Jobs of a study with the default arms and tables, counted from its text alone."""
-    models, tasks = len(config["models"]), len(config["tasks"])
-    evolutions, seeds = len(config["evolutions"]), len(config.get("study", {}).get("seeds", [0]))
-    versions = 1 + evolutions
-    used = {evolution["corpus"] for evolution in config["evolutions"].values()}
-    used |= {model["base"]["from_scratch"]["corpus"] for model in config["models"].values()}
-    return {
-        "corpus": len(used),
-        "pretrain": models,
-        "task_data": tasks,
-        "evolve": models * evolutions,
-        "movement": models * evolutions,
-        "patch": models * versions * tasks * seeds,
-        "transplant": models * evolutions * tasks * seeds,
-        "score": models * versions * tasks,
-        "scores": 1,
-        "table": 3,
-        "figure": 1,
-    }
+    """Jobs of a study with the default arms, counted from its text alone."""
+    chosen = config.get("study", {})
+    tasks = chosen.get("tasks", list(config["tasks"]))
+    seeds = chosen.get("seeds", [0])
+    counts = dict.fromkeys(("fetch_model", "pretrain", "evolve", "patch", "transplant", "score"), 0)
+    corpora = set()
+    for model in chosen.get("models", list(config["models"])):
+        definition = config["models"][model]
+        wanted = chosen.get("evolutions", list(config["evolutions"]))
+        evolutions = [name for name in definition.get("evolutions", wanted) if name in wanted]
+        base = definition["base"]
+        counts["pretrain" if "from_scratch" in base else "fetch_model"] += 1
+        corpora |= {base["from_scratch"]["corpus"]} if "from_scratch" in base else set()
+        corpora |= {config["evolutions"][name]["corpus"] for name in evolutions}
+        counts["evolve"] += len(evolutions)
+        counts["patch"] += (1 + len(evolutions)) * len(tasks) * len(seeds)
+        counts["transplant"] += len(evolutions) * len(tasks) * len(seeds)
+        counts["score"] += (1 + len(evolutions)) * len(tasks)
+    counts |= {"corpus": len(corpora), "task_data": len(tasks), "movement": counts["evolve"]}
+    counts |= {"scores": 1, "figure": 1, "table": len(config.get("tables", range(5)))}
+    norms = config.get("tables", {}).get("norms", {})
+    places = norms.get("versions")
+    counts["norms"] = counts["transplant"] if places is None else len(places) * len(tasks)
+    return {rule: count for rule, count in counts.items() if count}
 
 
-@pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.parametrize("study", WHOLE)
 def test_dry_run(checkout: Checkout, study: str) -> None:
     config = yaml.safe_load((PROJECT / study).read_text())
     assert checkout.counts("--configfile", study) == expected_counts(config)
+
+
+def test_one_model_of_the_paper(checkout: Checkout) -> None:
+    config = yaml.safe_load((PROJECT / "config/paper.yaml").read_text())
+    config["study"]["models"] = ["mistral-7b"]
+    top = "config/only_mistral.yaml"
+    assert checkout.counts("--configfile", ON_TOP[top], top) == expected_counts(config)
+
+
+def test_the_first_hour_is_short(checkout: Checkout) -> None:
+    top = "config/first_hour.yaml"
+    counts = checkout.counts("--configfile", ON_TOP[top], top)
+    assert (counts["fetch_model"], counts["evolve"], counts["patch"]) == (1, 1, 4)
+
+
+def existing_patch_and_release(checkout: Checkout) -> None:
+    """Put a release and patches where the example study looks for them."""
+    config = checkout.read(EXISTING)["models"]["mine"]
+    release = tiny.save_model(checkout.directory / config["releases"]["lessons"]["path"])
+    for patch in config["patches"].values():
+        tiny.save_adapter(checkout.directory / patch["path"], release)
+
+
+def test_with_what_exists_nothing_is_trained(checkout: Checkout) -> None:
+    existing_patch_and_release(checkout)
+    assert checkout.counts("--configfile", EXISTING) == {
+        "fetch_model": 1,
+        "fetch_patch": 2,
+        "task_data": 2,
+        "transplant": 2,
+        "merge": 1,
+        "score": 2,
+        "scores": 1,
+        "table": 1,
+    }
+
+
+def test_an_existing_patch_that_does_not_fit_is_refused(checkout: Checkout) -> None:
+    existing_patch_and_release(checkout)
+    other = tiny.save_model(checkout.directory / "other", intermediate_size=48)
+    config = checkout.read(EXISTING)
+    config["models"]["mine"]["releases"]["lessons"]["path"] = "other"
+    checkout.write(EXISTING, config)
+    done = checkout.run("--cores", "1", "--configfile", EXISTING)
+    assert done.returncode != 0
+    line = next(line for line in done.stdout.splitlines() if line.startswith("error: "))
+    assert "models.mine.patches.demo_sentiment.path" in line
+    assert f"does not fit {other.name}: it changes model.layers.0.mlp" in line
 
 
 def test_a_named_study_stands_by_itself(checkout: Checkout) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas
 
-from portllm import scores
+from portllm import manifest, published, scores
 from portllm.files import read_json
 
 PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
@@ -37,6 +37,13 @@ def value_text(value: float, stderr: float, metric: str) -> str:
     factor = _factor(metric)
     shown = f"{value * factor:.1f}"
     return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
+
+
+def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
+    """A published score beside ours; a star marks one that no number of right answers gives."""
+    factor = _factor(metric)
+    star = "" if possible else "*"
+    return f" [{value * factor:.2f}{star}, {difference * factor:+.1f}]"
 
 
 def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
@@ -69,12 +76,19 @@ def main(sources: list[Path], settings: Settings) -> Table:
     numbers = _arm_scores(sources[0], settings)
     versions = list(dict.fromkeys(scores.read(sources[0])["applied_to"]))
     names = column_names(numbers)
+    texts = [
+        value_text(*row)
+        for row in zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
+    ]
+    if settings.get("published"):
+        numbers = published.beside(numbers, published.read(Path(settings["published"])))
+        columns = ("published", "difference", "published_possible", "metric")
+        rows = zip(*(numbers[column] for column in columns), strict=True)
+        added = ["" if pandas.isna(row[0]) else published_text(*row) for row in rows]
+        texts = [text + more for text, more in zip(texts, added, strict=True)]
     shown = numbers.assign(
         column=[names[pair] for pair in zip(numbers["task"], numbers["metric"], strict=True)],
-        text=[
-            value_text(*row)
-            for row in zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
-        ],
+        text=texts,
     )
     wide = shown.pivot(index=["model", "applied_to", "arm"], columns="column", values="text")
     arms = list(settings["arms"])
@@ -146,13 +160,103 @@ def versions(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, text)
 
 
+def norms(sources: list[Path], settings: Settings) -> Table:
+    """Norms of the naive update θ′ + Δθ and of the residual Δθ′ − Δθ, per version and task.
+
+    Seeds are averaged. The relative residual is ‖Δθ′ − Δθ‖ / ‖Δθ‖.
+    """
+    keys = ["model", "version", "trained_on", "task"]
+    measured = pandas.DataFrame([read_json(path) for path in sources])
+    grouped = measured.drop(columns="seed").groupby(keys, sort=False, as_index=False)
+    numbers = grouped.mean().merge(grouped.size().rename(columns={"size": "seeds"}), on=keys)
+    text = numbers[keys].assign(
+        **{
+            "‖θ′ + Δθ‖": [f"{value:.2f}" for value in numbers["naive_norm"]],
+            "σ₁(θ′ + Δθ)": [f"{value:.2f}" for value in numbers["naive_largest"]],
+            "‖Δθ′ − Δθ‖": [f"{value:.2f}" for value in numbers["residual_norm"]],
+            "σ₁(Δθ′ − Δθ)": [f"{value:.2f}" for value in numbers["residual_largest"]],
+            "‖Δθ′ − Δθ‖ / ‖Δθ‖": [f"{value:.2f}" for value in numbers["relative_residual"]],
+        }
+    )
+    return Table(numbers, text.rename(columns={"trained_on": "trained on"}))
+
+
+def _cost_row(directory: Path) -> dict[str, Any]:
+    made = read_json(directory / manifest.NAME)
+    cost, names = made["cost"], made["names"]
+    peaks = cost["peak_device_bytes"]
+    return {
+        "model": names["model"],
+        "task": names["task"],
+        "arm": "porting" if made["stage"] == "transplant" else "re-fine-tuning",
+        "trainable_parameters": made["trainable_parameters"],
+        "devices": cost["devices"],
+        "device": cost["device"],
+        "peak_device_bytes": max(peaks, default=None),
+        "sum_device_bytes": sum(peaks) if peaks else None,
+        "peak_host_bytes": cost["peak_host_bytes"],
+        # Without a device, the hours are those of the processor.
+        "hours": cost["wall_seconds"] * max(cost["devices"], 1) / 3600,
+    }
+
+
+def efficiency(sources: list[Path], settings: Settings) -> Table:
+    """What porting costs against re-fine-tuning, read from manifests; means over versions.
+
+    Device memory is the peak of the fullest device, and the sum of all devices' peaks; hours are
+    those of all devices together.
+    """
+    keys = ["model", "task", "arm", "device"]
+    rows = pandas.DataFrame([_cost_row(path) for path in sources])
+    grouped = rows.groupby(keys, sort=False, as_index=False)
+    numbers = grouped.mean().merge(grouped.size().rename(columns={"size": "jobs"}), on=keys)
+
+    def gigabytes(column: str) -> list[str]:
+        return ["–" if pandas.isna(value) else f"{value / 1e9:.2f}" for value in numbers[column]]
+
+    text = numbers[keys].assign(
+        **{
+            "trainable parameters": [f"{value:,.0f}" for value in numbers["trainable_parameters"]],
+            "GB per device": gigabytes("peak_device_bytes"),
+            "GB, all devices": gigabytes("sum_device_bytes"),
+            "GB, host": gigabytes("peak_host_bytes"),
+            "hours": [f"{value:.4f}" for value in numbers["hours"]],
+            "jobs": numbers["jobs"],
+        }
+    )
+    if settings.get("published"):
+        known = pandas.read_csv(settings["published"], comment="#")
+        text = pandas.concat([text.astype(object), _published_costs(known)], ignore_index=True)
+        text = text.fillna("–")
+    return Table(numbers, text)
+
+
+def _published_costs(known: pandas.DataFrame) -> pandas.DataFrame:
+    names = {"trainable_parameters": "trainable parameters", "gpu_hours": "hours"}
+    names |= {"gpu_memory_gb": "GB, all devices"}
+    shown = known.rename(columns=names)
+    shown["device"] = ["published: " + source for source in known["source"]]
+    return shown[["model", "task", "arm", "device", *names.values()]].astype(object)
+
+
 KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "main": main,
     "recovery": recovery,
     "versions": versions,
+    "norms": norms,
+    "efficiency": efficiency,
 }
 
-_LATEX = {"±": r"$\pm$", "–": "--", "‖θ′ − θ‖": r"$\|\theta'-\theta\|$", "‖θ‖": r"$\|\theta\|$"}
+_LATEX = {
+    "±": r"$\pm$",
+    "–": "--",
+    "−": r"$-$",
+    "‖": r"$\|$",
+    "θ": r"$\theta$",
+    "Δ": r"$\Delta$",
+    "σ₁": r"$\sigma_1$",
+    "′": "$'$",
+}
 
 
 def to_latex(text: pandas.DataFrame) -> str:

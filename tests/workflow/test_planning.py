@@ -1,0 +1,123 @@
+"""`snakemake plan`: what it says is what Snakemake would do, and it leaves nothing behind."""
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT, Checkout, use_stand_ins
+
+OFFLINE = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+
+
+def plan(checkout: Checkout, *arguments: str) -> str:
+    done = checkout.run("plan", "--cores", "1", "--quiet", "all", *arguments, **OFFLINE)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def stages(text: str) -> dict[str, tuple[int, int, int, int]]:
+    """Jobs, cached, to run and GPU jobs of each stage, from the first table."""
+    table = text.split("Jobs and disk\n")[1].split("\n\n")[0].splitlines()[2:]
+    rows = (line.replace(" (temporary)", "").split() for line in table)
+    return {row[0]: tuple(map(int, row[1:5])) for row in rows}
+
+
+def files(checkout: Checkout) -> set[str]:
+    """Everything in a checkout but Snakemake's own records and logs."""
+    return {
+        str(path.relative_to(checkout.directory))
+        for path in checkout.directory.rglob("*")
+        if not {".snakemake", "logs", "__pycache__"} & set(path.parts)
+    }
+
+
+def to_run(text: str) -> dict[str, int]:
+    return {stage: row[2] for stage, row in stages(text).items() if row[2] and stage != "total"}
+
+
+def without_environments(counts: dict[str, int]) -> dict[str, int]:
+    # A dry run shows their message instead of their rule.
+    return {rule: count for rule, count in counts.items() if rule != "environment"}
+
+
+@pytest.mark.parametrize("study", ["config.yaml", "config/paper.yaml"])
+def test_counts_are_those_of_a_dry_run(checkout: Checkout, study: str) -> None:
+    text = plan(checkout, "--configfile", study)
+    assert without_environments(to_run(text)) == checkout.counts("--configfile", study)
+
+
+def test_nothing_is_made_and_no_environment_is_needed(checkout: Checkout) -> None:
+    (checkout.directory / ".venvs").unlink()
+    before = files(checkout)
+    text = plan(checkout)
+    assert files(checkout) == before
+    assert stages(text)["environment"] == (2, 0, 2, 0)
+    assert without_environments(to_run(text)) == checkout.counts()
+
+
+def test_what_is_cached_and_what_is_outdated(checkout: Checkout, tmp_path: Path) -> None:
+    use_stand_ins(checkout)
+    everything = stages(plan(checkout))
+    checkout.complete("--until", "patch")
+    after = stages(plan(checkout))
+    assert everything["patch"] == (12, 0, 12, 12)
+    assert after["patch"] == (12, 12, 0, 0)
+    assert after["score"] == (12, 0, 12, 12)
+    # Another learning rate leaves the files where they are, and none of them is of use.
+    changed = tmp_path / "changed.yaml"
+    changed.write_text("patch: {learning_rate: 0.5}\n")
+    again = plan(checkout, "--configfile", "config.yaml", str(changed))
+    assert stages(again)["patch"] == (12, 0, 12, 12)
+    assert stages(again)["evolve"][1] == 3
+
+
+def test_options_reach_the_plan(checkout: Checkout, tmp_path: Path) -> None:
+    only = tmp_path / "only.yaml"
+    only.write_text("study: {tasks: [demo_sentiment], seeds: [1, 2]}\n")
+    text = plan(checkout, "--configfile", "config.yaml", str(only))
+    assert stages(text)["task_data"][0] == 1
+    assert stages(text)["patch"][0] == 8
+
+
+def test_the_paper_is_priced_from_files_of_the_repository(checkout: Checkout) -> None:
+    text = plan(checkout, "--configfile", "config/paper.yaml")
+    for number in ("7,241,732,096", "6,738,415,616", "8,030,261,248", "9,241,705,984"):
+        assert number in text
+    assert "14.5 GB" in text
+    assert "unknown" not in text
+    assert "arXiv 2205.05198" in text
+
+
+def test_an_unknown_model_is_said_to_be_unknown(checkout: Checkout) -> None:
+    config = checkout.read("config.yaml")
+    config["models"]["demo"]["base"] = {"hub": "someone/something-new"}
+    checkout.write("config.yaml", config)
+    text = plan(checkout)
+    assert "someone/something-new: its architecture is in no file here" in text
+    assert stages(text)["patch"][0] == 12
+    assert "+ ?" in text
+
+
+def test_a_broken_study_is_refused_as_ever(checkout: Checkout) -> None:
+    config = checkout.read("config.yaml")
+    config["evolutions"]["tales"]["corpus"] = "tails"
+    checkout.write("config.yaml", config)
+    done = checkout.run("plan", "--cores", "1")
+    assert done.returncode != 0
+    assert "no corpus named 'tails'; nearest: tales" in done.stdout
+
+
+def test_a_study_ten_times_the_papers_is_planned_quickly(checkout: Checkout) -> None:
+    config = yaml.safe_load((PROJECT / "config" / "paper.yaml").read_text())
+    for model in config["models"].values():
+        model.pop("evolutions", None)
+    first = config["evolutions"]["openorca"]
+    config["evolutions"] = {f"openorca{index}": first for index in range(40)}
+    config |= {"tables": {"main": {"kind": "main"}}}
+    checkout.write("config.yaml", config)
+    start = time.perf_counter()
+    text = plan(checkout)
+    # 4 models x 41 versions x 7 tasks.
+    assert stages(text)["patch"][0] == 1148
+    assert time.perf_counter() - start < 60
