@@ -9,11 +9,7 @@ from portllm.command_line import add_names, run
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--hub", help="an adapter's id on the hub")
-    source.add_argument("--path", type=Path, help="a local directory")
-    parser.add_argument("--revision", help="commit, branch or tag on the hub")
-    parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
+    models.add_source(parser, "an adapter")
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
@@ -22,9 +18,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
-    local = arguments.path
-    if local is None and arguments.hub_mirror:
-        local = models.in_mirror(arguments.hub_mirror, arguments.hub)
+    local = models.local_directory(arguments)
     revision = None
     with files.whole_directory(arguments.output) as directory:
         if local is not None:
@@ -36,11 +30,7 @@ def main() -> None:
         manifest.write_for_directory(
             directory,
             stage="patch",
-            parameters={
-                "hub": arguments.hub,
-                "revision": arguments.revision,
-                "path": str(local) if local else None,
-            },
+            parameters=models.asked_for(arguments),
             inputs={},
             cost=meter.read(),
             packages=("huggingface_hub",),

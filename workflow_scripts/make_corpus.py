@@ -23,10 +23,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    meter = manifest.Meter()
     arguments = parse_arguments()
     if arguments.hub_mirror:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    meter = manifest.Meter()
     definition = arguments.definition
     if not arguments.hub_mirror:
         definition = corpora.pinned(definition)

@@ -1,5 +1,6 @@
 """Obtaining a model: from the hub, from a directory laid out like the hub, or a local directory."""
 
+import argparse
 import glob
 import logging
 from collections.abc import Iterable
@@ -140,6 +141,32 @@ def download(model: str, revision: str | None, directory: Path) -> str:
 def download_adapter(adapter: str, revision: str | None, directory: Path) -> str:
     """Fetch a LoRA adapter's configuration and safetensors; as `download` does a model."""
     return _download(adapter, revision, directory, ADAPTER)
+
+
+def add_source(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the options that say where a model or an adapter comes from."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--hub", help=f"{what}'s id on the hub")
+    source.add_argument("--path", type=Path, help="a local directory")
+    parser.add_argument("--revision", help="commit, branch or tag on the hub")
+    parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
+
+
+def local_directory(arguments: argparse.Namespace) -> Path | None:
+    """The directory that the options of `add_source` name; None where it is the hub's."""
+    if arguments.path is None and arguments.hub_mirror:
+        return in_mirror(arguments.hub_mirror, arguments.hub)
+    return arguments.path
+
+
+def asked_for(arguments: argparse.Namespace) -> dict[str, str | None]:
+    """What the options of `add_source` say, for a manifest."""
+    local = local_directory(arguments)
+    return {
+        "hub": arguments.hub,
+        "revision": arguments.revision,
+        "path": str(local) if local else None,
+    }
 
 
 def in_mirror(mirror: str, model: str) -> Path:
