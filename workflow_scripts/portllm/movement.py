@@ -6,6 +6,9 @@ from pathlib import Path
 from portllm import checkpoints
 from portllm.errors import InputError
 
+PIECE = 1 << 22
+"""Elements that are summed at a time, so that an embedding is never held in float64."""
+
 
 def movement(base: Path, version: Path) -> dict[str, float | int]:
     """Frobenius norms of θ, θ′ − θ and their ratio, over all weights that both have.
@@ -25,9 +28,10 @@ def movement(base: Path, version: Path) -> dict[str, float | int]:
                 f"{version}: {name} has shape {list(tensor.shape)}, "
                 f"{list(original.shape)} in {base}"
             )
-        difference = tensor.double() - original.double()
-        squares["base"] += float((original.double() ** 2).sum())
-        squares["difference"] += float((difference**2).sum())
+        pieces = zip(tensor.flatten().split(PIECE), original.flatten().split(PIECE), strict=True)
+        for after, before in pieces:
+            squares["base"] += float((before.double() ** 2).sum())
+            squares["difference"] += float(((after.double() - before.double()) ** 2).sum())
         compared += tensor.numel()
     return {
         "parameters": compared,
