@@ -24,11 +24,16 @@ include: "rules/score.smk"
 include: "rules/analyse.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/plan.smk"
 
 
 rule all:
     default_target: True
     input:
-        expand("<results>/tables/{table}.{kind}", table=config["tables"], kind=["csv", "md", "tex"]),
-        expand("<results>/figures/{figure}.{kind}", figure=config["figures"], kind=["svg", "png"]),
+        expand(
+            "<results>/tables/{table}.{kind}", table=with_rows("tables"), kind=["csv", "md", "tex"]
+        ),
+        expand(
+            "<results>/figures/{figure}.{kind}", figure=with_rows("figures"), kind=["svg", "png"]
+        ),
         merged_checkpoints(),
