@@ -86,6 +86,25 @@ def work_directory(stage):
     return workflow.pathvars.apply(f"<results>/work/{stage}")
 
 
+def corpus_path(corpus):
+    return f"<results>/corpora/{corpus}.jsonl"
+
+
+def version_path(model, version):
+    return f"<results>/models/{model}/{version}"
+
+
+def parent_of(version):
+    return config["evolutions"][version]["from"]
+
+
+def prepared_path(model, version):
+    """The prepared dataset of an evolution that has a job for it; else nothing."""
+    if config["evolutions"][version]["preprocess"]:
+        return f"<results>/prepared/{model}/{version}"
+    return []
+
+
 def patch_path(patch):
     return "<results>/patches/{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch)
 

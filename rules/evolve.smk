@@ -1,13 +1,37 @@
+rule preprocess:
+    input:
+        environment_ready("train"),
+        model=lambda wildcards: version_path(wildcards.model, parent_of(wildcards.version)),
+        corpus=lambda wildcards: corpus_path(config["evolutions"][wildcards.version]["corpus"]),
+        recipe=lambda wildcards: study.recipe_files(config, wildcards.version),
+    output:
+        temp(directory("<results>/prepared/{model}/{version}")),
+    log:
+        "<logs>/preprocess/{model}/{version}.log",
+    wildcard_constraints:
+        version=one_of(study.preprocessed_evolutions(config)),
+    conda:
+        "../envs/train.yaml"
+    threads: asks("preprocess", "threads", 1)
+    resources:
+        mem_mb=asks("preprocess", "mem_mb", 8000),
+        runtime=asks("preprocess", "runtime", 120),
+    params:
+        settings=lambda wildcards: options(study.evolution_settings(config, wildcards.version)),
+        work=work_directory("evolve"),
+    shell:
+        "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
+        " --recipe {input.recipe} {params.settings} --work {params.work} --preprocess-only"
+        " --output {output} >{log} 2>&1"
+
+
 rule evolve:
     input:
         environment_ready("train"),
-        model=lambda wildcards: "<results>/models/{}/{}".format(
-            wildcards.model, config["evolutions"][wildcards.version]["from"]
-        ),
-        corpus=lambda wildcards: "<results>/corpora/{corpus}.jsonl".format(
-            **config["evolutions"][wildcards.version]
-        ),
+        model=lambda wildcards: version_path(wildcards.model, parent_of(wildcards.version)),
+        corpus=lambda wildcards: corpus_path(config["evolutions"][wildcards.version]["corpus"]),
         recipe=lambda wildcards: study.recipe_files(config, wildcards.version),
+        prepared=lambda wildcards: prepared_path(wildcards.model, wildcards.version),
     output:
         directory("<results>/models/{model}/{version}"),
     log:
@@ -23,8 +47,9 @@ rule evolve:
         runtime=asks("evolve", "runtime", 1440),
     params:
         settings=lambda wildcards: options(study.evolution_settings(config, wildcards.version)),
+        prepared=lambda wildcards, input: options({"prepared": input.get("prepared") or None}),
         work=work_directory("evolve"),
     shell:
         "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
-        " --recipe {input.recipe} {params.settings} --work {params.work} --output {output}"
+        " --recipe {input.recipe} {params.settings} {params.prepared} --work {params.work} --output {output}"
         " >{log} 2>&1"

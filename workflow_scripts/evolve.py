@@ -23,14 +23,47 @@ def parse_arguments() -> argparse.Namespace:
         "--overrides", type=json.loads, default={}, help="JSON: Axolotl's keys on top of the recipe"
     )
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--prepared", type=Path, help="what --preprocess-only has written")
+    parser.add_argument(
+        "--preprocess-only", action="store_true", help="write the prepared dataset, train nothing"
+    )
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
 
+def preprocess(arguments: argparse.Namespace) -> None:
+    """Let Axolotl prepare the dataset, and keep nothing else."""
+    import yaml
+
+    from portllm import evolution, files
+
+    with files.whole_directory(arguments.output) as directory:
+        final = evolution.render(
+            evolution.read_recipes(arguments.recipe),
+            arguments.overrides,
+            model=arguments.model,
+            corpus=arguments.corpus,
+            work=directory,
+            prepared=directory,
+            seed=arguments.seed,
+        )
+        rendered = directory / "axolotl.yaml"
+        rendered.write_text(yaml.safe_dump(final, sort_keys=False))
+        evolution.run("preprocess", rendered, cost_file=directory / "cost.json")
+
+
 def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
+    if arguments.preprocess_only:
+        preprocess(arguments)
+    else:
+        evolve(arguments, meter)
+
+
+def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
+    """Let Axolotl train, and make a full checkpoint of what it leaves."""
     import yaml
 
     from portllm import evolution, files
@@ -49,12 +82,13 @@ def main() -> None:
         model=arguments.model,
         corpus=arguments.corpus,
         work=work,
+        prepared=arguments.prepared or work / "prepared",
         seed=arguments.seed,
     )
     work.mkdir(parents=True, exist_ok=True)
     rendered = work / "axolotl.yaml"
     rendered.write_text(yaml.safe_dump(final, sort_keys=False))
-    evolution.run(rendered, cost_file=work / "cost.json")
+    evolution.run("train", rendered, cost_file=work / "cost.json")
     cost_file = work / "cost.json"
     devices = files.read_json(cost_file) if cost_file.exists() else {}
     with files.whole_directory(arguments.output) as directory:

@@ -26,7 +26,9 @@ def expected_counts(config: dict) -> dict[str, int]:
     chosen = config.get("study", {})
     tasks = chosen.get("tasks", list(config["tasks"]))
     seeds = chosen.get("seeds", [0])
-    counts = dict.fromkeys(("fetch_model", "pretrain", "evolve", "patch", "transplant", "score"), 0)
+    counts = dict.fromkeys(
+        ("fetch_model", "pretrain", "preprocess", "evolve", "patch", "transplant", "score"), 0
+    )
     corpora = set()
     for model in chosen.get("models", list(config["models"])):
         definition = config["models"][model]
@@ -37,6 +39,8 @@ def expected_counts(config: dict) -> dict[str, int]:
         corpora |= {base["from_scratch"]["corpus"]} if "from_scratch" in base else set()
         corpora |= {config["evolutions"][name]["corpus"] for name in evolutions}
         counts["evolve"] += len(evolutions)
+        large = [name for name in evolutions if config["evolutions"][name].get("preprocess")]
+        counts["preprocess"] += len(large)
         counts["patch"] += (1 + len(evolutions)) * len(tasks) * len(seeds)
         counts["transplant"] += len(evolutions) * len(tasks) * len(seeds)
         counts["score"] += (1 + len(evolutions)) * len(tasks)

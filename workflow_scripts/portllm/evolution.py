@@ -27,6 +27,7 @@ def render(
     model: Path,
     corpus: Path,
     work: Path,
+    prepared: Path,
     seed: int,
 ) -> dict[str, Any]:
     """The recipe that Axolotl runs: the user's, the overrides, and what only the workflow knows.
@@ -41,7 +42,7 @@ def render(
     ]
     final["base_model"] = str(model)
     final["output_dir"] = str(work / "output")
-    final["dataset_prepared_path"] = str(work / "prepared")
+    final["dataset_prepared_path"] = str(prepared)
     final["seed"] = seed
     final["plugins"] = [*final.get("plugins", []), PLUGIN]
     final.setdefault("auto_resume_from_checkpoints", True)
@@ -64,13 +65,14 @@ def environment(cost_file: Path) -> dict[str, str]:
     }
 
 
-def run(recipe: Path, *, cost_file: Path) -> None:
-    """Run Axolotl's own command line on a rendered recipe.
+def run(command_name: str, recipe: Path, *, cost_file: Path) -> None:
+    """Run a command of Axolotl's own, `train` or `preprocess`, on a rendered recipe.
 
     Raises InputError, pointing at the log, when Axolotl fails.
     """
-    command = [str(Path(sys.executable).with_name("axolotl")), "train", str(recipe)]
-    command += ["--launcher", "python"]
+    command = [str(Path(sys.executable).with_name("axolotl")), command_name, str(recipe)]
+    if command_name == "train":
+        command += ["--launcher", "python"]
     log.info("running %s", " ".join(command))
     if subprocess.run(command, env=environment(cost_file), check=False).returncode != 0:
         raise InputError(f"Axolotl failed on {recipe}; what it said stands above")

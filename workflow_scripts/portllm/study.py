@@ -257,6 +257,11 @@ def recipe_files(config: Config, version: str) -> list[str]:
     return [recipe] if isinstance(recipe, str) else recipe
 
 
+def preprocessed_evolutions(config: Config) -> list[str]:
+    """Evolutions whose dataset is prepared in a job of its own."""
+    return [name for name, definition in config["evolutions"].items() if definition["preprocess"]]
+
+
 def evolution_settings(config: Config, version: str) -> dict[str, Any]:
     """Settings of an evolution beyond its inputs."""
     definition = config["evolutions"][version]
