@@ -93,6 +93,18 @@ def make_checkout(directory: Path) -> Checkout:
     return Checkout(directory)
 
 
+def run_program(
+    program: str, *arguments: str, python: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    """Run a program in the environment of its rule."""
+    environment = "workflow" if program in ("make_table.py", "make_figure.py") else "eval"
+    interpreter = PROJECT / ".venvs" / environment / "bin" / "python"
+    script = PROJECT / "workflow_scripts" / program
+    return subprocess.run(
+        [interpreter, *python, script, *arguments], capture_output=True, text=True, check=False
+    )
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Checkout:
     """A copy of the project."""

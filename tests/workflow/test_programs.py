@@ -1,29 +1,18 @@
 """The programs, by hand."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
-from conftest import PROJECT
+from conftest import PROJECT, run_program
 
 PROGRAMS = sorted(path.name for path in (PROJECT / "workflow_scripts").glob("*.py"))
 HEAVY = ("torch", "transformers", "peft", "lm_eval", "datasets", "axolotl")
 
 
-def run(program: str, *arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """Run a program in the environment of its rule."""
-    environment = "workflow" if program in ("make_table.py", "make_figure.py") else "eval"
-    interpreter = PROJECT / ".venvs" / environment / "bin" / "python"
-    script = PROJECT / "workflow_scripts" / program
-    return subprocess.run(
-        [interpreter, *python, script, *arguments], capture_output=True, text=True, check=False
-    )
-
-
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_help_explains_and_loads_nothing_heavy(program: str) -> None:
-    done = run(program, "--help", python=("-X", "importtime"))
+    done = run_program(program, "--help", python=("-X", "importtime"))
     assert done.returncode == 0, done.stderr
     assert "--output" in done.stdout or "--adapter" in done.stdout or "--results" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
@@ -42,7 +31,7 @@ def test_transplant_refuses_what_does_not_fit_in_one_line(tmp_path: Path) -> Non
         "--adapter",
         str(tmp_path / "port"),
     )
-    done = run("transplant.py", *arguments)
+    done = run_program("transplant.py", *arguments)
     assert done.returncode != 0
     assert done.stderr.startswith(f"error: {adapter} does not fit {wider}: it changes ")
     assert done.stderr.count("\n") == 1
@@ -53,12 +42,12 @@ def test_transplant_by_hand(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     both = ("--patch", str(adapter), "--version", str(model))
-    checked = run("transplant.py", *both, "--check")
+    checked = run_program("transplant.py", *both, "--check")
     assert checked.returncode == 0
     assert "fits" in checked.stderr
     written = ("--adapter", str(tmp_path / "port"), "--merged", str(tmp_path / "merged"))
     options = ("--method", "scaled", "--parameter", "scale=0.5")
-    done = run("transplant.py", *both, *options, *written)
+    done = run_program("transplant.py", *both, *options, *written)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "port" / "adapter_config.json").exists()
     assert (tmp_path / "merged" / "model.safetensors").exists()
@@ -68,7 +57,7 @@ def test_transplant_by_hand(tmp_path: Path) -> None:
 def test_a_wrong_parameter_is_refused(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
-    done = run(
+    done = run_program(
         *("transplant.py", "--patch", str(adapter), "--version", str(model)),
         *("--method", "scaled", "--parameter", "scal=2", "--adapter", str(tmp_path / "port")),
     )
