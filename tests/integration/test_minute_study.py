@@ -87,8 +87,25 @@ def test_tables_show_the_scores(results: Path) -> None:
     moved = pandas.read_csv(results / "tables" / "versions.csv")
     assert moved["version"].tolist() == ["first", "second"]
     assert (moved["relative"] > 0).all()
+    # The base's patch and the native one, on the version that has both.
+    norms = pandas.read_csv(results / "tables" / "norms.csv")
+    assert norms[["version", "task"]].to_numpy().tolist() == [
+        ["second", "demo_yes_no"],
+        ["second", "demo_arithmetic"],
+    ]
+    costs = pandas.read_csv(results / "tables" / "efficiency.csv").set_index(["task", "arm"])
+    assert costs.loc[("demo_yes_no", "porting"), "trainable_parameters"] == 0
     for ending in ("svg", "png"):
         assert (results / "figures" / f"recovery.{ending}").stat().st_size > 1000
+
+
+def test_the_report_has_tables_figures_and_captions(finished: Checkout) -> None:
+    finished.complete(*CONFIG, "--report", "results/report.html")
+    report = (finished.directory / "results" / "report.html").read_text()
+    for words in ("A LoRA patch is trained once", "standard error over the items"):
+        assert words in report
+    for result in ("tables/main.csv", "figures/recovery.svg"):
+        assert result in report
 
 
 def test_manifests_say_what_was_made_from_what(results: Path) -> None:
