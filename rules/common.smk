@@ -83,7 +83,7 @@ wildcard_constraints:
 
 def work_directory(stage):
     """Where a stage keeps checkpoints: outside its outputs, which are deleted when a job fails."""
-    return workflow.pathvars.apply(f"<results>/work/{stage}")
+    return workflow.pathvars.apply(f"<results>/checkpoints/{stage}")
 
 
 def corpus_path(corpus):

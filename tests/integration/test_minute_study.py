@@ -130,7 +130,7 @@ def test_manifests_say_what_was_made_from_what(results: Path) -> None:
 
 
 def test_training_leaves_no_checkpoints_behind(results: Path) -> None:
-    assert [path for path in (results / "work").rglob("*") if path.is_file()] == []
+    assert [path for path in (results / "checkpoints").rglob("*") if path.is_file()] == []
 
 
 def test_the_rendered_recipe_lies_beside_the_version(results: Path) -> None:

@@ -16,7 +16,7 @@ def rendered(recipe: dict, overrides: dict | None = None) -> dict:
         overrides or {},
         model=Path("results/models/m/base"),
         corpus=Path("results/corpora/c.jsonl"),
-        work=Path("results/work/evolve/key"),
+        work=Path("results/checkpoints/evolve/key"),
         prepared=Path("results/prepared"),
         seed=7,
     )
@@ -30,7 +30,7 @@ def test_the_workflow_fills_in_what_only_it_knows() -> None:
     ]
     assert final["seed"] == 7
     assert final["dataset_prepared_path"] == "results/prepared"
-    assert final["output_dir"].startswith("results/work/evolve/key/")
+    assert final["output_dir"].startswith("results/checkpoints/evolve/key/")
     assert final["learning_rate"] == 1
 
 
