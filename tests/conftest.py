@@ -97,7 +97,8 @@ def run_program(
     program: str, *arguments: str, python: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess:
     """Run a program in the environment of its rule."""
-    environment = "workflow" if program in ("make_table.py", "make_figure.py") else "eval"
+    light = ("make_table.py", "make_figure.py", "plan.py")
+    environment = "workflow" if program in light else "eval"
     interpreter = PROJECT / ".venvs" / environment / "bin" / "python"
     script = PROJECT / "workflow_scripts" / program
     return subprocess.run(

@@ -384,7 +384,7 @@ def test_task_data_from_the_hub(hub: Hub, questions: Path, tmp_path: Path) -> No
     (tasks / "questions.yaml").write_text(yaml.safe_dump(definition))
     arguments = ("make_task_data.py", "--lm-eval", "questions", "--include", tasks)
     said = error_of(run(hub, tmp_path, *arguments), tmp_path)
-    assert said.startswith("the dataset of task questions could not be loaded: Dataset 'owner/que")
+    assert said.startswith("the hub has no dataset 'owner/questions'")
     repository = hub.add("datasets", "owner/questions", questions, gated=True)
     said = error_of(run(hub, tmp_path, *arguments), tmp_path)
     assert f"ask for access at {hub.endpoint}/datasets/owner/questions" in said

@@ -224,12 +224,12 @@ def test_equal_seeds_evolve_to_equal_weights_and_others_do_not(
     target = again.directory / "results/models/tiny/first"
     weights = target / "model.safetensors"
     before = weights.read_bytes()
-    again.complete(*CONFIG, "results/models/tiny/first", "--force")
+    again.complete("results/models/tiny/first", "--force", *CONFIG)
     assert weights.read_bytes() == before
     config = again.read(STUDY)
     config["evolutions"]["first"]["seed"] = 43
     again.write(STUDY, config)
-    again.complete(*CONFIG, "results/models/tiny/first")
+    again.complete("results/models/tiny/first", *CONFIG)
     assert weights.read_bytes() != before
 
 
@@ -240,7 +240,7 @@ def test_an_added_seed_scores_only_its_own_cells(finished: Checkout, tmp_path: P
     more.write(STUDY, config)
     target = "results/scores/tiny/base/demo_yes_no.json"
     before = json.loads((more.directory / target).read_text())
-    more.complete(*CONFIG, target)
+    more.complete(target, *CONFIG)
     log = (more.directory / "logs/score/tiny/base/demo_yes_no.log").read_text()
     assert log.count("scored before") == 2
     assert log.count(": scoring") == 1
@@ -255,7 +255,7 @@ def test_a_result_that_was_cut_off_is_not_used(finished: Checkout, tmp_path: Pat
     whole = samples.read_text()
     samples.write_text(whole[: len(whole) * 2 // 3])
     target = "results/scores/tiny/base/demo_yes_no.json"
-    copy.complete(*CONFIG, target, "--force")
+    copy.complete(target, "--force", *CONFIG)
     log = (copy.directory / "logs/score/tiny/base/demo_yes_no.log").read_text()
     assert "scored before" not in log
     assert samples.read_text() == whole
