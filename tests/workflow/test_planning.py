@@ -41,7 +41,7 @@ def without_environments(counts: dict[str, int]) -> dict[str, int]:
     return {rule: count for rule, count in counts.items() if rule != "environment"}
 
 
-@pytest.mark.parametrize("study", ["config.yaml", "config/paper.yaml"])
+@pytest.mark.parametrize("study", ["config.yaml", "config/paper.yaml", "config/real_small.yaml"])
 def test_counts_are_those_of_a_dry_run(checkout: Checkout, study: str) -> None:
     text = plan(checkout, "--configfile", study)
     assert without_environments(to_run(text)) == checkout.counts("--configfile", study)

@@ -1,0 +1,49 @@
+"""Uploading a merged checkpoint: what is asked of the hub's client."""
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+import transplant
+from portllm.errors import InputError
+
+
+class Recorder:
+    """Stands in for the hub's client."""
+
+    calls: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012, shared on purpose
+
+    def create_repo(self, name: str, **options: Any) -> None:
+        self.calls.append((name, options))
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(("upload", options))
+
+
+def test_the_checkpoint_is_uploaded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "HfApi", Recorder)
+    monkeypatch.setattr(Recorder, "calls", [])
+    transplant.push(tmp_path, "owner/ported")
+    assert Recorder.calls == [
+        ("owner/ported", {"exist_ok": True}),
+        ("upload", {"repo_id": "owner/ported", "folder_path": tmp_path}),
+    ]
+
+
+def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Recorder, name: str, **options: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Recorder)
+    monkeypatch.setattr(Recorder, "create_repo", refuse)
+    with pytest.raises(InputError, match=r"owner/ported.*no route"):
+        transplant.push(tmp_path, "owner/ported")
+
+
+def test_uploading_wants_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    arguments = ["transplant.py", "--patch", "p", "--base", "b", "--adapter", "a"]
+    monkeypatch.setattr("sys.argv", [*arguments, "--push-to-hub", "owner/ported"])
+    with pytest.raises(InputError, match=r"--push-to-hub uploads the checkpoint that --merged"):
+        transplant.main()
