@@ -146,7 +146,7 @@ def test_a_cache_on_another_file_system_is_linked_by_name(
 ) -> None:
     shared_memory = Path("/dev/shm")
     if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
-        pytest.skip("there is one file system")
+        pytest.skip("needs /dev/shm on another file system than the temporary directory")
     hub.add("models", "owner/sharded", sharded)
     with tempfile.TemporaryDirectory(dir=shared_memory) as home:
         (tmp_path / "home").symlink_to(home)

@@ -141,6 +141,11 @@ def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
     assert study.counts() == {"table": 1}
 
 
+def test_what_counts_as_a_gain_redoes_only_what_states_recovery(study: Checkout) -> None:
+    edit(study, lambda config: config.update(recovery={"minimum_gain": 0.1}))
+    assert study.counts() == {"table": 1, "figure": 1}
+
+
 def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:
     edit(study, lambda config: config["scoring"].update(batch_size=7))
     assert study.counts() == {"score": 12, **LAST}

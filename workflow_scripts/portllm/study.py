@@ -276,13 +276,14 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
 
 
 def table_settings(config: Config, table: str) -> dict[str, Any]:
-    """What a table needs: its own settings and, for one of scores, the arms and recovery."""
+    """What a table needs: its own settings, and the arms and recovery where it reads them."""
     settings = config["tables"][table]
     if settings["kind"] in ("versions", "norms", "efficiency"):
         return settings
     wanted = settings.get("arms", chosen(config, "arms"))
     arms = {arm: config["arms"][arm] for arm in wanted}
-    return {**settings, "arms": arms, "recovery": config["recovery"]}
+    recovery = {"recovery": config["recovery"]} if settings["kind"] == "recovery" else {}
+    return {**settings, "arms": arms, **recovery}
 
 
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
