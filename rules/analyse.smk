@@ -11,8 +11,8 @@ rule movement:
         "../envs/eval.yaml"
     threads: 1
     resources:
-        mem_mb=asks("analyse", "mem_mb", 2000),
-        runtime=asks("analyse", "runtime", 60),
+        mem_mb=asks("movement", "mem_mb", 2000),
+        runtime=asks("movement", "runtime", 60),
     shell:
         "$EVAL_PYTHON $SCRIPTS/measure_movement.py --base {input.base}"
         " --version {input.version}"
@@ -33,8 +33,8 @@ rule norms:
         "../envs/eval.yaml"
     threads: 1
     resources:
-        mem_mb=asks("analyse", "mem_mb", 2000),
-        runtime=asks("analyse", "runtime", 60),
+        mem_mb=asks("norms", "mem_mb", 2000),
+        runtime=asks("norms", "runtime", 60),
     shell:
         "$EVAL_PYTHON $SCRIPTS/measure_norms.py --version {input.version}"
         " --ported {input.ported} --native {input.native} --output {output}"

@@ -22,11 +22,11 @@ rule pretrain:
         model=one_of(study.models_from_scratch(config)),
     conda:
         "../envs/eval.yaml"
-    threads: asks("base", "threads", 1)
+    threads: asks("pretrain", "threads", 1)
     resources:
-        gpu=asks("base", "gpu", 1),
-        mem_mb=asks("base", "mem_mb", 4000),
-        runtime=asks("base", "runtime", 60),
+        gpu=asks("pretrain", "gpu", 1),
+        mem_mb=asks("pretrain", "mem_mb", 4000),
+        runtime=asks("pretrain", "runtime", 60),
     params:
         settings=lambda wildcards: options(
             study.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
@@ -47,10 +47,10 @@ rule fetch_model:
         version=one_of(study.obtained_versions(config)),
     conda:
         "../envs/eval.yaml"
-    threads: asks("base", "threads", 1)
+    threads: asks("fetch_model", "threads", 1)
     resources:
-        mem_mb=asks("base", "mem_mb", 4000),
-        runtime=asks("base", "runtime", 240),
+        mem_mb=asks("fetch_model", "mem_mb", 4000),
+        runtime=asks("fetch_model", "runtime", 240),
     params:
         source=lambda wildcards: options(study.sources(config, wildcards.model)[wildcards.version]),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),

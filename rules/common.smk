@@ -12,7 +12,7 @@ ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
 from portllm import config as configuration
-from portllm import study, task_files
+from portllm import plan, resources, study, task_files
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -61,9 +61,19 @@ def environment_ready(environment):
     return [] if WITH_CONDA else ancient(ENVIRONMENTS / f"{environment}.ready")
 
 
-def asks(stage, name, default):
-    """What a job of a stage asks for: the config's word, else the default."""
-    return config["resources"].get(stage, {}).get(name, default)
+PRICED = plan.Study(
+    config,
+    results=Path(workflow.pathvars.apply("<results>")),
+    known=plan.hub_models(HERE / "resources" / "models"),
+    recipes=configuration.recipes(config),
+)
+
+
+def asks(rule, name, default):
+    """What a rule's jobs ask for: the config's word, else what follows from their model."""
+    return lambda wildcards, attempt: resources.wanted(
+        PRICED, rule, dict(wildcards), name, default, attempt
+    )
 
 
 def one_of(names):
@@ -235,11 +245,7 @@ def described_study():
         {
             "name": rule.name,
             "outputs": [str(path) for path in rule.output],
-            **{
-                name: rule.resources[name].value
-                for name in ("gpu", "mem_mb")
-                if name in rule.resources and not rule.resources[name].is_evaluable()
-            },
+            "gpu": "gpu" in rule.resources,
             "temporary": any(path.flags.get("temp", False) for path in rule.output),
         }
         for rule in workflow.rules

@@ -19,8 +19,8 @@ rule fetch_patch:
         "../envs/eval.yaml"
     threads: 1
     resources:
-        mem_mb=asks("patch", "mem_mb", 2000),
-        runtime=asks("patch", "runtime", 60),
+        mem_mb=asks("fetch_patch", "mem_mb", 2000),
+        runtime=asks("fetch_patch", "runtime", 60),
     params:
         source=lambda wildcards: options(existing_patch(wildcards.existing)),
     shell:

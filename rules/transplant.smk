@@ -33,10 +33,10 @@ rule merge:
         "<logs>/merge/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}.log",
     conda:
         "../envs/eval.yaml"
-    threads: asks("transplant", "threads", 1)
+    threads: asks("merge", "threads", 1)
     resources:
-        mem_mb=asks("transplant", "mem_mb", 2000),
-        runtime=asks("transplant", "runtime", 60),
+        mem_mb=asks("merge", "mem_mb", 2000),
+        runtime=asks("merge", "runtime", 60),
     shell:
         "$EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.adapter} --version {input.version}"
         " --merged {output} >{log} 2>&1"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from portllm import config as configuration
-from portllm import costs, study
+from portllm import costs, resources, study
 from portllm.command_line import run
 from portllm.plan import Estimate, Job, Rule, Study, hub_models, read_summary
 
+MEGABYTE = 1_000_000
 MODELS = Path(__file__).parents[1] / "resources" / "models"
 
 FORMULAE = """
@@ -121,19 +122,20 @@ def memory_rows(
 ) -> tuple[list[list[Any]], bool]:
     """Memory of each kind of job, and whether some rule asks for less than the estimate."""
     by_name = {rule.name: rule for rule in rules}
-    kinds: Counter[tuple[str, str, str, Estimate]] = Counter()
+    kinds: Counter[tuple[str, str, str, Estimate, int]] = Counter()
     for job in jobs:
         try:
             found = priced.memory(job)
         except costs.UnknownError:
             continue
         if found is not None:
-            kinds[job.rule, dict(job.wildcards)["model"], *found] += 1
+            names = dict(job.wildcards)
+            asked = resources.wanted(priced, job.rule, names, "mem_mb", default=0)
+            kinds[job.rule, names["model"], *found, asked] += 1
     rows, short = [], False
-    for (name, model, words, estimate), count in kinds.items():
-        rule = by_name[name]
-        needed = estimate.host if rule.gpu else estimate.host_alone
-        asked = (rule.mem_mb or 0) * 1_000_000
+    for (name, model, words, estimate, mem_mb), count in kinds.items():
+        needed = estimate.host if by_name[name].gpu else estimate.host_alone
+        asked = MEGABYTE * mem_mb
         short = short or asked < needed
         mark = " !" if asked < needed else ""
         sizes = (estimate.device, estimate.host, estimate.host_alone)
@@ -170,17 +172,6 @@ def show(title: str, rows: list[list[Any]], headers: list[str]) -> None:
     print(tabulate(rows, headers=headers, disable_numparse=True, tablefmt="simple"))
 
 
-def recipes(config: study.Config) -> dict[str, dict[str, Any]]:
-    """The Axolotl keys of each evolution: its files, one over the other, and its overrides."""
-    found = {}
-    for name, definition in config["evolutions"].items():
-        keys: dict[str, Any] = {}
-        for file in study.recipe_files(config, name):
-            keys |= configuration.read_yaml(Path(file), what=file)
-        found[name] = {**keys, **definition["overrides"]}
-    return found
-
-
 def main() -> None:
     arguments = parse_arguments()
     described = json.loads(arguments.study.read_text())
@@ -188,7 +179,7 @@ def main() -> None:
     rules = [Rule(**{**rule, "outputs": tuple(rule["outputs"])}) for rule in described["rules"]]
     jobs = read_summary(arguments.summary.read_text().splitlines(), rules)
     known = hub_models(MODELS)
-    priced = Study(config, results=results, known=known, recipes=recipes(config))
+    priced = Study(config, results=results, known=known, recipes=configuration.recipes(config))
     counted = stages(jobs, rules, priced)
 
     columns = ["stage", "jobs", "cached", "to run", "GPU jobs to run", "disk", "to be written"]

@@ -173,7 +173,7 @@ def test_an_evolution_keeps_or_changes_the_dtype() -> None:
 
 
 RULES = [
-    Rule("patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=1),
+    Rule("patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=True),
     Rule("score", ("results/{model}/{task}.json", "results/{model}/{task}.samples.jsonl")),
 ]
 HEADER = "output_file\tdate\trule\tlog-file(s)\tstatus\tplan"

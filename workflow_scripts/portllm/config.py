@@ -338,6 +338,27 @@ def _check_tasks(config: Config, library: Path | None, blame: _Blame) -> None:
             )
 
 
+def _check_resources(config: Config, blame: _Blame) -> None:
+    for stage in ("base", "patch"):
+        asked = config["resources"].get(stage, {}).get("gpu", 1)
+        if asked > 1:
+            raise InputError(
+                f"{blame.at('resources', stage, 'gpu')}: found {asked}, expected 0 or 1: such a "
+                "training runs on one device; evolutions and scores can take several"
+            )
+
+
+def recipes(config: Config) -> dict[str, dict[str, Any]]:
+    """The Axolotl keys of each evolution: its files, one over the other, and its overrides."""
+    found = {}
+    for name, definition in config["evolutions"].items():
+        keys: dict[str, Any] = {}
+        for file in study.recipe_files(config, name):
+            keys |= read_yaml(Path(file), what=file)
+        found[name] = {**keys, **definition["overrides"]}
+    return found
+
+
 def load(
     config: Config,
     *,
@@ -362,4 +383,5 @@ def load(
     _check_tasks(config, task_library, blame)
     _check_merged(config, blame)
     _check_tables(config, blame)
+    _check_resources(config, blame)
     return config

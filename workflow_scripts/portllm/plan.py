@@ -91,8 +91,7 @@ class Rule:
 
     name: str
     outputs: tuple[str, ...]
-    gpu: int = 0
-    mem_mb: int | None = None
+    gpu: bool = False
     temporary: bool = False
 
 

@@ -1,0 +1,100 @@
+"""What jobs ask for: the study's word, what follows from the model, and growth with attempts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT
+
+from portllm import config as configuration
+from portllm import plan, resources
+
+MODELS = plan.hub_models(PROJECT / "resources" / "models")
+NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "seed": "1"}
+
+
+def priced(
+    directory: Path,
+    hub: str = "mistralai/Mistral-7B-v0.1",
+    recipe: dict[str, Any] | None = None,
+    **settings: Any,
+) -> plan.Study:
+    """A study of one model, one task and one evolution, known by its configuration alone."""
+    config = {
+        "models": {"m": {"base": {"hub": hub}}},
+        "tasks": {"sst2": {}},
+        "corpora": {"c": {"sources": [{"files": ["c.jsonl"]}]}},
+        "evolutions": {"v": {"corpus": "c", "recipe": "r.yaml"}},
+        "resources": settings,
+    }
+    configuration.check_schema(
+        config, configuration.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
+    )
+    return plan.Study(config, results=directory, known=MODELS, recipes={"v": recipe or {}})
+
+
+def test_the_study_has_the_last_word(tmp_path: Path) -> None:
+    study = priced(tmp_path, patch={"mem_mb": 123, "threads": 7, "runtime": 5, "gpu": 0})
+    asked = {name: resources.wanted(study, "patch", NAMES, name, 99) for name in ("mem_mb", "gpu")}
+    assert asked == {"mem_mb": 123, "gpu": 0}
+    assert resources.wanted(study, "patch", NAMES, "threads", 99) == 7
+    assert resources.wanted(study, "patch", NAMES, "runtime", 99, attempt=3) == 15
+
+
+def test_what_retries_ask_for_grows(tmp_path: Path) -> None:
+    study = priced(tmp_path)
+    for name in ("mem_mb", "runtime"):
+        first, second = (resources.wanted(study, "patch", NAMES, name, 1, a) for a in (1, 2))
+        assert second == 2 * first
+    for name in ("gpu", "threads"):
+        first, second = (resources.wanted(study, "patch", NAMES, name, 1, a) for a in (1, 2))
+        assert second == first
+
+
+@pytest.mark.parametrize("rule", ["patch", "evolve", "score", "merge", "movement"])
+def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
+    names = {**NAMES, "version": "v", "applied_to": "v"}
+    asked = resources.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
+    large = resources.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
+    # 7.24 billion parameters in bfloat16; a merge and a movement never hold all of them.
+    assert asked > (14_483 if rule in ("patch", "evolve", "score") else 1_000)
+    assert large > 1000
+    assert asked % 500 == 0
+
+
+def test_without_a_gpu_the_host_holds_everything(tmp_path: Path) -> None:
+    with_gpu = resources.wanted(priced(tmp_path), "patch", NAMES, "mem_mb", 1)
+    alone = resources.wanted(priced(tmp_path, patch={"gpu": 0}), "patch", NAMES, "mem_mb", 1)
+    assert alone > 2 * with_gpu
+
+
+def test_an_unknown_model_gets_the_rule_s_default(tmp_path: Path) -> None:
+    study = priced(tmp_path, "somebody/unknown")
+    assert resources.wanted(study, "patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
+    assert resources.wanted(study, "patch", NAMES, "runtime", 720) == 720
+
+
+def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -> None:
+    names = {"model": "m", "version": "v"}
+    plain = priced(tmp_path, recipe={"bf16": True, "sequence_len": 512})
+    assert resources.wanted(plain, "evolve", names, "gpu", 1) == 1
+    sharded = priced(
+        tmp_path, recipe={"bf16": True, "deepspeed": "zero3.json", "micro_batch_size": 8}
+    )
+    # 12 bytes a parameter and the activations: more than 87 GB.
+    assert resources.wanted(sharded, "evolve", names, "gpu", 1) >= 2
+    assert resources.most_devices(sharded) == (
+        "evolve",
+        resources.wanted(sharded, "evolve", names, "gpu", 1),
+    )
+    assert resources.most_devices(priced(tmp_path, score={"gpu": 8})) == ("score", 8)
+
+
+def test_threads_follow_the_size(tmp_path: Path) -> None:
+    names = {"model": "m", "version": "v"}
+    assert resources.wanted(priced(tmp_path), "evolve", names, "threads", 1) == 4
+    scratch = {"corpus": "c", "steps": 1, "config": {"model_type": "mistral", "hidden_size": 64}}
+    study = priced(tmp_path)
+    small = {**scratch, "vocabulary_size": 300}
+    study.versions["m", "v"] = plan.obtained_version({"from_scratch": small}, tmp_path, {}, None)
+    assert resources.wanted(study, "evolve", names, "threads", 1) == 1
