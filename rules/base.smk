@@ -20,6 +20,7 @@ rule pretrain:
         "<logs>/pretrain/{model}.log",
     wildcard_constraints:
         model=one_of(study.models_from_scratch(config)),
+    cache: SHARED
     conda:
         "../envs/eval.yaml"
     threads: asks("pretrain", "threads", 1)
@@ -39,6 +40,9 @@ rule pretrain:
 rule fetch_model:
     input:
         environment_ready("eval"),
+        files=lambda wildcards: source_files(
+            study.sources(config, wildcards.model)[wildcards.version], models.MODEL
+        ),
     output:
         directory("<results>/models/{model}/{version}"),
     log:

@@ -12,7 +12,7 @@ ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
 from portllm import config as configuration
-from portllm import plan, resources, study, task_files
+from portllm import models, plan, resources, sharing, study, task_files
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -32,6 +32,8 @@ os.environ["SCRIPTS"] = str(HERE / "workflow_scripts")
 os.environ["TRAIN_PYTHON"] = str(python("train"))
 os.environ["EVAL_PYTHON"] = str(python("eval"))
 os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
+# Where trainings keep checkpoints: outside their outputs, which are deleted when a job fails.
+os.environ["CHECKPOINTS"] = workflow.pathvars.apply("<results>/checkpoints")
 
 
 envvars:
@@ -39,12 +41,15 @@ envvars:
     "TRAIN_PYTHON",
     "EVAL_PYTHON",
     "WORKFLOW_PYTHON",
+    "CHECKPOINTS",
 
 
 # None before the eval environment is made; the task-data stage then says what is wrong.
 TASK_LIBRARY = next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
 
 try:
+    if workflow.workflow_settings.cache is not None:
+        sharing.prepare(os.environ, HERE / "workflow_scripts")
     configuration.load(
         config,
         schema=HERE / "config" / "schema.yaml",
@@ -55,17 +60,22 @@ except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
 
+# Named by a rule whose outputs several checkouts can share (`--cache`). Said only where it is
+# asked for, or Snakemake would advertise it for each rule of each run.
+SHARED = workflow.workflow_settings.cache is not None
+
 
 def environment_ready(environment):
     """Input of every rule that uses an environment. A changed pin does not redo its work."""
     return [] if WITH_CONDA else ancient(ENVIRONMENTS / f"{environment}.ready")
 
 
+RECIPES = configuration.recipes(config)
 PRICED = plan.Study(
     config,
     results=Path(workflow.pathvars.apply("<results>")),
     known=plan.hub_models(HERE / "resources" / "models"),
-    recipes=configuration.recipes(config),
+    recipes=RECIPES,
 )
 
 
@@ -89,11 +99,6 @@ wildcard_constraints:
     table=one_of(config["tables"]),
     figure=one_of(config["figures"]),
     seed="[0-9]+",
-
-
-def work_directory(stage):
-    """Where a stage keeps checkpoints: outside its outputs, which are deleted when a job fails."""
-    return workflow.pathvars.apply(f"<results>/checkpoints/{stage}")
 
 
 def corpus_path(corpus):
@@ -125,12 +130,16 @@ EXISTING_PATCHES = {
 }
 
 
+def source_files(source, kept):
+    """The local files that a model or a patch is linked from; none where it comes from the hub."""
+    return models.local_files(source, config["hub_mirror"], kept)
+
+
 def existing_patch(path):
     """Options that say where a patch that someone brings comes from, and what it is called."""
     patch = EXISTING_PATCHES[path]
     source = study.without(study.existing_patches(config)[patch], "trained_on")
-    names = [f"{name}={value}" for name, value in asdict(patch).items()]
-    return {**source, "hub_mirror": config["hub_mirror"], "names": names}
+    return {**source, "hub_mirror": config["hub_mirror"], "names": study.names(asdict(patch))}
 
 
 def adapter_path(cell):

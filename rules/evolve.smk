@@ -18,11 +18,10 @@ rule preprocess:
         runtime=asks("preprocess", "runtime", 120),
     params:
         settings=lambda wildcards: options(study.evolution_settings(config, wildcards.version)),
-        work=work_directory("evolve"),
     shell:
         "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
-        " --recipe {input.recipe} {params.settings} --work {params.work} --preprocess-only"
-        " --output {output} >{log} 2>&1"
+        " --recipe {input.recipe} {params.settings} --work $CHECKPOINTS/evolve"
+        " --preprocess-only --output {output} >{log} 2>&1"
 
 
 rule evolve:
@@ -38,6 +37,7 @@ rule evolve:
         "<logs>/evolve/{model}/{version}.log",
     wildcard_constraints:
         version=one_of(config["evolutions"]),
+    cache: SHARED
     conda:
         "../envs/train.yaml"
     threads: asks("evolve", "threads", 1)
@@ -47,9 +47,10 @@ rule evolve:
         runtime=asks("evolve", "runtime", 1440),
     params:
         settings=lambda wildcards: options(study.evolution_settings(config, wildcards.version)),
-        prepared=lambda wildcards, input: options({"prepared": input.get("prepared") or None}),
-        work=work_directory("evolve"),
+        # Not used: the recipes' order, which their files' contents do not tell, for the key of a
+        # shared output.
+        recipe=lambda wildcards: RECIPES[wildcards.version],
     shell:
         "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
-        " --recipe {input.recipe} {params.settings} {params.prepared} --work {params.work} --output {output}"
-        " >{log} 2>&1"
+        " --recipe {input.recipe} {params.settings} --prepared {input.prepared}"
+        " --work $CHECKPOINTS/evolve --output {output} >{log} 2>&1"

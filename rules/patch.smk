@@ -9,6 +9,9 @@ ruleorder: fetch_patch > patch
 rule fetch_patch:
     input:
         environment_ready("eval"),
+        files=lambda wildcards: source_files(
+            study.existing_patches(config)[EXISTING_PATCHES[wildcards.existing]], models.ADAPTER
+        ),
     output:
         directory("<results>/patches/{existing}"),
     log:
@@ -36,6 +39,7 @@ rule patch:
         directory("<results>/patches/{model}/{trained_on}/{task}/seed{seed}"),
     log:
         "<logs>/patch/{model}/{trained_on}/{task}/seed{seed}.log",
+    cache: SHARED
     conda:
         "../envs/train.yaml"
     threads: asks("patch", "threads", 1)
@@ -45,9 +49,8 @@ rule patch:
         runtime=asks("patch", "runtime", 720),
     params:
         settings=lambda wildcards: options(study.patch_settings(config, wildcards.task)),
-        work=work_directory("patch"),
+        # The key of a shared output covers parameters, not wildcards.
+        names=lambda wildcards: options({"seed": wildcards.seed, "names": study.names(wildcards)}),
     shell:
         "$TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
-        " --seed {wildcards.seed} {params.settings} --work {params.work} --output {output}"
-        " --names model={wildcards.model} trained_on={wildcards.trained_on} task={wildcards.task}"
-        " seed={wildcards.seed} >{log} 2>&1"
+        " {params.settings} {params.names} --work $CHECKPOINTS/patch --output {output} >{log} 2>&1"

@@ -23,7 +23,9 @@ def parse_arguments() -> argparse.Namespace:
         "--overrides", type=json.loads, default={}, help="JSON: Axolotl's keys on top of the recipe"
     )
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--prepared", type=Path, help="what --preprocess-only has written")
+    parser.add_argument(
+        "--prepared", type=Path, nargs="?", help="what --preprocess-only has written, if anything"
+    )
     parser.add_argument(
         "--preprocess-only", action="store_true", help="write the prepared dataset, train nothing"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from portllm import hub
 from portllm.checkpoints import check_directory
@@ -157,6 +158,21 @@ def local_directory(arguments: argparse.Namespace) -> Path | None:
     if arguments.path is None and arguments.hub_mirror:
         return in_mirror(arguments.hub_mirror, arguments.hub)
     return arguments.path
+
+
+def local_files(source: dict[str, Any], mirror: str | None, kept: Kept) -> list[Path]:
+    """The files that a source of the study (`path`, or `hub` in a mirror) is linked from.
+
+    None where it comes from the hub or is not there, which the program that links it says.
+    """
+    place = source.get("path") or (mirror and "hub" in source and str(Path(mirror, source["hub"])))
+    if not place or not Path(place).is_dir():
+        return []
+    try:
+        names = kept.among((path.name for path in Path(place).iterdir()), place)
+    except InputError:
+        return []
+    return [Path(place, name) for name in names]
 
 
 def asked_for(arguments: argparse.Namespace) -> dict[str, str | None]:

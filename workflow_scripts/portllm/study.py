@@ -4,7 +4,7 @@ Nothing here reads files or knows Snakemake. Configurations are plain dictionari
 have been filled in by `portllm.config.load`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,11 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
 def patch_settings(config: Config, task: str) -> dict[str, Any]:
     """Training settings of a patch for a task: the study's, with the task's own on top."""
     return {**config["patch"], **config["tasks"][task].get("patch", {})}
+
+
+def names(mapping: Mapping[str, Any]) -> list[str]:
+    """Names of an artefact in the study, as `key=value`."""
+    return [f"{key}={value}" for key, value in mapping.items()]
 
 
 def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:

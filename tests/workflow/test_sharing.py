@@ -1,0 +1,199 @@
+"""Two checkouts that share a cache train each thing once; the key covers what changes a result."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT, Checkout, make_checkout, use_stand_ins
+
+from portllm import sharing
+from portllm.errors import InputError
+
+STUDY = "tests/studies/minute.yaml"
+# One base, two evolutions; two patches on the base and two on the second evolution.
+SHARED = {"models/tiny/base", "models/tiny/first", "models/tiny/second"} | {
+    f"patches/tiny/{version}/{task}/seed1234"
+    for version in ("base", "second")
+    for task in ("demo_yes_no", "demo_arithmetic")
+}
+
+
+def moved(output: str) -> set[str]:
+    """What a run has trained and moved to the cache, below results/."""
+    return set(re.findall(r"Moving output file results/(\S+) to cache", output))
+
+
+def fresh(directory: Path) -> Checkout:
+    checkout = make_checkout(directory)
+    use_stand_ins(checkout)
+    return checkout
+
+
+def finish(checkout: Checkout, cache: Path, *arguments: str) -> str:
+    done = checkout.run(
+        *(
+            "--cores",
+            "2",
+            "--cache",
+            "--omit-from",
+            "score",
+            "norms",
+            "movement",
+            "table",
+            *arguments,
+        ),
+        *("--configfile", STUDY),
+        SNAKEMAKE_OUTPUT_CACHE=str(cache),
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which a first checkout has left the minute-sized study."""
+    directory = tmp_path_factory.mktemp("sharing")
+    (directory / "cache").mkdir()
+    assert moved(finish(fresh(directory / "first"), directory / "cache")) == SHARED
+    return directory / "cache"
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Checkout:
+    return fresh(tmp_path / "second")
+
+
+def test_a_second_checkout_trains_nothing(cache: Path, second: Checkout) -> None:
+    output = finish(second, cache)
+    assert moved(output) == set()
+    for path in SHARED:
+        made = list((second.directory / "results" / path).iterdir())
+        assert any(entry.resolve().is_relative_to(cache) for entry in made), path
+
+
+def unlike_scoring(config: dict[str, Any]) -> None:
+    config["scoring"] = {"batch_size": 7}
+    config["tasks"]["demo_yes_no"]["limit"] = 10
+
+
+def other_place(config: dict[str, Any]) -> None:
+    config["pathvars"] = {"results": "elsewhere/results"}
+
+
+def less_memory(config: dict[str, Any]) -> None:
+    config["resources"] = {"patch": {"mem_mb": 1000, "threads": 2}, "evolve": {"runtime": 9}}
+
+
+@pytest.mark.parametrize("edit", [unlike_scoring, other_place, less_memory])
+def test_what_changes_no_result_changes_no_key(
+    cache: Path, second: Checkout, edit: Callable[[dict[str, Any]], None]
+) -> None:
+    config = second.read(STUDY)
+    edit(config)
+    second.write(STUDY, config)
+    assert "to cache" not in finish(second, cache)
+
+
+def other_seed(config: dict[str, Any]) -> None:
+    config["study"] = {"seeds": [5]}
+
+
+def other_rate(config: dict[str, Any]) -> None:
+    config["patch"]["learning_rate"] = 0.5
+
+
+def other_corpus(config: dict[str, Any]) -> None:
+    config["corpora"]["tales"]["sources"][0]["arguments"]["seed"] = 9
+
+
+def other_base(config: dict[str, Any]) -> None:
+    config["models"]["tiny"]["base"]["from_scratch"]["steps"] = 21
+
+
+def other_order(config: dict[str, Any]) -> None:
+    recipes = ["config/axolotl/demo_lora.yaml", "config/axolotl/demo_full.yaml"]
+    config["evolutions"]["second"]["recipe"] = recipes
+
+
+PATCHES = {path for path in SHARED if path.startswith("patches")}
+ON_SECOND = {path for path in PATCHES if "second" in path}
+CHANGES: list[tuple[Callable[[dict[str, Any]], None], set[str]]] = [
+    (other_seed, {path.replace("1234", "5") for path in PATCHES}),
+    (other_rate, PATCHES),
+    (other_corpus, {"models/tiny/first", "models/tiny/second"} | ON_SECOND),
+    (other_base, SHARED),
+    (other_order, {"models/tiny/second"} | ON_SECOND),
+]
+
+
+@pytest.mark.parametrize(("edit", "expected"), CHANGES)
+def test_what_changes_a_result_changes_its_key(
+    cache: Path,
+    second: Checkout,
+    edit: Callable[[dict[str, Any]], None],
+    expected: set[str],
+) -> None:
+    config = second.read(STUDY)
+    edit(config)
+    second.write(STUDY, config)
+    assert moved(finish(second, cache)) == expected
+
+
+def test_the_order_of_recipes_is_part_of_the_key(cache: Path, second: Checkout) -> None:
+    config = second.read(STUDY)
+    other_order(config)
+    config["evolutions"]["second"]["recipe"].reverse()
+    second.write(STUDY, config)
+    assert "models/tiny/second" in moved(finish(second, cache))
+
+
+def test_changed_training_code_shares_nothing(cache: Path, second: Checkout) -> None:
+    code = second.directory / "workflow_scripts" / "portllm" / "fine_tuning.py"
+    code.write_text(code.read_text() + "\n# changed\n")
+    assert moved(finish(second, cache)) == SHARED
+
+
+def test_code_that_trains_nothing_is_not_part_of_the_key() -> None:
+    files = {path.name for path in sharing.deciding_files(PROJECT / "workflow_scripts")}
+    assert {"fine_tuning.py", "evolution.py", "from_scratch.py", "tasks.py", "corpora.py"} <= files
+    assert not files & {"tables.py", "figures.py", "scores.py", "scoring.py", "plan.py"}
+
+
+def test_a_changed_local_model_changes_the_key(tmp_path: Path, cache: Path) -> None:
+    """The contents of a model that is linked, not its place, decide what is trained on it."""
+    outputs = []
+    for number, content in enumerate((b"one", b"two", b"one")):
+        checkout = fresh(tmp_path / str(number))
+        model = checkout.directory / "model"
+        model.mkdir()
+        (model / "config.json").write_text("{}")
+        (model / "model.safetensors").write_bytes(content)
+        config = checkout.read(STUDY)
+        config["models"]["tiny"]["base"] = {"path": "model"}
+        checkout.write(STUDY, config)
+        outputs.append(moved(finish(checkout, cache)))
+    # The base is linked, not trained, so it is no part of the cache.
+    assert outputs == [SHARED - {"models/tiny/base"}, SHARED - {"models/tiny/base"}, set()]
+
+
+def test_a_cache_without_a_place_is_refused(second: Checkout) -> None:
+    done = second.run("--cores", "1", "--cache", "--configfile", STUDY, SNAKEMAKE_OUTPUT_CACHE="")
+    assert done.returncode != 0
+    assert "--cache needs SNAKEMAKE_OUTPUT_CACHE: found nothing" in done.stdout
+
+
+def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    environment = {sharing.VARIABLE: str(tmp_path / "file")}
+    with pytest.raises(InputError, match="cannot be made"):
+        sharing.prepare(environment, PROJECT / "workflow_scripts")
+
+
+def test_the_place_is_not_extended_twice(tmp_path: Path) -> None:
+    environment = {sharing.VARIABLE: str(tmp_path)}
+    sharing.prepare(environment, PROJECT / "workflow_scripts")
+    once = dict(environment)
+    sharing.prepare(environment, PROJECT / "workflow_scripts")
+    assert environment == once != {sharing.VARIABLE: str(tmp_path)}
