@@ -46,9 +46,9 @@ class Checkout:
             check=False,
         )
 
-    def complete(self, *arguments: str) -> str:
+    def complete(self, *arguments: str, **environment: str) -> str:
         """Run Snakemake to its end and return what it said."""
-        done = self.run("--cores", "2", *arguments)
+        done = self.run("--cores", "2", *arguments, **environment)
         assert done.returncode == 0, done.stdout[-6000:]
         return done.stdout
 
