@@ -1,0 +1,198 @@
+"""What the engine costs beside the work: overhead, dry runs, and how well devices are kept busy.
+
+    .venvs/test/bin/python benchmarks/engine.py overhead    # about four minutes
+    .venvs/test/bin/python benchmarks/engine.py dry-run     # about a minute
+    .venvs/test/bin/python benchmarks/engine.py makespan    # about three minutes
+
+Every figure is a ratio of two times of the same run, on a machine that does nothing else.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "workflow_scripts")]
+
+from conftest import STAND_IN, Checkout, make_checkout  # noqa: E402
+
+from portllm import config as configuration  # noqa: E402
+
+PAPER = "config/paper.yaml"
+MINUTE = "tests/studies/minute.yaml"
+
+
+def timed(action: Any, *arguments: Any) -> float:
+    """Seconds that a call takes."""
+    start = time.perf_counter()
+    action(*arguments)
+    return time.perf_counter() - start
+
+
+def overhead(directory: Path, repetitions: int) -> None:
+    """Wall of the minute-sized study, one job after the other, against its jobs' own time.
+
+    A job's own time is that of its shell command, which bash itself takes down.
+    """
+    ratios = []
+    for repetition in range(repetitions):
+        checkout = make_checkout(directory / f"overhead{repetition}")
+        record, hook = checkout.directory / "times", checkout.directory / "hook.sh"
+        hook.write_text(
+            "unset BASH_ENV; start=$EPOCHREALTIME\n"
+            f"trap 'echo $start $EPOCHREALTIME >>{record}' EXIT\n"
+        )
+        command = ("--cores", "1", "--configfile", MINUTE)
+        wall = timed(lambda: check(checkout.run(*command, BASH_ENV=str(hook))))  # noqa: B023
+        times = [tuple(map(float, line.split())) for line in record.read_text().splitlines()]
+        work = sum(end - start for start, end in times)
+        ratios.append(wall / work)
+        print(
+            f"{len(times)} jobs: wall / own work = {wall:.1f} s / {work:.1f} s = {ratios[-1]:.3f}"
+        )
+    print(f"median overhead: {statistics.median(ratios) - 1:.1%}")
+
+
+def check(done: subprocess.CompletedProcess[str]) -> None:
+    """Stop with what a run said when it failed."""
+    if done.returncode != 0:
+        sys.exit(done.stdout[-4000:])
+
+
+def dry_run(directory: Path, repetitions: int) -> None:
+    """Dry runs of the paper's study and of one ten times its size, against Snakemake's start."""
+    checkout = make_checkout(directory / "dry-run")
+    large = checkout.read(PAPER)
+    large["study"]["seeds"] = list(range(10))
+    checkout.write("ten_times.yaml", large)
+
+    def median(*arguments: str) -> float:
+        runs = (timed(lambda: check(checkout.run(*arguments))) for _ in range(repetitions))
+        return statistics.median(runs)
+
+    start = median("--version")
+    for name, file in (("paper", PAPER), ("ten seeds", "ten_times.yaml")):
+        jobs = sum(checkout.counts("--configfile", file).values())
+        seconds = median("--dry-run", "--quiet", "--configfile", file)
+        print(f"{name}: {jobs} jobs, {seconds:.1f} s, {seconds / start:.1f} x snakemake --version")
+
+
+# Minutes of a job on one GPU: plausible for 7 billion parameters and the published settings, and
+# unlike one another, which is what makes keeping devices busy hard.
+PATCH = {"sst2": 300, "winogrande": 190, "boolq": 50, "gsm8k": 60, "mrpc": 20, "rte": 15, "wnli": 5}
+SCORE = {"gsm8k": 45, "boolq": 12, "winogrande": 8, "sst2": 6, "mrpc": 3, "rte": 2, "wnli": 1}
+EVOLVE = {"openorca-full": 900, "openplatypus": 120, "third-update": 120}
+EVOLVE_OTHERS = 400
+DEVICES = 4
+
+
+def minutes(rule: str, wildcards: dict[str, str]) -> float:
+    """How long a job holds its device; none for jobs that need no device."""
+    match rule:
+        case "patch":
+            return PATCH[wildcards["task"]]
+        case "score":
+            return SCORE[wildcards["task"]]
+        case "evolve":
+            return EVOLVE.get(wildcards["version"], EVOLVE_OTHERS)
+    return 0
+
+
+def stand_in(checkout: Checkout, config: dict[str, Any], seconds_a_minute: float) -> None:
+    """Interpreters that sleep as long as a job takes and make its outputs."""
+    cases = [(f"train_patch.py*task={task}*", duration) for task, duration in PATCH.items()]
+    cases += [(f"score.py*task={task}*", duration) for task, duration in SCORE.items()]
+    for version in config["evolutions"]:
+        duration = minutes("evolve", {"version": version})
+        cases.append((f"evolve.py*--output */{version}", duration))
+    lines = [f"  *{pattern}) sleep {duration * seconds_a_minute};;" for pattern, duration in cases]
+    # A preparation of data is named by the same version, and takes no device.
+    prepared = "  *evolve.py*--preprocess-only*) ;;"
+    script = "\n".join(
+        [
+            "#!/bin/sh",
+            'case "$*" in',
+            prepared,
+            *lines,
+            "esac",
+            f'exec {sys.executable} {STAND_IN} "$@"',
+        ]
+    )
+    (checkout.directory / ".venvs").unlink()
+    for name in ("train", "eval"):
+        interpreter = checkout.directory / ".venvs" / name / "bin" / "python"
+        interpreter.parent.mkdir(parents=True)
+        interpreter.write_text(script + "\n")
+        interpreter.chmod(0o755)
+        (checkout.directory / ".venvs" / f"{name}.ready").touch()
+        os.utime(checkout.directory / "envs" / f"{name}.txt", (0, 0))
+
+
+def lower_bound(jobs: list[tuple[str, dict[str, str]]], config: dict[str, Any]) -> float:
+    """Minutes that no schedule can beat: all work shared out evenly, or the longest chain.
+
+    A chain is a version's evolutions, a patch on it, and the longest score that applies it.
+    """
+    total = sum(minutes(rule, wildcards) for rule, wildcards in jobs)
+
+    def ready(version: str) -> float:
+        if version not in config["evolutions"]:
+            return 0
+        own = minutes("evolve", {"version": version})
+        return own + ready(config["evolutions"][version]["from"])
+
+    chains = [
+        ready(wildcards["trained_on"]) + minutes(rule, wildcards) + SCORE[wildcards["task"]]
+        for rule, wildcards in jobs
+        if rule == "patch"
+    ]
+    return max(total / DEVICES, *chains)
+
+
+def makespan(directory: Path, repetitions: int, seconds_a_minute: float) -> None:
+    """Makespan of the paper's study on four devices, whose jobs sleep, against its lower bound."""
+    ratios = []
+    for repetition in range(repetitions):
+        checkout = make_checkout(directory / f"makespan{repetition}")
+        config = checkout.read(PAPER)
+        configuration.check_schema(config, checkout.read("config/schema.yaml"))
+        stand_in(checkout, config, seconds_a_minute)
+        jobs = checkout.planned("--configfile", PAPER)
+        command = ["--cores", "64", "--resources", f"gpu={DEVICES}", "--omit-from"]
+        command += ["table", "figure", "scores", "movement", "norms", "--configfile", PAPER]
+        devices = ",".join(map(str, range(DEVICES)))
+        wall = timed(lambda: check(checkout.run(*command, CUDA_VISIBLE_DEVICES=devices)))  # noqa: B023
+        bound = lower_bound(jobs, config) * seconds_a_minute
+        ratios.append(wall / bound)
+        print(
+            f"{len(jobs)} jobs: makespan / bound = {wall:.0f} s / {bound:.0f} s = {ratios[-1]:.3f}"
+        )
+    print(f"median: {statistics.median(ratios):.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["overhead", "dry-run", "makespan"])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--seconds-a-minute", type=float, default=0.03, help="scale of makespan")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        if arguments.what == "overhead":
+            overhead(directory, arguments.repetitions)
+        elif arguments.what == "dry-run":
+            dry_run(directory, arguments.repetitions)
+        else:
+            makespan(directory, arguments.repetitions, arguments.seconds_a_minute)
+
+
+if __name__ == "__main__":
+    main()
