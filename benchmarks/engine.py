@@ -110,7 +110,7 @@ def stand_in(checkout: Checkout, config: dict[str, Any], seconds_a_minute: float
     cases += [(f"score.py*task={task}*", duration) for task, duration in SCORE.items()]
     for version in config["evolutions"]:
         duration = minutes("evolve", {"version": version})
-        cases.append((f"evolve.py*--output */{version}", duration))
+        cases.append((f"evolve.py*--output?*/{version}", duration))
     lines = [f"  *{pattern}) sleep {duration * seconds_a_minute};;" for pattern, duration in cases]
     # A preparation of data is named by the same version, and takes no device.
     prepared = "  *evolve.py*--preprocess-only*) ;;"

@@ -40,6 +40,8 @@ rule evolve:
     cache: SHARED
     conda:
         "../envs/train.yaml"
+    # Whole chains wait for it.
+    priority: 2
     threads: asks("evolve", "threads", 1)
     resources:
         gpu=asks("evolve", "gpu", 1),

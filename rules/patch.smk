@@ -42,6 +42,7 @@ rule patch:
     cache: SHARED
     conda:
         "../envs/train.yaml"
+    priority: 1
     threads: asks("patch", "threads", 1)
     resources:
         gpu=asks("patch", "gpu", 1),
