@@ -13,7 +13,6 @@ UV := .venvs/uv/bin/uv
 
 demo: .venvs/workflow.ready
 	$(SNAKEMAKE) --cores all
-	$(SNAKEMAKE) --cores all --report results/report.html
 	@echo
 	@cat results/tables/main.md
 	@echo

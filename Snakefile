@@ -24,6 +24,7 @@ include: "rules/score.smk"
 include: "rules/analyse.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/report.smk"
 include: "rules/plan.smk"
 
 
@@ -36,4 +37,5 @@ rule all:
         expand(
             "<results>/figures/{figure}.{kind}", figure=with_rows("figures"), kind=["svg", "png"]
         ),
+        "<results>/report.html",
         merged_checkpoints(),

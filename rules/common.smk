@@ -217,6 +217,20 @@ def with_rows(kind):
     return [name for name, settings in config[kind].items() if study.has_rows(config, settings)]
 
 
+def artefact_paths():
+    """Everything in the study that carries a manifest: versions, patches, ports, scores."""
+    cells = study.cells(config)
+    versions = {
+        version_path(model, version)
+        for model in study.chosen(config, "models")
+        for version in study.versions(config, model)
+    }
+    patched = [cell for cell in cells if cell.patch]
+    patches = {patch_path(cell.patch) for cell in patched}
+    ports = {adapter_path(cell) for cell in patched if cell.is_ported}
+    return [*sorted(versions), *sorted(patches), *sorted(ports), *score_paths(".json")]
+
+
 def table_inputs(table):
     """What a table is made from, by its kind."""
     settings = config["tables"][table]
@@ -229,6 +243,8 @@ def table_inputs(table):
             compared = study.compared_cells(config, settings)
             natives = [patch_path(study.native_patch(cell)) for cell in compared]
             return [*natives, *map(adapter_path, compared)]
+        case "costs" | "provenance":
+            return artefact_paths()
         case _:
             return ["<results>/scores.csv"]
 

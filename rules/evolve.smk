@@ -38,10 +38,10 @@ rule evolve:
     wildcard_constraints:
         version=one_of(config["evolutions"]),
     cache: SHARED
-    conda:
-        "../envs/train.yaml"
     # Whole chains wait for it.
     priority: 2
+    conda:
+        "../envs/train.yaml"
     threads: asks("evolve", "threads", 1)
     resources:
         gpu=asks("evolve", "gpu", 1),

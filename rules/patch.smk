@@ -40,9 +40,9 @@ rule patch:
     log:
         "<logs>/patch/{model}/{trained_on}/{task}/seed{seed}.log",
     cache: SHARED
+    priority: 1
     conda:
         "../envs/train.yaml"
-    priority: 1
     threads: asks("patch", "threads", 1)
     resources:
         gpu=asks("patch", "gpu", 1),

@@ -99,13 +99,23 @@ def test_tables_show_the_scores(results: Path) -> None:
         assert (results / "figures" / f"recovery.{ending}").stat().st_size > 1000
 
 
-def test_the_report_has_tables_figures_and_captions(finished: Checkout) -> None:
-    finished.complete(*CONFIG, "--report", "results/report.html")
-    report = (finished.directory / "results" / "report.html").read_text()
+def test_the_report_has_every_table_and_figure(results: Path) -> None:
+    page = (results / "report.html").read_text()
+    for kind, ending in (("tables", "md"), ("figures", "svg")):
+        names = [path.stem for path in (results / kind).glob(f"*.{ending}")]
+        assert names
+        for name in names:
+            assert f'id="{kind[:-1]}-{name}"' in page
+    assert "trained from scratch" in page
+
+
+def test_snakemake_s_own_report_has_captions(finished: Checkout) -> None:
+    finished.complete(*CONFIG, "--report", "snakemake-report.html")
+    page = (finished.directory / "snakemake-report.html").read_text()
     for words in ("A LoRA patch is trained once", "standard error over the items"):
-        assert words in report
+        assert words in page
     for result in ("tables/main.csv", "figures/recovery.svg"):
-        assert result in report
+        assert result in page
 
 
 def test_manifests_say_what_was_made_from_what(results: Path) -> None:

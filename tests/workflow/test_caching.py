@@ -8,10 +8,10 @@ import pytest
 from conftest import Checkout, copy_state, make_checkout, use_stand_ins
 
 STUDY = "config.yaml"
-# The tables of versions, norms and efficiency read no scores.
-LAST = {"scores": 1, "table": 2, "figure": 1}
+# The tables of versions, norms and efficiency read no scores; costs are those of scores too.
+LAST = {"scores": 1, "table": 4, "figure": 1, "report": 1}
 # What new patches bring beside: norms of each port, and all tables but that of versions.
-PATCHED = {"norms": 9, "scores": 1, "table": 4, "figure": 1}
+PATCHED = {"norms": 9, "scores": 1, "table": 6, "figure": 1, "report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     text = common.read_text()
     assert interpreter in text
     common.write_text(text.replace(interpreter, 'str(python("eval"))'))
-    for program in ("make_table.py", "make_figure.py"):
+    for program in ("make_table.py", "make_figure.py", "make_report.py"):
         (checkout.directory / "workflow_scripts" / program).touch()
     checkout.complete()
     return checkout
@@ -81,7 +81,7 @@ def test_new_evolution(study: Checkout) -> None:
     edit(study, add)
     jobs = study.planned()
     counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
-    assert study.counts() == {**counts, **PATCHED, "norms": 3, "table": 5}
+    assert study.counts() == {**counts, **PATCHED, "norms": 3, "table": 7}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}
@@ -121,7 +121,7 @@ def test_figure_style_redraws_only_the_figure(study: Checkout) -> None:
     edit(
         study, lambda config: config.update(figures={"recovery": {"kind": "recovery", "width": 5}})
     )
-    assert study.counts() == {"figure": 1}
+    assert study.counts() == {"figure": 1, "report": 1}
 
 
 def test_caption_changes_no_job(study: Checkout) -> None:
@@ -136,14 +136,16 @@ def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
         "versions": {"kind": "versions"},
         "norms": {"kind": "norms"},
         "efficiency": {"kind": "efficiency"},
+        "costs": {"kind": "costs"},
+        "provenance": {"kind": "provenance"},
     }
     edit(study, lambda config: config.update(tables=tables))
-    assert study.counts() == {"table": 1}
+    assert study.counts() == {"table": 1, "report": 1}
 
 
 def test_what_counts_as_a_gain_redoes_only_what_states_recovery(study: Checkout) -> None:
     edit(study, lambda config: config.update(recovery={"minimum_gain": 0.1}))
-    assert study.counts() == {"table": 1, "figure": 1}
+    assert study.counts() == {"table": 1, "figure": 1, "report": 1}
 
 
 def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:

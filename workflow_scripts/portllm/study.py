@@ -283,7 +283,7 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
 def table_settings(config: Config, table: str) -> dict[str, Any]:
     """What a table needs: its own settings, and the arms and recovery where it reads them."""
     settings = config["tables"][table]
-    if settings["kind"] in ("versions", "norms", "efficiency"):
+    if settings["kind"] not in ("main", "recovery"):
         return settings
     wanted = settings.get("arms", chosen(config, "arms"))
     arms = {arm: config["arms"][arm] for arm in wanted}
@@ -295,3 +295,56 @@ def figure_settings(config: Config, figure: str) -> dict[str, Any]:
     """What a figure of scores needs: its own settings, the arms, and what recovery is."""
     arms = {arm: config["arms"][arm] for arm in chosen(config, "arms")}
     return {**config["figures"][figure], "arms": arms, "recovery": config["recovery"]}
+
+
+def _arm_text(name: str, arm: dict[str, Any]) -> str:
+    applied_to = arm["applied_to"]
+    versions = applied_to if isinstance(applied_to, str) else ", ".join(applied_to)
+    on = {ALL: "all versions", LATER: "later versions"}.get(versions, versions)
+    if arm["trained_on"] == NONE:
+        return f"{name} (no patch, on {on})"
+    trained_on = "the same version" if arm["trained_on"] == SAME else arm["trained_on"]
+    method = "" if arm["method"] == "direct" else f", method {arm['method']}"
+    return f"{name} (trained on {trained_on}, applied to {on}{method})"
+
+
+def _source_text(source: dict[str, Any]) -> str:
+    if "from_scratch" in source:
+        return "trained from scratch"
+    where = source.get("hub") or source["path"]
+    return f"{where} at {source['revision'][:12]}" if "revision" in source else where
+
+
+def described(config: Config) -> dict[str, list[str]]:
+    """What a study runs, in words: models, evolutions, tasks, arms, seeds, what is brought."""
+    obtained = [
+        f"{model} {version} ({_source_text(source)})"
+        for model in chosen(config, "models")
+        for version, source in sources(config, model).items()
+    ]
+    evolved = [
+        f"{name} ({definition['from']} continued on {definition['corpus']})"
+        for name, definition in config["evolutions"].items()
+        if any(name in evolutions(config, model) for model in chosen(config, "models"))
+    ]
+    brought = [f"{patch.task} for {patch.model}" for patch in existing_patches(config)]
+    parts = {
+        "Models": obtained,
+        "Updates": evolved,
+        "Patches brought": brought,
+        "Tasks": chosen(config, "tasks"),
+        "Arms": [_arm_text(name, config["arms"][name]) for name in chosen(config, "arms")],
+        "Seeds": [str(seed) for seed in config["study"]["seeds"]],
+    }
+    return {name: what for name, what in parts.items() if what}
+
+
+def report_settings(config: Config) -> dict[str, Any]:
+    """What the report needs: the study in words, and the kinds of its tables and figures."""
+    return {
+        "study": {"title": config["title"], "parts": described(config)},
+        **{
+            kind: {name: settings["kind"] for name, settings in config[kind].items()}
+            for kind in ("tables", "figures")
+        },
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas
 
-from portllm import manifest, published, scores
+from portllm import manifest, provenance, published, scores
 from portllm.files import read_json
 
 PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
@@ -181,6 +181,10 @@ def norms(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, text.rename(columns={"trained_on": "trained on"}))
 
 
+def _memory(values: pandas.Series) -> list[str]:
+    return ["–" if pandas.isna(value) else f"{value / 1e9:.2f}" for value in values]
+
+
 def _cost_row(directory: Path) -> dict[str, Any]:
     made = read_json(directory / manifest.NAME)
     cost, names = made["cost"], made["names"]
@@ -210,16 +214,12 @@ def efficiency(sources: list[Path], settings: Settings) -> Table:
     rows = pandas.DataFrame([_cost_row(path) for path in sources])
     grouped = rows.groupby(keys, sort=False, as_index=False)
     numbers = grouped.mean().merge(grouped.size().rename(columns={"size": "jobs"}), on=keys)
-
-    def gigabytes(column: str) -> list[str]:
-        return ["–" if pandas.isna(value) else f"{value / 1e9:.2f}" for value in numbers[column]]
-
     text = numbers[keys].assign(
         **{
             "trainable parameters": [f"{value:,.0f}" for value in numbers["trainable_parameters"]],
-            "GB per device": gigabytes("peak_device_bytes"),
-            "GB, all devices": gigabytes("sum_device_bytes"),
-            "GB, host": gigabytes("peak_host_bytes"),
+            "GB per device": _memory(numbers["peak_device_bytes"]),
+            "GB, all devices": _memory(numbers["sum_device_bytes"]),
+            "GB, host": _memory(numbers["peak_host_bytes"]),
             "hours": [f"{value:.4f}" for value in numbers["hours"]],
             "jobs": numbers["jobs"],
         }
@@ -239,12 +239,35 @@ def _published_costs(known: pandas.DataFrame) -> pandas.DataFrame:
     return shown[["model", "task", "arm", "device", *names.values()]].astype(object)
 
 
+def costs(sources: list[Path], settings: Settings) -> Table:
+    """What all jobs of the study cost, by stage and device."""
+    numbers = provenance.costs(provenance.read(sources))
+    text = numbers[["stage", "device", "jobs"]].assign(
+        **{
+            "hours": [f"{value:.3f}" for value in numbers["hours"]],
+            "hours of the longest": [f"{value:.3f}" for value in numbers["longest_hours"]],
+            "device hours": [f"{value:.3f}" for value in numbers["device_hours"]],
+            "GB, host": _memory(numbers["peak_host_bytes"]),
+            "GB per device": _memory(numbers["peak_device_bytes"]),
+        }
+    )
+    return Table(numbers, text)
+
+
+def origins(sources: list[Path], settings: Settings) -> Table:
+    """Which code and packages made the artefacts of each stage."""
+    numbers = provenance.origins(provenance.read(sources))
+    return Table(numbers, numbers)
+
+
 KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "main": main,
     "recovery": recovery,
     "versions": versions,
     "norms": norms,
     "efficiency": efficiency,
+    "costs": costs,
+    "provenance": origins,
 }
 
 _LATEX = {

@@ -1,0 +1,22 @@
+localrules:
+    report,
+
+
+rule report:
+    input:
+        tables=expand("<results>/tables/{table}.md", table=with_rows("tables")),
+        figures=expand("<results>/figures/{figure}.svg", figure=with_rows("figures")),
+        sections=HERE / "report" / "sections.yaml",
+        template=HERE / "report" / "report.html.j2",
+    output:
+        "<results>/report.html",
+    log:
+        "<logs>/report.log",
+    conda:
+        "../envs/workflow.yaml"
+    params:
+        settings=options({"settings": study.report_settings(config)}),
+    shell:
+        "$WORKFLOW_PYTHON $SCRIPTS/make_report.py --tables {input.tables} --figures {input.figures}"
+        " --sections {input.sections} --template {input.template} {params.settings}"
+        " --output {output} >{log} 2>&1"

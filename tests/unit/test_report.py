@@ -1,0 +1,89 @@
+"""The report: tables and figures in the section of their kind, and nothing from outside."""
+
+import re
+from pathlib import Path
+
+import matplotlib.figure
+import pandas
+import pytest
+from conftest import PROJECT
+
+from portllm import report, tables
+from portllm.errors import InputError
+
+SECTIONS = PROJECT / "report" / "sections.yaml"
+TEMPLATE = PROJECT / "report" / "report.html.j2"
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    """A report of two tables, one of a kind that no section names, and a figure."""
+    numbers = pandas.DataFrame({"recovery": [0.5, 1.0, None], "task": ["a", "b & <c>", "d"]})
+    text = numbers.astype(str).assign(task=["a", "b & <c>", "‖θ‖"])
+    for name in ("shares", "odd"):
+        numbers.to_csv(tmp_path / f"{name}.csv", index=False)
+        (tmp_path / f"{name}.tex").write_text("\\begin{tabular}")
+        note = "\nFile x is cut off.\n" if name == "odd" else ""
+        (tmp_path / f"{name}.md").write_text(tables.to_markdown(text) + note)
+    drawing = matplotlib.figure.Figure()
+    for kind in ("svg", "png"):
+        drawing.savefig(tmp_path / f"bars.{kind}")
+    (tmp_path / "bars.csv").write_text("a,b\n")
+    return report.write(
+        TEMPLATE,
+        report.read_sections(SECTIONS),
+        tables={
+            "odd": ("of a new kind", tmp_path / "odd.md"),
+            "shares": ("recovery", tmp_path / "shares.md"),
+        },
+        figures={"bars": ("recovery", tmp_path / "bars.svg")},
+        study={"title": "Our study", "parts": {"Tasks": ["one", "two"]}},
+    )
+
+
+def test_it_opens_offline(page: str) -> None:
+    outside = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
+    assert outside == []
+    assert "<script" not in page
+
+
+def test_tables_stand_where_their_kind_belongs(page: str) -> None:
+    titles = re.findall(r"<h2[^>]*>(.*?)</h2>", page)
+    assert titles == ["What was run", "How much of the gain is kept?", report.REST]
+    assert page.index("table-shares") < page.index(f">{report.REST}</h2>") < page.index("table-odd")
+    assert "Table 1 (shares)" in page
+    assert "Table 2 (odd)" in page
+
+
+def test_text_is_text(page: str) -> None:
+    assert "b &amp; &lt;c&gt;" in page
+    assert "‖θ‖" in page
+    assert "one; two" in page
+    assert '<p class="note">File x is cut off.</p>' in page
+
+
+def test_every_exhibit_carries_its_numbers(page: str) -> None:
+    downloads = re.findall(r'download="([^"]*)"', page)
+    assert sorted(downloads) == [
+        *("bars.csv", "bars.png", "bars.svg"),
+        *("odd.csv", "odd.tex", "shares.csv", "shares.tex"),
+    ]
+
+
+def test_it_begins_with_what_was_found(page: str) -> None:
+    assert "recover 75 % of what re-fine-tuning gains, a mean over 2 comparisons" in page
+    assert "(50 % to 100 %; 1 others gain too little to divide by)" in page
+
+
+def test_every_kind_has_a_place_and_a_caption() -> None:
+    sections = report.read_sections(SECTIONS)
+    placed = {kind for section in sections for kind in section["tables"]}
+    assert set(tables.KINDS) <= placed
+    captions = [text for section in sections for text in section["tables"].values()]
+    assert all(len(caption) > 30 for caption in captions)
+
+
+def test_sections_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "sections.yaml").write_text("title: [")
+    with pytest.raises(InputError, match=r"sections.yaml: no list of sections"):
+        report.read_sections(tmp_path / "sections.yaml")
