@@ -1,0 +1,66 @@
+"""The share of re-fine-tuning's gain that a port recovers."""
+
+import math
+from dataclasses import dataclass
+
+import numpy
+from numpy.typing import NDArray
+
+from portllm.statistics import aggregations, resampling
+from portllm.statistics.estimates import RESAMPLES, SEED
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """(ported − zero-shot) / (re-fine-tuned − zero-shot), and the gain that it divides by.
+
+    `value`, `low` and `high` are missing (NaN) where the gain is within noise.
+    """
+
+    value: float
+    low: float
+    high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    n: int
+    seeds: int
+
+
+def recovery(
+    ported: NDArray,
+    zero_shot: NDArray,
+    re_fine_tuned: NDArray,
+    aggregation: str = "mean",
+    *,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Recovery:
+    """Recovery ratio with its interval by the paired bootstrap of all three arms together.
+
+    Arms are as in `paired`. A ratio means nothing where its denominator may be zero: it is stated
+    only where the gain's own interval lies above zero. Then at most (1 − level)/2 of the resamples
+    have no gain, and these count as minus infinity for the lower end and as infinity for the upper.
+    With that the interval holds every ρ for which ported − zero-shot − ρ · gain may be zero, as
+    Fieller's (1954) does for normal means; a percentile interval of the plain quotients would take
+    a negative over a negative gain for a good recovery.
+    """
+    arms = [aggregations.arm(values, aggregation) for values in (ported, zero_shot, re_fine_tuned)]
+    scores = [float(aggregations.by_seed(values, aggregation).mean()) for values in arms]
+    drawn = resampling.resampled(arms, aggregation, resamples, seed)
+    reached, gains = drawn[0] - drawn[1], drawn[2] - drawn[1]
+    gain = scores[2] - scores[1]
+    gain_low, gain_high = resampling.percentiles(gains, level)
+    value = low = high = math.nan
+    if gain_low > 0:
+        value = (scores[0] - scores[1]) / gain
+        positive = gains > 0
+        quotients = numpy.divide(reached, gains, out=numpy.zeros_like(gains), where=positive)
+        tail = (1 - level) / 2
+        lowest = numpy.where(positive, quotients, -math.inf)
+        highest = numpy.where(positive, quotients, math.inf)
+        low = float(numpy.quantile(lowest, tail, method="higher"))
+        high = float(numpy.quantile(highest, 1 - tail, method="lower"))
+    seeds = max(values.shape[1] for values in arms)
+    return Recovery(value, low, high, gain, gain_low, gain_high, len(arms[0]), seeds)

@@ -1,0 +1,106 @@
+"""Several seeds on the same items: their spread, and item noise told apart from seed noise."""
+
+import math
+from dataclasses import dataclass
+
+import numpy
+from numpy.typing import NDArray
+from scipy import stats
+
+from portllm.errors import InputError
+from portllm.statistics import aggregations
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Mean over seeds and the standard deviation between them (missing for one seed)."""
+
+    mean: float
+    sd: float
+    seeds: int
+    n: int
+
+
+def over_seeds(values: NDArray, aggregation: str = "mean") -> Seeds:
+    """Mean and standard deviation (divisor S − 1) of the scores of S seeds.
+
+    `values` are (items, seeds), or (items, seeds, 2) pairs for `f1` and `mcc`.
+    """
+    items = aggregations.arm(values, aggregation)
+    scores = aggregations.by_seed(items, aggregation)
+    sd = float(numpy.std(scores, ddof=1)) if len(scores) > 1 else math.nan
+    return Seeds(float(scores.mean()), sd, len(scores), len(items))
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """The mean of items × seeds, and where its noise comes from.
+
+    `item_stderr` is what more items would lessen, `seed_stderr` what more seeds would, and
+    `residual_stderr` what either would; `stderr` is all of them together, with `df` degrees of
+    freedom in the interval.
+    """
+
+    mean: float
+    item_variance: float
+    seed_variance: float
+    residual_variance: float
+    item_stderr: float
+    seed_stderr: float
+    residual_stderr: float
+    stderr: float
+    df: float
+    low: float
+    high: float
+    seeds: int
+    n: int
+
+
+def mixed(values: NDArray, level: float = 0.95) -> Mixed:
+    """Split the noise of (items, seeds) values in that of items and that of seeds.
+
+    The model is value = mean + item + seed + residual, all random, with items and seeds crossed,
+    since every seed answers the same items. Its variances are estimated from the mean squares of
+    the two-way table without replication (Searle, Casella and McCulloch 1992, Variance Components,
+    section 4.3; negative ones are zero), the degrees of freedom by Satterthwaite (1946). Values may
+    be right and wrong: no step needs them to be normal but the interval of the mean.
+    Raises InputError with fewer than two seeds or items.
+    """
+    table = aggregations.arm(values, "mean")
+    n, seeds = table.shape
+    if seeds < 2:
+        raise InputError("telling items from seeds needs two seeds or more; found 1")
+    mean = table.mean()
+    item_means, seed_means = table.mean(axis=1), table.mean(axis=0)
+    residual = table - item_means[:, None] - seed_means + mean
+    of_items = seeds * float(((item_means - mean) ** 2).sum()) / (n - 1)
+    of_seeds = n * float(((seed_means - mean) ** 2).sum()) / (seeds - 1)
+    of_residual = float((residual**2).sum()) / ((n - 1) * (seeds - 1))
+    item = max(0.0, (of_items - of_residual) / seeds)
+    seed = max(0.0, (of_seeds - of_residual) / n)
+    # What is left out is a mean square whose component is zero; another one has its noise already.
+    residual_df = (n - 1) * (seeds - 1)
+    parts = [(of_items, n - 1, item > 0), (of_seeds, seeds - 1, seed > 0)]
+    kept = [(square, df) for square, df, positive in parts if positive]
+    if len(kept) != 1:
+        kept.append((-of_residual if kept else of_residual, residual_df))
+    total = sum(square for square, _ in kept)
+    spread = sum(square**2 / df for square, df in kept)
+    df = total**2 / spread if spread > 0 else float(n - 1)
+    stderr = math.sqrt(total / (n * seeds))
+    margin = float(stats.t.ppf((1 + level) / 2, df)) * stderr
+    return Mixed(
+        mean=float(mean),
+        item_variance=item,
+        seed_variance=seed,
+        residual_variance=of_residual,
+        item_stderr=math.sqrt(item / n),
+        seed_stderr=math.sqrt(seed / seeds),
+        residual_stderr=math.sqrt(of_residual / (n * seeds)),
+        stderr=stderr,
+        df=df,
+        low=float(mean) - margin,
+        high=float(mean) + margin,
+        seeds=seeds,
+        n=n,
+    )
