@@ -231,10 +231,25 @@ def artefact_paths():
     return [*sorted(versions), *sorted(patches), *sorted(ports), *score_paths(".json")]
 
 
+def item_paths(settings, suffix):
+    """Results, or items, of the scoring jobs whose items a table or figure compares."""
+    jobs = study.jobs_with_items(config, settings)
+    return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in jobs]
+
+
+def figure_inputs(figure):
+    """What a figure is made from."""
+    return ["<results>/scores.csv", *item_paths(config["figures"][figure], ".json")]
+
+
 def table_inputs(table):
     """What a table is made from, by its kind."""
     settings = config["tables"][table]
     match settings["kind"]:
+        case "recovery":
+            return ["<results>/scores.csv", *item_paths(settings, ".json")]
+        case "comparisons" | "seeds":
+            return item_paths(settings, ".json")
         case "versions":
             return movement_paths()
         case "norms":

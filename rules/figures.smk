@@ -4,7 +4,9 @@ localrules:
 
 rule figure:
     input:
-        "<results>/scores.csv",
+        sources=lambda wildcards: figure_inputs(wildcards.figure),
+        # Found beside the sources, by their names.
+        samples=lambda wildcards: item_paths(config["figures"][wildcards.figure], ".samples.jsonl"),
     output:
         report(
             "<results>/figures/{figure}.svg",
@@ -22,5 +24,5 @@ rule figure:
             {"settings": study.figure_settings(config, wildcards.figure)}
         ),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input} {params.settings}"
+        "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input.sources} {params.settings}"
         " --output {output} >{log} 2>&1"

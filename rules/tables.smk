@@ -5,6 +5,8 @@ localrules:
 rule table:
     input:
         sources=lambda wildcards: table_inputs(wildcards.table),
+        # Found beside the sources, by their names.
+        samples=lambda wildcards: item_paths(config["tables"][wildcards.table], ".samples.jsonl"),
         published=lambda wildcards: config["tables"][wildcards.table].get("published", []),
     output:
         report(

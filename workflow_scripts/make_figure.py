@@ -10,13 +10,18 @@ from portllm.command_line import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scores", type=Path, help="scores.csv")
     parser.add_argument(
-        "--settings", type=json.loads, required=True, help="JSON: kind, arms, recovery, size"
+        "sources", type=Path, nargs="+", help="scores.csv, then result files with items beside them"
+    )
+    parser.add_argument(
+        "--settings",
+        type=json.loads,
+        required=True,
+        help="JSON: kind, arms, recovery, statistics, size",
     )
     parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
-    figure = figures.KINDS[arguments.settings["kind"]](arguments.scores, arguments.settings)
+    figure = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:
             kind = path.suffix.lstrip(".")

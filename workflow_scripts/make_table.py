@@ -10,9 +10,17 @@ from portllm.command_line import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("sources", type=Path, nargs="+", help="scores.csv, or measurements")
     parser.add_argument(
-        "--settings", type=json.loads, required=True, help="JSON: kind, arms, recovery, selection"
+        "sources",
+        type=Path,
+        nargs="+",
+        help="scores.csv, result files with items beside them, or measurements, by the kind",
+    )
+    parser.add_argument(
+        "--settings",
+        type=json.loads,
+        required=True,
+        help="JSON: kind, arms, recovery, statistics, selection",
     )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()

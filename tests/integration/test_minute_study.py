@@ -95,6 +95,15 @@ def test_tables_show_the_scores(results: Path) -> None:
     ]
     costs = pandas.read_csv(results / "tables" / "efficiency.csv").set_index(["task", "arm"])
     assert costs.loc[("demo_yes_no", "porting"), "trainable_parameters"] == 0
+    # Both versions against no patch, the second against re-fine-tuning too, in three metrics.
+    compared = pandas.read_csv(results / "tables" / "comparisons.csv")
+    assert len(compared) == 3 * 3
+    values = table.set_index(["applied_to", "trained_on", "method", "metric"])["value"]
+    for row in compared.itertuples():
+        other = ("none", "none") if row.against == "zero-shot" else (row.applied_to, "direct")
+        ported = values[row.applied_to, "base", "direct", row.metric]
+        assert row.value == pytest.approx(ported - values[row.applied_to, *other, row.metric])
+    assert (compared["n"] == 40).all()
     for ending in ("svg", "png"):
         assert (results / "figures" / f"recovery.{ending}").stat().st_size > 1000
 

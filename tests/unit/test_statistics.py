@@ -192,7 +192,11 @@ def test_a_difference_of_f1() -> None:
     assert found.value == pytest.approx(f1_score(*good.T) - f1_score(*better.T))
     assert found.low < found.value < found.high < 0
     assert found.p_value < 0.01
-    assert statistics.difference(good, good, "f1").p_value == 1
+    # Equal answers to these items do not prove equal arms.
+    alike = statistics.difference(good, good, "f1")
+    assert (alike.value, alike.p_value) == (0, 1)
+    assert math.isnan(alike.low)
+    assert statistics.equivalence(good, good, 0.01, "f1").p_inside == 1
     assert statistics.difference(good, better, "f1") == found
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pandas
 import pytest
+from scipy import stats
 
-from portllm import figures, files, scores, tables
+from portllm import figures, files, paired_tables, scores, tables
+from portllm.errors import InputError
 
 ARMS = {
     "zero-shot": {"trained_on": "none", "applied_to": "all", "method": "direct"},
@@ -19,7 +21,8 @@ RECOVERY = {
     "ported": "ported",
     "re_fine_tuned": "re-fine-tuned",
 }
-SETTINGS = {"arms": ARMS, "recovery": RECOVERY}
+STATISTICS = {"level": 0.95, "resamples": 1000, "seed": 1}
+SETTINGS = {"arms": ARMS, "recovery": RECOVERY, "statistics": STATISTICS}
 
 # version, trained_on, seed, value of "easy", value of "hard"
 VALUES = [
@@ -55,11 +58,11 @@ def test_main_table(source: Path) -> None:
     assert list(text.columns) == [
         "version",
         "arm",
-        "easy",
-        "hard (strict-match)",
-        "hard (flexible-extract)",
+        "easy, n = 400",
+        "hard (strict-match), n = 400",
+        "hard (flexible-extract), n = 400",
     ]
-    assert text[["version", "arm", "easy"]].to_numpy().tolist() == [
+    assert text[["version", "arm", "easy, n = 400"]].to_numpy().tolist() == [
         ["base", "zero-shot", "50.0 ± 2.0"],
         ["base", "fine-tuned", "90.0 ± 2.0"],
         ["v2", "zero-shot", "50.0 ± 2.0"],
@@ -68,19 +71,39 @@ def test_main_table(source: Path) -> None:
     ]
 
 
+def test_the_main_tables_numbers_have_intervals(source: Path) -> None:
+    numbers = tables.main([source], {**SETTINGS, "kind": "main"}).numbers
+    first = numbers.iloc[0]
+    theirs = stats.binomtest(200, 400).proportion_ci(method="wilson")
+    assert (first["low"], first["high"]) == pytest.approx((theirs.low, theirs.high))
+    # A score that is no share of right items has the normal interval of lm-eval's error.
+    ends = tables.score_interval(0.7, 0.02, 400, "f1,none", 0.95)
+    assert ends == pytest.approx((0.6608, 0.7392), abs=1e-4)
+
+
+def test_scores_of_other_numbers_of_items_are_in_no_common_table(source: Path) -> None:
+    table = pandas.read_csv(source)
+    table.loc[0, "n"] = 399
+    table.to_csv(source, index=False)
+    message = "m/v2/easy, zero-shot: found 400 items, expected the 399 of m/base/easy, zero-shot"
+    for make in (tables.main, paired_tables.recovery):
+        with pytest.raises(InputError, match=message):
+            make([source], SETTINGS)
+
+
 def test_selection_of_tasks_and_versions(source: Path) -> None:
     chosen = {**SETTINGS, "kind": "main", "tasks": ["easy"], "versions": ["v2"]}
     text = tables.main([source], chosen).text
-    assert list(text.columns) == ["version", "arm", "easy"]
+    assert list(text.columns) == ["version", "arm", "easy, n = 400"]
     assert set(text["version"]) == {"v2"}
 
 
 def test_recovery_is_stated_only_where_there_is_a_gain(source: Path) -> None:
-    numbers = tables.recovery_numbers(source, SETTINGS).set_index(["task", "metric"])
+    numbers = paired_tables.recovery_numbers([source], SETTINGS).set_index(["task", "metric"])
     # (0.85 − 0.5) / (0.9 − 0.5) with the ported seeds' mean; the hard task gains 0.1 only.
     assert numbers.loc[("easy", "acc,none"), "recovery"] == pytest.approx(0.875)
     assert numbers.loc["hard", "recovery"].isna().all()
-    text = tables.recovery([source], SETTINGS).text
+    text = paired_tables.recovery([source], SETTINGS).text
     assert text["recovery"].tolist() == ["88%", "–", "–", "88%"]
     assert text["model"].iloc[-1] == "mean of 1 of 3"
 
@@ -117,7 +140,7 @@ def test_versions_table(tmp_path: Path) -> None:
 
 
 def test_the_figure_shows_every_version(source: Path) -> None:
-    figure = figures.recovery(source, {**SETTINGS, "width": 6, "height": 3})
+    figure = figures.recovery([source], {**SETTINGS, "width": 6, "height": 3})
     axes = figure.axes[0]
     assert "v2" in [label.get_text() for label in axes.get_xticklabels()]
     assert "%" in axes.get_ylabel()
@@ -129,7 +152,11 @@ def test_the_figure_shows_every_version(source: Path) -> None:
 def test_collecting_results(tmp_path: Path) -> None:
     metrics = {"acc,none": {"value": 0.5, "stderr": None, "n": 7}}
     cell = {"trained_on": "none", "method": "none", "seed": None, "metrics": metrics}
-    result = {"names": {"model": "m", "task": "t", "applied_to": "base"}, "cells": [cell]}
+    result = {
+        "names": {"model": "m", "task": "t", "applied_to": "base"},
+        "lm_eval": {"task": "t", "version": 1.0},
+        "cells": [cell],
+    }
     files.write_json(tmp_path / "t.json", result)
     table = scores.collect([tmp_path / "t.json"])
     table.to_csv(tmp_path / "scores.csv", index=False)
@@ -137,6 +164,42 @@ def test_collecting_results(tmp_path: Path) -> None:
     assert list(read.columns) == scores.COLUMNS
     assert read.iloc[0][["seed", "metric", "n"]].tolist() == ["none", "acc,none", 7]
     assert pandas.isna(read.iloc[0]["stderr"])
+
+
+def _result(path: Path, version: float, items: int) -> Path:
+    metrics = {"acc,none": {"value": 0.5, "stderr": None, "n": items}}
+    cell = {"trained_on": "none", "method": "none", "seed": None, "metrics": metrics}
+    names = {"model": "m", "task": "t", "applied_to": path.stem}
+    lm_eval = {"task": "t", "version": version}
+    files.write_json(path, {"names": names, "lm_eval": lm_eval, "cells": [cell]})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "items", "message"),
+    [
+        (
+            2.0,
+            7,
+            "v2.json: found version 2.0 of the task t, expected that of .*base.json, which is",
+        ),
+        (
+            1.0,
+            6,
+            "v2.json: found 6 items of the task t, expected those of .*base.json, which are 7",
+        ),
+    ],
+)
+def test_results_that_cannot_be_compared_are_not_collected(
+    tmp_path: Path, version: float, items: int, message: str
+) -> None:
+    results = [_result(tmp_path / "base.json", 1.0, 7), _result(tmp_path / "v1.json", 1.0, 7)]
+    assert len(scores.collect(results)) == 2
+    with pytest.raises(InputError, match=message):
+        scores.collect([*results, _result(tmp_path / "v2.json", version, items)])
+    files.write_json(tmp_path / "other.json", {"results": {}})
+    with pytest.raises(InputError, match=r"other.json: not the result of a scoring job"):
+        scores.collect([tmp_path / "other.json"])
 
 
 def _manifest(directory: Path, stage: str, seconds: float, peaks: list[int]) -> Path:

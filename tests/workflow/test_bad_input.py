@@ -46,6 +46,14 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: config["patch"].update(loss_on="completions"),
         ["config.yaml: patch.loss_on", "'completions'", "nearest: completion"],
     ),
+    "margin of zero": (
+        lambda config: config.update(statistics={"margin": 0}),
+        ["config.yaml: statistics.margin", "0", "minimum"],
+    ),
+    "level in per cent": (
+        lambda config: config.update(statistics={"level": 95}),
+        ["config.yaml: statistics.level", "95", "maximum of 1"],
+    ),
     "bad name": (
         lambda config: config["tasks"].update({"a/b": {}}),
         ["config.yaml: tasks", "'a/b'", "Letters, digits"],

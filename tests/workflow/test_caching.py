@@ -9,9 +9,9 @@ from conftest import Checkout, copy_state, make_checkout, use_stand_ins
 
 STUDY = "config.yaml"
 # The tables of versions, norms and efficiency read no scores; costs are those of scores too.
-LAST = {"scores": 1, "table": 4, "figure": 1, "report": 1}
+LAST = {"scores": 1, "table": 5, "figure": 1, "report": 1}
 # What new patches bring beside: norms of each port, and all tables but that of versions.
-PATCHED = {"norms": 9, "scores": 1, "table": 6, "figure": 1, "report": 1}
+PATCHED = {"norms": 9, "scores": 1, "table": 7, "figure": 1, "report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_new_evolution(study: Checkout) -> None:
     edit(study, add)
     jobs = study.planned()
     counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
-    assert study.counts() == {**counts, **PATCHED, "norms": 3, "table": 7}
+    assert study.counts() == {**counts, **PATCHED, "norms": 3, "table": 8}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}
@@ -112,7 +112,9 @@ def test_recipe_of_one_evolution(study: Checkout) -> None:
 def test_added_seed(study: Checkout) -> None:
     edit(study, lambda config: config.update(study={"seeds": [1234, 99]}))
     jobs = study.planned()
-    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **PATCHED}
+    # With a second seed there is a table of seeds.
+    counts = {"patch": 12, "transplant": 9, "score": 12, **PATCHED, "table": 6}
+    assert study.counts() == counts
     trained = [wildcards for rule, wildcards in jobs if rule in ("patch", "transplant", "norms")]
     assert {wildcards["seed"] for wildcards in trained} == {"99"}
 
@@ -138,6 +140,7 @@ def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
         "efficiency": {"kind": "efficiency"},
         "costs": {"kind": "costs"},
         "provenance": {"kind": "provenance"},
+        "comparisons": {"kind": "comparisons"},
     }
     edit(study, lambda config: config.update(tables=tables))
     assert study.counts() == {"table": 1, "report": 1}
@@ -146,6 +149,24 @@ def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
 def test_what_counts_as_a_gain_redoes_only_what_states_recovery(study: Checkout) -> None:
     edit(study, lambda config: config.update(recovery={"minimum_gain": 0.1}))
     assert study.counts() == {"table": 1, "figure": 1, "report": 1}
+
+
+@pytest.mark.parametrize(
+    ("setting", "tables", "figures"),
+    [
+        ({"margin": 3}, ["comparisons"], []),
+        ({"resamples": 2000}, ["comparisons", "recovery"], ["recovery"]),
+        ({"level": 0.9}, ["comparisons", "main", "recovery"], ["recovery"]),
+    ],
+)
+def test_a_setting_of_the_statistics_redoes_only_what_uses_it(
+    study: Checkout, setting: dict[str, float], tables: list[str], figures: list[str]
+) -> None:
+    edit(study, lambda config: config.update(statistics=setting))
+    jobs = study.planned()
+    assert sorted(wildcards["table"] for rule, wildcards in jobs if rule == "table") == tables
+    assert [wildcards["figure"] for rule, wildcards in jobs if rule == "figure"] == figures
+    assert {rule for rule, _ in jobs} <= {"table", "figure", "report"}
 
 
 def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:

@@ -8,7 +8,8 @@ import matplotlib
 import pandas
 from matplotlib.figure import Figure
 
-from portllm import tables
+from portllm import paired_tables
+from portllm.table_text import column_names
 
 # Equal scores give equal files.
 matplotlib.rcParams["svg.hashsalt"] = "portllm"
@@ -20,8 +21,16 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
 
 
-def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
-    """Grouped bars: a group for each row, a bar for each column; missing values say so."""
+def _bars(
+    table: pandas.DataFrame,
+    settings: Settings,
+    unit: str,
+    intervals: tuple[pandas.DataFrame, pandas.DataFrame],
+) -> Figure:
+    """Grouped bars: a group for each row, a bar for each column; missing values say so.
+
+    `intervals` are lower and upper ends, shaped like the table; a bar may have none.
+    """
     figure = Figure(figsize=(settings["width"], settings["height"]), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(table.columns)
@@ -36,9 +45,19 @@ def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
             hatch=HATCHES[number % len(HATCHES)],
             edgecolor="white",
         )
-        for place, value in zip(places, table[column], strict=True):
+        lows, highs = (ends[column].fillna(table[column]) for ends in intervals)
+        axes.errorbar(
+            places,
+            table[column],
+            yerr=[table[column] - lows, highs - table[column]],
+            fmt="none",
+            ecolor="black",
+            elinewidth=1.1,
+            capsize=2,
+        )
+        for place, value, high in zip(places, table[column], highs, strict=True):
             text = "n/a" if pandas.isna(value) else f"{value:.0f}"
-            height = 0 if pandas.isna(value) else max(value, 0)
+            height = 0 if pandas.isna(value) else max(value, high, 0)
             axes.annotate(
                 text,
                 (place, height),
@@ -64,23 +83,31 @@ def _version_label(models: pandas.Series) -> Callable[[pandas.Series], str]:
     return lambda row: row["applied_to"] if single else f"{row['model']}\n{row['applied_to']}"
 
 
-def recovery(source: Path, settings: Settings) -> Figure:
-    """Share of re-fine-tuning's gain that the port recovers, per version and task."""
-    numbers = tables.recovery_numbers(source, settings)
-    names = tables.column_names(numbers)
+def recovery(sources: list[Path], settings: Settings) -> Figure:
+    """Share of re-fine-tuning's gain that the port recovers, with intervals, per version and task.
+
+    `sources` are the table of scores and the result files of scoring jobs.
+    """
+    numbers = paired_tables.recovery_numbers(sources, settings)
+    names = column_names(numbers)
     label = _version_label(numbers["model"])
     numbers = numbers.assign(
         version=numbers.apply(label, axis=1),
         column=[names[pair] for pair in zip(numbers["task"], numbers["metric"], strict=True)],
-        percent=numbers["recovery"] * 100,
     )
-    wide = numbers.pivot(index="version", columns="column", values="percent")
-    wide = wide.loc[list(dict.fromkeys(numbers["version"])), list(dict.fromkeys(names.values()))]
-    figure = _bars(wide, settings, "recovered gain (%)")
+
+    def percent(name: str) -> pandas.DataFrame:
+        wide = numbers.pivot(index="version", columns="column", values=name) * 100
+        return wide.loc[
+            list(dict.fromkeys(numbers["version"])), list(dict.fromkeys(names.values()))
+        ]
+
+    intervals = percent("low"), percent("high")
+    figure = _bars(percent("recovery"), settings, "recovered gain (%)", intervals)
     figure.axes[0].axhline(100, color="0.3", linewidth=0.8, linestyle="--")
     return figure
 
 
-KINDS: dict[str, Callable[[Path, Settings], Figure]] = {
+KINDS: dict[str, Callable[[list[Path], Settings], Figure]] = {
     "recovery": recovery,
 }

@@ -157,15 +157,17 @@ def native_patch(cell: Cell) -> Patch:
     return Patch(cell.model, cell.applied_to, cell.task, cell.seed or 0)
 
 
-def selected_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
-    """Cells that a table or figure selects by its models, tasks and versions."""
-    return [
-        cell
-        for cell in cells(config)
-        if cell.model in settings.get("models", [cell.model])
+def _is_selected(cell: Cell, settings: dict[str, Any]) -> bool:
+    return (
+        cell.model in settings.get("models", [cell.model])
         and cell.task in settings.get("tasks", [cell.task])
         and cell.applied_to in settings.get("versions", [cell.applied_to])
-    ]
+    )
+
+
+def selected_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Cells that a table or figure selects by its models, tasks and versions."""
+    return [cell for cell in cells(config) if _is_selected(cell, settings)]
 
 
 def compared_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
@@ -192,12 +194,51 @@ def moved_versions(config: Config) -> list[tuple[str, str]]:
     ]
 
 
+def _arms_of_jobs(
+    config: Config, settings: dict[str, Any]
+) -> dict[tuple[str, str, str], dict[str, set[Cell]]]:
+    """Scoring jobs (model, version, task) that are selected, each with the cells of its arms."""
+    jobs: dict[tuple[str, str, str], dict[str, set[Cell]]] = {}
+    for model in chosen(config, "models"):
+        for task in chosen(config, "tasks"):
+            for arm in chosen(config, "arms"):
+                for cell in arm_cells(config, arm, model, task):
+                    if _is_selected(cell, settings):
+                        arms = jobs.setdefault((model, cell.applied_to, task), {})
+                        arms.setdefault(arm, set()).add(cell)
+    return jobs
+
+
+def jobs_with_items(config: Config, settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Scoring jobs (model, version, task) whose items a table or figure compares."""
+    roles = config["recovery"]
+    others = {roles["zero_shot"], roles["re_fine_tuned"]}
+    ported = set(settings.get("arms", [roles["ported"]]))
+    found = []
+    for job, arms in _arms_of_jobs(config, settings).items():
+        match settings["kind"]:
+            case "recovery":
+                wanted = {roles["ported"], *others} <= arms.keys()
+            case "comparisons":
+                wanted = bool(ported & arms.keys() and others & arms.keys())
+            case "seeds":
+                shown = settings.get("arms", arms.keys())
+                wanted = any(len(arms[arm]) > 1 for arm in shown if arm in arms)
+            case _:
+                wanted = False
+        if wanted:
+            found.append(job)
+    return found
+
+
 def has_rows(config: Config, settings: dict[str, Any]) -> bool:
     """Whether a table or figure would have anything to show in this study."""
     if settings["kind"] == "versions":
         return bool(moved_versions(config))
     if settings["kind"] in ("recovery", "norms", "efficiency"):
         return bool(compared_cells(config, settings))
+    if settings["kind"] in ("comparisons", "seeds"):
+        return bool(jobs_with_items(config, settings))
     return bool(selected_cells(config, settings))
 
 
@@ -280,21 +321,41 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
     return {"method": definition["kind"], "parameter": parameters or None}
 
 
+def _statistics(config: Config, kind: str) -> dict[str, Any]:
+    """The settings of the statistics that a kind of table or figure computes."""
+    drawn = ("level", "resamples", "seed")
+    names = {
+        "main": ("level",),
+        "recovery": drawn,
+        "comparisons": ("margin", *drawn),
+        "seeds": ("level",),
+    }
+    return {name: config["statistics"][name] for name in names.get(kind, ())}
+
+
 def table_settings(config: Config, table: str) -> dict[str, Any]:
-    """What a table needs: its own settings, and the arms and recovery where it reads them."""
+    """What a table needs: its own settings, and the arms, recovery and statistics it reads."""
     settings = config["tables"][table]
-    if settings["kind"] not in ("main", "recovery"):
+    kind = settings["kind"]
+    if kind not in ("main", "recovery", "comparisons", "seeds"):
         return settings
     wanted = settings.get("arms", chosen(config, "arms"))
-    arms = {arm: config["arms"][arm] for arm in wanted}
-    recovery = {"recovery": config["recovery"]} if settings["kind"] == "recovery" else {}
-    return {**settings, "arms": arms, **recovery}
+    added: dict[str, Any] = {"statistics": _statistics(config, kind)}
+    if kind == "recovery":
+        added["recovery"] = config["recovery"]
+    if kind == "comparisons":
+        added["recovery"] = without(config["recovery"], "minimum_gain")
+        added["ported"] = settings.get("arms", [config["recovery"]["ported"]])
+        wanted = chosen(config, "arms")
+    return {**settings, "arms": {arm: config["arms"][arm] for arm in wanted}, **added}
 
 
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
-    """What a figure of scores needs: its own settings, the arms, and what recovery is."""
+    """What a figure of scores needs: its own settings, the arms, recovery and statistics."""
+    settings = config["figures"][figure]
     arms = {arm: config["arms"][arm] for arm in chosen(config, "arms")}
-    return {**config["figures"][figure], "arms": arms, "recovery": config["recovery"]}
+    statistics = _statistics(config, settings["kind"])
+    return {**settings, "arms": arms, "recovery": config["recovery"], "statistics": statistics}
 
 
 def _arm_text(name: str, arm: dict[str, Any]) -> str:

@@ -5,77 +5,39 @@ its function and register it under its name.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from portllm import manifest, provenance, published, scores
+from portllm import manifest, paired_tables, provenance, published, scores, statistics
 from portllm.files import read_json
-
-PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers for machines, and the same as text for people."""
-
-    numbers: pandas.DataFrame
-    text: pandas.DataFrame
+from portllm.table_text import Settings, Table, column_names, published_text, value_text
 
 
-Settings = dict[str, Any]
+def score_interval(
+    value: float, stderr: float, n: float, metric: str, level: float
+) -> tuple[float, float]:
+    """A score's interval where its items are not at hand.
 
-
-def _factor(metric: str) -> float:
-    return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
-
-
-def value_text(value: float, stderr: float, metric: str) -> str:
-    """A score with its standard error, per cent where the metric is a share."""
-    factor = _factor(metric)
-    shown = f"{value * factor:.1f}"
-    return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
-
-
-def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
-    """A published score beside ours; a star marks one that no number of right answers gives."""
-    factor = _factor(metric)
-    star = "" if possible else "*"
-    return f" [{value * factor:.2f}{star}, {difference * factor:+.1f}]"
-
-
-def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
-    """A task's name, with the metric where the task has several."""
-    pairs = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
-    tasks = [task for task, _ in pairs]
-    names = {}
-    for task, metric in pairs:
-        name, _, variant = metric.partition(",")
-        several = {m.partition(",")[0] for t, m in pairs if t == task}
-        detail = variant if len(several) == 1 else name
-        names[task, metric] = task if tasks.count(task) == 1 else f"{task} ({detail})"
-    return names
-
-
-def _selected(table: pandas.DataFrame, settings: Settings) -> pandas.DataFrame:
-    for column, key in (("model", "models"), ("task", "tasks"), ("applied_to", "versions")):
-        if settings.get(key):
-            table = table[table[column].isin(settings[key])]
-    return table
-
-
-def _arm_scores(source: Path, settings: Settings) -> pandas.DataFrame:
-    arms = scores.of_arms(_selected(scores.read(source), settings), settings["arms"])
-    return scores.over_seeds(arms)
+    Wilson's for a share of right items; else normal, from the standard error, which is lm-eval's
+    bootstrap where the metric has no closed form, as F1 has none.
+    """
+    if metric.partition(",")[0] in scores.PROPORTIONS:
+        return statistics.proportion_interval(value, int(n), level)
+    return statistics.normal_interval(value, stderr, level)
 
 
 def main(sources: list[Path], settings: Settings) -> Table:
     """The paper's main table: rows are the arms of each version, columns the tasks."""
-    numbers = _arm_scores(sources[0], settings)
+    numbers = scores.of_chosen_arms(sources[0], settings)
     versions = list(dict.fromkeys(scores.read(sources[0])["applied_to"]))
-    names = column_names(numbers)
+    counts = scores.item_counts(numbers)
+    names = {pair: f"{name}, n = {counts[pair]}" for pair, name in column_names(numbers).items()}
+    columns = (numbers[name] for name in ("value", "stderr", "n", "metric"))
+    level = settings["statistics"]["level"]
+    ends = [score_interval(*row, level) for row in zip(*columns, strict=True)]
+    numbers[["low", "high"]] = ends
     texts = [
         value_text(*row)
         for row in zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
@@ -100,48 +62,6 @@ def main(sources: list[Path], settings: Settings) -> Table:
     wide = wide.loc[order, list(dict.fromkeys(names.values()))].fillna("–")
     text = wide.reset_index().rename(columns={"applied_to": "version"})
     return Table(numbers, text.drop(columns="model") if len(models) == 1 else text)
-
-
-def recovery_numbers(source: Path, settings: Settings) -> pandas.DataFrame:
-    """Gain of re-fine-tuning and the share of it that the port recovers, per version and task.
-
-    recovery = (ported − zero-shot) / (re-fine-tuned − zero-shot), as a share; missing where the
-    gain is below the least that the study states.
-    """
-    roles = {role: settings["recovery"][role] for role in ("zero_shot", "ported", "re_fine_tuned")}
-    # A pivot would sort the rows; a pivot table can keep the study's order.
-    wide = _arm_scores(source, settings).pivot_table(
-        index=["model", "applied_to", "task", "metric"], columns="arm", values="value", sort=False
-    )
-    wide = wide.rename(columns={arm: role for role, arm in roles.items()})[list(roles)].dropna()
-    gain = wide["re_fine_tuned"] - wide["zero_shot"]
-    share = (wide["ported"] - wide["zero_shot"]) / gain.where(gain != 0)
-    stated = gain >= settings["recovery"]["minimum_gain"]
-    return wide.assign(gain=gain, recovery=share.where(stated)).reset_index()
-
-
-def recovery(sources: list[Path], settings: Settings) -> Table:
-    """Recovery per version and task, and its mean over all rows that state one."""
-    numbers = recovery_numbers(sources[0], settings)
-    shown = numbers.copy()
-    for column in ("zero_shot", "ported", "re_fine_tuned", "gain"):
-        pairs = zip(numbers[column], numbers["metric"], strict=True)
-        shown[column] = [f"{value * _factor(metric):.1f}" for value, metric in pairs]
-    shown["recovery"] = [_share_text(value) for value in numbers["recovery"]]
-    mean = dict.fromkeys(shown.columns, "")
-    stated = int(numbers["recovery"].notna().sum())
-    mean |= {
-        "model": f"mean of {stated} of {len(numbers)}",
-        "recovery": _share_text(numbers["recovery"].mean()),
-    }
-    text = pandas.concat([shown, pandas.DataFrame([mean])], ignore_index=True)
-    text = text.rename(columns={"applied_to": "version"})
-    text.columns = [name.replace("_", "-") for name in text.columns]
-    return Table(numbers, text)
-
-
-def _share_text(value: float) -> str:
-    return "–" if pandas.isna(value) else f"{value:.0%}"
 
 
 def versions(sources: list[Path], settings: Settings) -> Table:
@@ -262,7 +182,9 @@ def origins(sources: list[Path], settings: Settings) -> Table:
 
 KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "main": main,
-    "recovery": recovery,
+    "recovery": paired_tables.recovery,
+    "comparisons": paired_tables.comparisons,
+    "seeds": paired_tables.seeds,
     "versions": versions,
     "norms": norms,
     "efficiency": efficiency,
@@ -272,6 +194,7 @@ KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
 
 _LATEX = {
     "±": r"$\pm$",
+    "<": "$<$",
     "–": "--",
     "−": r"$-$",
     "‖": r"$\|$",

@@ -186,19 +186,26 @@ def _of_resamples(
     drawn = one - other
     scores = [aggregations.by_seed(values, aggregation).mean() for values in (first, second)]
 
+    # Where no item differs no resample does, which tells nothing of the items that were not drawn:
+    # it is no evidence that the arms are equivalent, and no interval.
+    alike = not drawn.any()
+
     # One is added to both counts: the sample itself is a resample (Davison and Hinkley 1997, 4.2).
     def above(bound: float) -> float:
-        return float((1 + (drawn <= bound).sum()) / (1 + resamples))
+        return 1.0 if alike else float((1 + (drawn <= bound).sum()) / (1 + resamples))
 
     def below(bound: float) -> float:
-        return float((1 + (drawn >= bound).sum()) / (1 + resamples))
+        return 1.0 if alike else float((1 + (drawn >= bound).sum()) / (1 + resamples))
+
+    def within(level: float) -> tuple[float, float]:
+        return (math.nan, math.nan) if alike else resampling.percentiles(drawn, level)
 
     return _Evidence(
         value=float(scores[0] - scores[1]),
         stderr=float(drawn.std(ddof=1)),
         above=above,
         below=below,
-        within=lambda level: resampling.percentiles(drawn, level),
+        within=within,
         p_value=min(1.0, 2 * min(above(0.0), below(0.0))),
         test="bootstrap",
         interval="bootstrap",
@@ -241,7 +248,8 @@ def difference(
     One run each of right and wrong items: McNemar's exact test and Tango's interval. Several seeds:
     Student's t with the noise of items and of seeds (`seeds.mixed`). All else: the paired bootstrap
     (Efron and Tibshirani 1993, chapter 13; for metrics such as F1, Koehn 2004), its percentile
-    interval, and twice the smaller share of resamples on one side of zero as p.
+    interval, missing where no item differs, and twice the smaller share of resamples on one side
+    of zero as p.
     Raises InputError for other numbers of items or seeds.
     """
     found, n, columns = _evidence(first, second, aggregation, resamples, seed)
