@@ -8,6 +8,7 @@ rule table:
         # Found beside the sources, by their names.
         samples=lambda wildcards: item_paths(config["tables"][wildcards.table], ".samples.jsonl"),
         published=lambda wildcards: config["tables"][wildcards.table].get("published", []),
+        notes=lambda wildcards: table_notes(wildcards.table),
     output:
         report(
             "<results>/tables/{table}.csv",
@@ -26,5 +27,5 @@ rule table:
             {"settings": study.table_settings(config, wildcards.table)}
         ),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} {params.settings}"
+        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} --notes {input.notes} {params.settings}"
         " --output {output} >{log} 2>&1"

@@ -8,6 +8,10 @@ from portllm import files, tables
 from portllm.command_line import run
 
 
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -22,13 +26,17 @@ def main() -> None:
         required=True,
         help="JSON: kind, arms, recovery, statistics, selection",
     )
+    parser.add_argument(
+        "--notes", type=Path, nargs="*", default=[], help="files of lines to write under the text"
+    )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
     table = tables.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    notes = [*table.notes, *(line for file in arguments.notes for line in _lines(file))]
     contents = (
         table.numbers.to_csv(index=False),
-        tables.to_markdown(table.text),
-        tables.to_latex(table.text),
+        tables.to_markdown(table.text, notes),
+        tables.to_latex(table.text, notes),
     )
     for path, content in zip(arguments.output, contents, strict=True):
         with files.whole_file(path) as partial:

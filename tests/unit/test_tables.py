@@ -181,12 +181,12 @@ def _result(path: Path, version: float, items: int) -> Path:
         (
             2.0,
             7,
-            "v2.json: found version 2.0 of the task t, expected that of .*base.json, which is",
+            "of t cannot be compared: 1.0 as the task's version in .*base.json, 2.0 in .*v2.json",
         ),
         (
             1.0,
             6,
-            "v2.json: found 6 items of the task t, expected those of .*base.json, which are 7",
+            "of t cannot be compared: 7 items in .*base.json, 6 items in .*v2.json",
         ),
     ],
 )

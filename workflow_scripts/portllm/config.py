@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from portllm import adapters, checkpoints, methods, study, task_files
+from portllm import adapters, cell_patterns, checkpoints, methods, study, task_files
 from portllm.errors import InputError, nearest
 from portllm.study import Config
 
@@ -44,7 +44,7 @@ class _Blame:
         dotted = ".".join(str(part) for part in key)
         for path, content in reversed(self._files.items()):
             if _holds(content, key):
-                return f"{path}: {dotted}"
+                return f"{path}: {dotted}" if dotted else str(path)
         first = next(iter(self._files), Path("configuration"))
         return f"{first}: {dotted}" if dotted else str(first)
 
@@ -242,11 +242,31 @@ def _check_evolutions(config: Config, blame: _Blame) -> None:
     _check_parents(config, blame)
 
 
+def _check_imported(config: Config, blame: _Blame) -> None:
+    for name, source in config["imported"].items():
+        try:
+            cell_patterns.rules(source)
+            cell_patterns.find_files(source)
+        except InputError as error:
+            raise InputError(f"{blame.at('imported', name)}.{error}") from None
+        for model in config["models"].keys() & set(source["models"]):
+            own = study.updates({**config, "imported": {}}, model)
+            for version in own.keys() & source["versions"].keys():
+                if own[version] != (number := source["versions"][version]):
+                    place = blame.at("imported", name, "versions", version)
+                    raise InputError(
+                        f"{place}: found update {number}, but it is update {own[version]} of "
+                        f"{model} in this study"
+                    )
+
+
 def _check_arms(config: Config, blame: _Blame) -> None:
     everywhere = {
         version for model in config["models"] for version in study.versions(config, model)
     }
-    known = {study.BASE, *config["evolutions"], *everywhere}
+    imported = config["imported"].values()
+    elsewhere = study.imported_names(config, "versions")
+    known = {study.BASE, *config["evolutions"], *everywhere, *elsewhere}
     for arm, definition in config["arms"].items():
         place = blame.at("arms", arm, "trained_on")
         _check_known(definition["trained_on"], [study.NONE, study.SAME, *known], place, "version")
@@ -256,7 +276,9 @@ def _check_arms(config: Config, blame: _Blame) -> None:
             options = [study.ALL, study.LATER, *known] if isinstance(selector, str) else known
             _check_known(name, options, place, "version")
         place = blame.at("arms", arm, "method")
-        _check_known(definition["method"], config["methods"], place, "method")
+        named = [cell.get("method") for source in imported for cell in source["cells"]]
+        known_methods = [*config["methods"], *filter(None, named)]
+        _check_known(definition["method"], known_methods, place, "method")
     for role in ("zero_shot", "ported", "re_fine_tuned"):
         wanted = config["recovery"][role]
         if study.has_rows(config, {"kind": "recovery"}):
@@ -269,19 +291,42 @@ def _check_tables(config: Config, blame: _Blame) -> None:
         version for model in config["models"] for version in study.sources(config, model)
     } | set(config["evolutions"])
     known = {
-        "models": config["models"],
-        "tasks": config["tasks"],
-        "arms": config["arms"],
-        "versions": everywhere,
+        kind: [*own, *study.imported_names(config, kind)]
+        for kind, own in (
+            ("models", config["models"]),
+            ("tasks", config["tasks"]),
+            ("versions", everywhere),
+        )
     }
-    for table, settings in config["tables"].items():
+    known["arms"] = list(config["arms"])
+    shown = [("tables", name, settings) for name, settings in config["tables"].items()]
+    shown += [("figures", name, settings) for name, settings in config["figures"].items()]
+    for section, name, settings in shown:
         for kind, options in known.items():
-            for name in settings.get(kind, ()):
-                place = blame.at("tables", table, kind)
-                _check_known(name, options, place, kind.removesuffix("s"))
+            for wanted in settings.get(kind, ()):
+                place = blame.at(section, name, kind)
+                _check_known(wanted, options, place, kind.removesuffix("s"))
         published = settings.get("published")
         if published and not Path(published).is_file():
-            raise InputError(f"{blame.at('tables', table, 'published')}: no such file: {published}")
+            raise InputError(f"{blame.at(section, name, 'published')}: no such file: {published}")
+        if settings["kind"] in study.TEMPORAL:
+            _check_chain(config, settings, blame.at(section, name))
+
+
+def _check_chain(config: Config, settings: dict[str, Any], place: str) -> None:
+    """Refuse a table or figure over updates in which two versions are the same update."""
+    models = [*study.chosen(config, "models"), *study.imported_names(config, "models")]
+    for model in settings.get("models", models):
+        versions: dict[int, str] = {}
+        for version, number in study.updates(config, model).items():
+            if version not in settings.get("versions", [version]):
+                continue
+            other = versions.setdefault(number, version)
+            if other != version:
+                raise InputError(
+                    f"{place}: {other} and {version} are both update {number} of {model}; "
+                    "expected one chain of updates, named by `versions`"
+                )
 
 
 def _check_methods(config: Config, blame: _Blame) -> None:
@@ -379,6 +424,7 @@ def load(
     _check_evolutions(config, blame)
     _check_models(config, blame)
     _check_methods(config, blame)
+    _check_imported(config, blame)
     _check_arms(config, blame)
     _check_tasks(config, task_library, blame)
     _check_merged(config, blame)

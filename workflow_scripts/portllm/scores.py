@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 
 from portllm.errors import InputError
@@ -25,11 +26,35 @@ NONE = "none"
 # Metrics that are the share of items that are right, and all that are shown in per cent.
 PROPORTIONS = ("acc", "acc_norm", "exact_match")
 PER_CENT = (*PROPORTIONS, "f1", "mcc")
+# What must be equal for scores of one task to be compared, and in what words.
+COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "examples"}
+SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
 
 
 def factor(metric: str) -> float:
     """By what a score is multiplied to be shown: 100 for a share."""
     return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
+
+
+def metrics(measured: dict[str, Any], count: int) -> dict[str, dict[str, float | int | None]]:
+    """Value, standard error and n of each metric, by its name with its filter (`acc,none`).
+
+    `measured` is what lm-eval says of one task in its `results`, `count` the number of items; a
+    standard error that lm-eval did not work out ("N/A") is None.
+    """
+    found = {}
+    for name, value in measured.items():
+        metric, _, variant = name.partition(",")
+        if not variant or metric.endswith("_stderr"):
+            continue
+        stderr = measured.get(f"{metric}_stderr,{variant}")
+        numeric = isinstance(stderr, int | float | numpy.number)
+        found[name] = {
+            "value": float(value),
+            "stderr": float(stderr) if numeric else None,
+            "n": count,
+        }
+    return found
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -58,53 +83,72 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def collect(results: Iterable[Path]) -> pandas.DataFrame:
-    """The scores of several result files, in their order.
+def _sourced(path: Path) -> list[dict[str, Any]]:
+    result = read_result(path)
+    more = {
+        "task_version": result["lm_eval"]["version"],
+        "few_shot": result.get("parameters", {}).get("few_shot"),
+        "file": str(path),
+    }
+    return [{**row, **more} for row in rows(result)]
 
-    Raises InputError for results of one task that were scored on other numbers of items or in
-    other versions of the task.
+
+def check_comparable(table: pandas.DataFrame, place: str) -> None:
+    """Refuse scores of one task that differ in what a comparison needs to be equal.
+
+    `table` has `SOURCED_COLUMNS`; what a file does not record is not held against it. Raises
+    InputError that begins with `place` and names two files.
     """
-    found = {path: read_result(path) for path in results}
-    check_comparable(found)
-    return pandas.DataFrame(
-        [row for result in found.values() for row in rows(result)], columns=COLUMNS
-    )
+    for task, group in table.groupby("task", sort=False):
+        for column, what in COMPARED.items():
+            values = group[group[column].notna()].drop_duplicates(column)
+            if len(values) > 1:
+                first, second = values.iloc[0], values.iloc[1]
+                raise InputError(
+                    f"{place}: scores of {task} cannot be compared: {first[column]} "
+                    f"{what} in {first['file']}, {second[column]} in {second['file']}"
+                )
 
 
-def check_comparable(results: dict[Path, dict[str, Any]]) -> None:
-    """Refuse scores of one task that lie in no common table: other items, other task versions."""
-    first: dict[str, tuple[Path, str, set[int]]] = {}
-    for path, result in results.items():
-        task = result["names"]["task"]
-        version = str(result["lm_eval"]["version"])
-        counts = {score["n"] for cell in result["cells"] for score in cell["metrics"].values()}
-        place, expected, count = first.setdefault(task, (path, version, counts))
-        again = "score both again (--forcerun score)"
-        if version != expected:
-            raise InputError(
-                f"{path}: found version {version} of the task {task}, expected that of {place}, "
-                f"which is {expected}; {again}"
-            )
-        if len(counts | count) > 1:
-            found, wanted = (", ".join(map(str, sorted(some))) for some in (counts, count))
-            raise InputError(
-                f"{path}: found {found} items of the task {task}, expected those of {place}, which "
-                f"are {wanted}; {again}"
-            )
+def collect(results: Iterable[Path], imported: Iterable[Path] = ()) -> pandas.DataFrame:
+    """The scores of result files of this study, in their order, and imported ones after them.
+
+    Raises InputError where two files give one score, or scores that cannot be compared.
+    """
+    own = [row for path in results for row in _sourced(path)]
+    parts = [pandas.DataFrame(own, columns=SOURCED_COLUMNS), *map(_read_text, imported)]
+    # Without rows, a part has no types that could be joined.
+    table = pandas.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    table["seed"] = table["seed"].astype(str)
+    keys = COLUMNS[: COLUMNS.index("value")]
+    twice = table[table.duplicated(keys, keep=False)]
+    if len(twice):
+        group = twice.sort_values(keys, kind="stable")
+        names = " ".join(str(group.iloc[0][key]) for key in keys)
+        files = " and ".join(group["file"].iloc[:2])
+        raise InputError(f"two files give one score, {names}: {files}")
+    check_comparable(table, "scores")
+    return table[COLUMNS]
 
 
 def read(path: Path) -> pandas.DataFrame:
     """Read the tidy table; names stay text."""
+    return _read_text(path)
+
+
+def _read_text(path: Path) -> pandas.DataFrame:
     text = dict.fromkeys(COLUMNS[:7], str)
-    return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={"stderr": [""]})
+    missing = {name: [""] for name in ("stderr", "task_version", "few_shot")}
+    return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
 
 
-def selected(table: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:
-    """The rows of a table's or figure's models, tasks and versions."""
-    for column, key in (("model", "models"), ("task", "tasks"), ("applied_to", "versions")):
+def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:
+    """The scores that a table or figure selects by models, tasks, versions and metrics."""
+    kinds = {"models": "model", "tasks": "task", "versions": "applied_to", "metrics": "metric"}
+    for key, column in kinds.items():
         if settings.get(key):
-            table = table[table[column].isin(settings[key])]
-    return table
+            scores = scores[scores[column].isin(settings[key])]
+    return scores
 
 
 def of_arms(scores: pandas.DataFrame, arms: dict[str, dict[str, Any]]) -> pandas.DataFrame:

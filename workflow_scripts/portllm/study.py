@@ -16,6 +16,9 @@ SAME = "same"
 ALL = "all"
 LATER = "later"
 
+# Kinds of tables and figures that follow scores over updates.
+TEMPORAL = ("temporal", "trend", "lifetime")
+
 
 @dataclass(frozen=True, order=True)
 class Patch:
@@ -100,6 +103,50 @@ def evolutions(config: Config, model: str) -> list[str]:
 def versions(config: Config, model: str) -> list[str]:
     """All versions of a model: base, releases, evolutions."""
     return [*sources(config, model), *evolutions(config, model)]
+
+
+def updates(config: Config, model: str) -> dict[str, int]:
+    """Which update each version of a model is: its depth in the chain, 0 for the base.
+
+    Imported versions say it themselves. A release has no number, nor has what evolves from it: how
+    many updates a provider made in between is not known.
+    """
+    numbers: dict[str, int] = {}
+    for source in config["imported"].values():
+        if model in source["models"]:
+            numbers |= source["versions"]
+    if model in config["models"]:
+        numbers[BASE] = 0
+        for version in evolutions(config, model):
+            parent = config["evolutions"][version]["from"]
+            if parent in numbers:
+                numbers[version] = numbers[parent] + 1
+    return numbers
+
+
+def imported_names(config: Config, kind: str) -> list[str]:
+    """Names of one kind (models, tasks, versions) that imported scores may have."""
+    found = (name for source in config["imported"].values() for name in source[kind])
+    return list(dict.fromkeys(found))
+
+
+def imported_sources(config: Config, settings: dict[str, Any]) -> list[str]:
+    """Sources of imported scores from which a table or figure selects."""
+
+    def chooses(source: dict[str, Any], kind: str) -> bool:
+        return not set(source[kind]).isdisjoint(settings.get(kind, source[kind]))
+
+    kinds = ("models", "tasks", "versions")
+    return [
+        name
+        for name, source in config["imported"].items()
+        if all(chooses(source, kind) for kind in kinds)
+    ]
+
+
+def imported_settings(config: Config, source: str) -> dict[str, Any]:
+    """What reading a source needs to know: its definition, and the seed where files say none."""
+    return {**config["imported"][source], "seed": config["study"]["seeds"][0]}
 
 
 def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
@@ -239,7 +286,9 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
         return bool(compared_cells(config, settings))
     if settings["kind"] in ("comparisons", "seeds"):
         return bool(jobs_with_items(config, settings))
-    return bool(selected_cells(config, settings))
+    if settings["kind"] in ("costs", "provenance"):
+        return bool(cells(config))
+    return bool(selected_cells(config, settings) or imported_sources(config, settings))
 
 
 def patch_settings(config: Config, task: str) -> dict[str, Any]:
@@ -334,28 +383,38 @@ def _statistics(config: Config, kind: str) -> dict[str, Any]:
 
 
 def table_settings(config: Config, table: str) -> dict[str, Any]:
-    """What a table needs: its own settings, and the arms, recovery and statistics it reads."""
+    """What a table needs: its own settings, and of the study what its kind reads."""
     settings = config["tables"][table]
     kind = settings["kind"]
-    if kind not in ("main", "recovery", "comparisons", "seeds"):
+    if kind in ("versions", "norms", "efficiency", "costs", "provenance"):
         return settings
-    wanted = settings.get("arms", chosen(config, "arms"))
-    added: dict[str, Any] = {"statistics": _statistics(config, kind)}
-    if kind == "recovery":
-        added["recovery"] = config["recovery"]
-    if kind == "comparisons":
-        added["recovery"] = without(config["recovery"], "minimum_gain")
-        added["ported"] = settings.get("arms", [config["recovery"]["ported"]])
-        wanted = chosen(config, "arms")
-    return {**settings, "arms": {arm: config["arms"][arm] for arm in wanted}, **added}
+    return {**settings, **_of_scores(config, settings)}
 
 
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
-    """What a figure of scores needs: its own settings, the arms, recovery and statistics."""
+    """What a figure of scores needs: its own settings, and of the study what its kind reads."""
     settings = config["figures"][figure]
-    arms = {arm: config["arms"][arm] for arm in chosen(config, "arms")}
-    statistics = _statistics(config, settings["kind"])
-    return {**settings, "arms": arms, "recovery": config["recovery"], "statistics": statistics}
+    return {**settings, **_of_scores(config, settings)}
+
+
+def _of_scores(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    kind = settings["kind"]
+    wanted = settings.get("arms", chosen(config, "arms"))
+    found: dict[str, Any] = {}
+    if statistics := _statistics(config, kind):
+        found["statistics"] = statistics
+    if kind == "recovery":
+        found["recovery"] = config["recovery"]
+    if kind == "comparisons":
+        found["recovery"] = without(config["recovery"], "minimum_gain")
+        found["ported"] = settings.get("arms", [config["recovery"]["ported"]])
+        wanted = chosen(config, "arms")
+    if kind in TEMPORAL:
+        models = dict.fromkeys([*chosen(config, "models"), *imported_names(config, "models")])
+        found["updates"] = {model: updates(config, model) for model in models}
+    if kind == "trend":
+        found["lifetime"] = config["lifetime"]
+    return {"arms": {arm: config["arms"][arm] for arm in wanted}, **found}
 
 
 def _arm_text(name: str, arm: dict[str, Any]) -> str:

@@ -10,10 +10,11 @@ from portllm import scores
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers for machines, and the same as text for people."""
+    """Numbers for machines, the same as text for people, and lines to stand under the text."""
 
     numbers: pandas.DataFrame
     text: pandas.DataFrame
+    notes: tuple[str, ...] = ()
 
 
 Settings = dict[str, Any]

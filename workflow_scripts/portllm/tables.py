@@ -4,13 +4,21 @@ A table is its numbers (CSV) and how people read them (Markdown and LaTeX). To a
 its function and register it under its name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from portllm import manifest, paired_tables, provenance, published, scores, statistics
+from portllm import (
+    manifest,
+    paired_tables,
+    provenance,
+    published,
+    scores,
+    statistics,
+    temporal_tables,
+)
 from portllm.files import read_json
 from portllm.table_text import Settings, Table, column_names, published_text, value_text
 
@@ -190,6 +198,8 @@ KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "efficiency": efficiency,
     "costs": costs,
     "provenance": origins,
+    "temporal": temporal_tables.temporal,
+    "trend": temporal_tables.trend,
 }
 
 _LATEX = {
@@ -205,14 +215,25 @@ _LATEX = {
 }
 
 
-def to_latex(text: pandas.DataFrame) -> str:
-    """The table as LaTeX with booktabs rules."""
+def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
+    """The table as LaTeX with booktabs rules, notes in small type under it."""
     latex = text.to_latex(index=False, escape=True)
+    for note in notes:
+        latex += f"\\par{{\\footnotesize {_latex_text(note)}}}\n"
     for symbol, command in _LATEX.items():
         latex = latex.replace(symbol, command)
     return latex
 
 
-def to_markdown(text: pandas.DataFrame) -> str:
-    """The table as Markdown; what is text already is left as it is."""
-    return text.to_markdown(index=False, disable_numparse=True) + "\n"
+def _latex_text(text: str) -> str:
+    # Long file names hold no spaces: a line may end after a slash or an underscore of theirs.
+    special = {character: "\\" + character for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = "".join(special.get(character, character) for character in text)
+    return escaped.replace("/", r"/\allowbreak{}").replace(r"\_", r"\_\allowbreak{}")
+
+
+def to_markdown(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
+    """The table as Markdown, notes under it; what is text already is left as it is."""
+    table = text.to_markdown(index=False, disable_numparse=True) + "\n"
+    return table + "".join(f"\n{note}\n" for note in notes)
