@@ -246,7 +246,8 @@ def _check_arms(config: Config, blame: _Blame) -> None:
     everywhere = {
         version for model in config["models"] for version in study.versions(config, model)
     }
-    known = {study.BASE, *config["evolutions"], *everywhere}
+    elsewhere = study.imported_names(config, "versions")
+    known = {study.BASE, *config["evolutions"], *everywhere, *elsewhere}
     for arm, definition in config["arms"].items():
         place = blame.at("arms", arm, "trained_on")
         _check_known(definition["trained_on"], [study.NONE, study.SAME, *known], place, "version")
@@ -269,19 +270,42 @@ def _check_tables(config: Config, blame: _Blame) -> None:
         version for model in config["models"] for version in study.sources(config, model)
     } | set(config["evolutions"])
     known = {
-        "models": config["models"],
-        "tasks": config["tasks"],
-        "arms": config["arms"],
-        "versions": everywhere,
+        kind: [*own, *study.imported_names(config, kind)]
+        for kind, own in (
+            ("models", config["models"]),
+            ("tasks", config["tasks"]),
+            ("versions", everywhere),
+        )
     }
-    for table, settings in config["tables"].items():
+    known["arms"] = list(config["arms"])
+    shown = [("tables", name, settings) for name, settings in config["tables"].items()]
+    shown += [("figures", name, settings) for name, settings in config["figures"].items()]
+    for section, name, settings in shown:
         for kind, options in known.items():
-            for name in settings.get(kind, ()):
-                place = blame.at("tables", table, kind)
-                _check_known(name, options, place, kind.removesuffix("s"))
+            for wanted in settings.get(kind, ()):
+                place = blame.at(section, name, kind)
+                _check_known(wanted, options, place, kind.removesuffix("s"))
         published = settings.get("published")
         if published and not Path(published).is_file():
-            raise InputError(f"{blame.at('tables', table, 'published')}: no such file: {published}")
+            raise InputError(f"{blame.at(section, name, 'published')}: no such file: {published}")
+        if settings["kind"] in study.TEMPORAL:
+            _check_chain(config, settings, blame.at(section, name))
+
+
+def _check_chain(config: Config, settings: dict[str, Any], place: str) -> None:
+    """Refuse a table or figure over updates in which two versions are the same update."""
+    models = [*study.chosen(config, "models"), *study.imported_names(config, "models")]
+    for model in settings.get("models", models):
+        versions: dict[int, str] = {}
+        for version, number in study.updates(config, model).items():
+            if version not in settings.get("versions", [version]):
+                continue
+            other = versions.setdefault(number, version)
+            if other != version:
+                raise InputError(
+                    f"{place}: {other} and {version} are both update {number} of {model}; "
+                    "expected one chain of updates, named by `versions`"
+                )
 
 
 def _check_methods(config: Config, blame: _Blame) -> None:

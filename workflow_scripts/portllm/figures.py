@@ -1,14 +1,16 @@
 """The figures. To add a kind, write its function and register it under its name."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from portllm import tables
+from portllm import tables, temporal
 
 # Equal scores give equal files.
 matplotlib.rcParams["svg.hashsalt"] = "portllm"
@@ -18,6 +20,10 @@ Settings = dict[str, Any]
 # Okabe & Ito (2008): told apart by colour-blind readers; the hatches do so without colour.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
+# Half the width of a 95 % interval, in standard errors.
+NORMAL_95 = 1.96
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
 def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
@@ -52,11 +58,15 @@ def _bars(table: pandas.DataFrame, settings: Settings, unit: str) -> Figure:
     axes.set_ylabel(unit)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(y=0.12)
-    # About twelve letters of a legend fit an inch beside its marks.
-    letters = settings["width"] * 12 / max(len(column) + 6 for column in table.columns)
-    columns = max(1, min(len(table.columns), int(letters)))
+    columns = _legend_columns(list(table.columns), settings["width"])
     figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
+
+
+def _legend_columns(labels: list[str], width: float) -> int:
+    # About twelve letters of a legend fit an inch beside its marks.
+    letters = width * 12 / max(len(label) + 6 for label in labels)
+    return max(1, min(len(labels), int(letters)))
 
 
 def _version_label(models: pandas.Series) -> Callable[[pandas.Series], str]:
@@ -81,6 +91,74 @@ def recovery(source: Path, settings: Settings) -> Figure:
     return figure
 
 
+def _lines(axes: Axes, part: pandas.DataFrame, arms: list[str], factor: float) -> None:
+    """Lines of one panel; arms stand a little beside each other so that no bar hides another."""
+    updates = sorted(set(part["update"]))
+    steps = [later - earlier for earlier, later in pairwise(updates)]
+    apart = 0.07 * min(steps, default=1)
+    for arm, line in part.groupby("arm", sort=False):
+        style = arms.index(arm)
+        axes.errorbar(
+            line["update"] + apart * (style - (len(arms) - 1) / 2),
+            line["value"] * factor,
+            yerr=NORMAL_95 * line["stderr"].fillna(0) * factor,
+            label=arm,
+            color=COLOURS[style % len(COLOURS)],
+            marker=MARKERS[style % len(MARKERS)],
+            linestyle=LINES[style % len(LINES)],
+            markersize=4,
+            linewidth=1.2,
+            elinewidth=0.8,
+            capsize=2,
+        )
+    axes.set_xticks(updates)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _measure(metric: str) -> str:
+    name = metric.partition(",")[0]
+    return {"acc": "accuracy", "acc_norm": "accuracy"}.get(name, name.replace("_", " "))
+
+
+def lifetime(source: Path, settings: Settings) -> Figure:
+    """Scores over updates: a panel for each task, a line for each arm, with 95 % intervals."""
+    numbers = temporal.numbers(source, settings)
+    names = tables.column_names(numbers)
+    several = numbers["model"].nunique() > 1
+    panels = list(numbers.groupby(["model", "task", "metric"], sort=False))
+    # Panels narrower than two inches cannot hold their labels.
+    columns = max(1, min(len(panels), int(settings["width"] // 2.2)))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(settings["width"], settings["height"] * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    arms = list(settings["arms"])
+    for axes, ((model, task, metric), part) in zip(grid, panels, strict=False):
+        is_share = metric.partition(",")[0] in tables.PER_CENT
+        _lines(axes, part, arms, 100.0 if is_share else 1.0)
+        title = names[task, metric]
+        axes.set_title(f"{model}\n{title}" if several else title, fontsize=9)
+        axes.set_ylabel(_measure(metric) + (" (%)" if is_share else ""))
+        axes.set_xlabel("number of the update")
+    for axes in list(grid)[len(panels) :]:
+        axes.remove()
+    handles = {}
+    for axes in figure.axes:
+        marks, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, marks, strict=True))
+    shown = [arm for arm in arms if arm in handles]
+    figure.legend(
+        [handles[arm] for arm in shown],
+        shown,
+        loc="outside lower center",
+        ncols=_legend_columns(shown, settings["width"]),
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
 KINDS: dict[str, Callable[[Path, Settings], Figure]] = {
     "recovery": recovery,
+    "lifetime": lifetime,
 }

@@ -52,6 +52,15 @@ def read(path: Path) -> pandas.DataFrame:
     return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={"stderr": [""]})
 
 
+def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:
+    """The scores that a table or figure selects by models, tasks, versions and metrics."""
+    kinds = {"models": "model", "tasks": "task", "versions": "applied_to", "metrics": "metric"}
+    for key, column in kinds.items():
+        if settings.get(key):
+            scores = scores[scores[column].isin(settings[key])]
+    return scores
+
+
 def of_arms(scores: pandas.DataFrame, arms: dict[str, dict[str, Any]]) -> pandas.DataFrame:
     """The scores with the arm that each belongs to; a cell of two arms appears twice.
 

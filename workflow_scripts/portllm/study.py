@@ -16,6 +16,9 @@ SAME = "same"
 ALL = "all"
 LATER = "later"
 
+# Kinds of tables and figures that follow scores over updates.
+TEMPORAL = ("temporal", "trend", "lifetime")
+
 
 @dataclass(frozen=True, order=True)
 class Patch:
@@ -100,6 +103,42 @@ def evolutions(config: Config, model: str) -> list[str]:
 def versions(config: Config, model: str) -> list[str]:
     """All versions of a model: base, releases, evolutions."""
     return [*sources(config, model), *evolutions(config, model)]
+
+
+def updates(config: Config, model: str) -> dict[str, int]:
+    """Which update each version of a model is: its depth in the chain, 0 for the base.
+
+    Imported versions say it themselves. A release has no number, nor has what evolves from it: how
+    many updates a provider made in between is not known.
+    """
+    numbers: dict[str, int] = {}
+    for source in config["imported"].values():
+        if model in source["models"]:
+            numbers |= source["versions"]
+    if model in config["models"]:
+        numbers[BASE] = 0
+        for version in evolutions(config, model):
+            parent = config["evolutions"][version]["from"]
+            if parent in numbers:
+                numbers[version] = numbers[parent] + 1
+    return numbers
+
+
+def imported_names(config: Config, kind: str) -> list[str]:
+    """Names of one kind (models, tasks, versions) that imported scores may have."""
+    found = (name for source in config["imported"].values() for name in source[kind])
+    return list(dict.fromkeys(found))
+
+
+def imports_rows(config: Config, settings: dict[str, Any]) -> bool:
+    """Whether a table or figure selects imported scores by its models, tasks and versions."""
+
+    def chooses(source: dict[str, Any], kind: str) -> bool:
+        return not set(source[kind]).isdisjoint(settings.get(kind, source[kind]))
+
+    kinds = ("models", "tasks", "versions")
+    sources = config["imported"].values()
+    return any(all(chooses(source, kind) for kind in kinds) for source in sources)
 
 
 def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
@@ -198,7 +237,7 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
         return bool(moved_versions(config))
     if settings["kind"] in ("recovery", "norms", "efficiency"):
         return bool(compared_cells(config, settings))
-    return bool(selected_cells(config, settings))
+    return bool(selected_cells(config, settings)) or imports_rows(config, settings)
 
 
 def patch_settings(config: Config, task: str) -> dict[str, Any]:
@@ -276,17 +315,27 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
 
 
 def table_settings(config: Config, table: str) -> dict[str, Any]:
-    """What a table needs: its own settings, and the arms and recovery where it reads them."""
+    """What a table needs: its own settings, and of the study what its kind reads."""
     settings = config["tables"][table]
     if settings["kind"] in ("versions", "norms", "efficiency"):
         return settings
-    wanted = settings.get("arms", chosen(config, "arms"))
-    arms = {arm: config["arms"][arm] for arm in wanted}
-    recovery = {"recovery": config["recovery"]} if settings["kind"] == "recovery" else {}
-    return {**settings, "arms": arms, **recovery}
+    return {**settings, **_of_scores(config, settings)}
 
 
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
-    """What a figure of scores needs: its own settings, the arms, and what recovery is."""
-    arms = {arm: config["arms"][arm] for arm in chosen(config, "arms")}
-    return {**config["figures"][figure], "arms": arms, "recovery": config["recovery"]}
+    """What a figure of scores needs: its own settings, and of the study what its kind reads."""
+    settings = config["figures"][figure]
+    return {**settings, **_of_scores(config, settings)}
+
+
+def _of_scores(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
+    wanted = settings.get("arms", chosen(config, "arms"))
+    found: dict[str, Any] = {"arms": {arm: config["arms"][arm] for arm in wanted}}
+    if settings["kind"] == "recovery":
+        found["recovery"] = config["recovery"]
+    if settings["kind"] in TEMPORAL:
+        models = dict.fromkeys([*chosen(config, "models"), *imported_names(config, "models")])
+        found["updates"] = {model: updates(config, model) for model in models}
+    if settings["kind"] == "trend":
+        found["lifetime"] = config["lifetime"]
+    return found

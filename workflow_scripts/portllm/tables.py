@@ -12,6 +12,7 @@ from typing import Any
 import pandas
 
 from portllm import manifest, published, scores
+from portllm import temporal as over_updates
 from portllm.files import read_json
 
 PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
@@ -59,15 +60,8 @@ def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
     return names
 
 
-def _selected(table: pandas.DataFrame, settings: Settings) -> pandas.DataFrame:
-    for column, key in (("model", "models"), ("task", "tasks"), ("applied_to", "versions")):
-        if settings.get(key):
-            table = table[table[column].isin(settings[key])]
-    return table
-
-
 def _arm_scores(source: Path, settings: Settings) -> pandas.DataFrame:
-    arms = scores.of_arms(_selected(scores.read(source), settings), settings["arms"])
+    arms = scores.of_arms(scores.selected(scores.read(source), settings), settings["arms"])
     return scores.over_seeds(arms)
 
 
@@ -239,12 +233,31 @@ def _published_costs(known: pandas.DataFrame) -> pandas.DataFrame:
     return shown[["model", "task", "arm", "device", *names.values()]].astype(object)
 
 
+def temporal(sources: list[Path], settings: Settings) -> Table:
+    """Scores over updates: rows are the arms of each task, columns the updates."""
+    numbers = over_updates.numbers(sources[0], settings)
+    names = column_names(numbers)
+    pairs = zip(numbers["task"], numbers["metric"], strict=True)
+    columns = zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
+    shown = numbers.assign(
+        task=[names[pair] for pair in pairs], text=[value_text(*row) for row in columns]
+    )
+    keys = ["model", "task", "arm", "n"]
+    wide = shown.pivot(index=keys, columns="update", values="text")
+    order = list(dict.fromkeys(shown[keys].itertuples(index=False, name=None)))
+    wide = wide.loc[order].fillna("–").rename(columns=lambda number: f"update {number}")
+    text = wide.reset_index()
+    text.columns.name = None
+    return Table(numbers, text.drop(columns="model") if text["model"].nunique() == 1 else text)
+
+
 KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "main": main,
     "recovery": recovery,
     "versions": versions,
     "norms": norms,
     "efficiency": efficiency,
+    "temporal": temporal,
 }
 
 _LATEX = {
