@@ -105,6 +105,11 @@ def versions(config: Config, model: str) -> list[str]:
     return [*sources(config, model), *evolutions(config, model)]
 
 
+def scored_tasks(config: Config, version: str) -> list[str]:
+    """Tasks that are scored on a version: those of its evolution where it names some, else all."""
+    return config["evolutions"].get(version, {}).get("tasks", list(config["tasks"]))
+
+
 def updates(config: Config, model: str) -> dict[str, int]:
     """Which update each version of a model is: its depth in the chain, 0 for the base.
 
@@ -156,6 +161,8 @@ def arm_cells(config: Config, arm: str, model: str, task: str) -> Iterator[Cell]
     definition = config["arms"][arm]
     available = versions(config, model)
     for version in _applied_to(definition, available):
+        if task not in scored_tasks(config, version):
+            continue
         trained_on = version if definition["trained_on"] == SAME else definition["trained_on"]
         if trained_on == NONE:
             yield Cell(model, version, task)
