@@ -1,16 +1,17 @@
 """Chains of updates: one entry of a study that stands for several evolutions.
 
-An evolution with `updates: k` becomes k evolutions, NAME-1 to NAME-k, each continuing the one before
-it, and each learning a part of the corpus of its own. What else names the chain then means all its
-updates or, where one version is meant (another evolution's `from`), the last.
+An evolution with `updates: k` becomes k evolutions, NAME-1 to NAME-k, each continuing the one
+before it, and each learning a part of the corpus of its own. What else names the chain then means
+all its updates or, where one version is meant (another evolution's `from`), the last.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from portllm.errors import InputError
+from portllm.errors import InputError, nearest
 
 Config = dict[str, Any]
+Place = Callable[..., str]
 
 
 def update_name(chain: str, number: int) -> str:
@@ -47,11 +48,11 @@ def _replace(owner: dict[str, Any], key: str, chains: dict[str, list[str]]) -> N
         owner[key] = chains[selector]
 
 
-def expand(config: Config, place: Callable[..., str]) -> None:
+def expand(config: Config, place: Place) -> None:
     """Replace every chain of a configuration by its updates, in place.
 
     Defaults have been filled in; `place` says where a key stands, for people. Raises InputError
-    where an update's name, or that of its part of the corpus, is taken.
+    where there is no such corpus, or the name of an update or of a part of the corpus is taken.
     """
     counts = {
         name: definition["updates"]
@@ -72,7 +73,7 @@ def expand(config: Config, place: Callable[..., str]) -> None:
                 where = place("evolutions", update)
                 raise InputError(f"{where}: this name is taken by an update of the chain {name!r}")
             evolutions[update] = of_update
-        _add_parts(config, definition["corpus"], counts[name], place)
+        _add_parts(config, name, definition["corpus"], counts[name], place)
     for definition in evolutions.values():
         if definition["from"] in chains:
             definition["from"] = chains[definition["from"]][-1]
@@ -87,14 +88,14 @@ def expand(config: Config, place: Callable[..., str]) -> None:
         _replace(arm, "applied_to", chains)
 
 
-def _add_parts(config: Config, corpus: str, count: int, place: Callable[..., str]) -> None:
-    whole = config["corpora"].get(corpus)
-    if whole is None:
-        # The evolution's own check says which names there are.
-        return
+def _add_parts(config: Config, chain: str, corpus: str, count: int, place: Place) -> None:
+    known = config["corpora"]
+    if corpus not in known:
+        where = place("evolutions", chain, "corpus")
+        raise InputError(f"{where}: no corpus named {corpus!r}; {nearest(corpus, known)}")
     for number in range(1, count + 1):
         name = part_name(corpus, number, count)
-        part = {**whole, "part": {"number": number, "of": count}}
-        if config["corpora"].setdefault(name, part) != part:
+        part = {**known[corpus], "part": {"number": number, "of": count}}
+        if known.setdefault(name, part) != part:
             where = place("corpora", name)
             raise InputError(f"{where}: this name is taken by a part of the corpus {corpus!r}")

@@ -80,11 +80,16 @@ def existing_patches(config: Config) -> dict[Patch, dict[str, Any]]:
 
 
 def evolutions(config: Config, model: str) -> list[str]:
-    """Evolutions that a model goes through, parents before children."""
+    """Evolutions that a model goes through, parents before children.
+
+    One is left out whose tasks the study does not run, unless another continues it.
+    """
+    tasks = chosen(config, "tasks")
     wanted = [
         name
         for name in config["models"][model].get("evolutions", chosen(config, "evolutions"))
         if name in chosen(config, "evolutions")
+        and not set(scored_tasks(config, name)).isdisjoint(tasks)
     ]
     ordered: list[str] = []
 
