@@ -185,6 +185,13 @@ def norms_path(cell):
     ).format(cell)
 
 
+def measured_path(kind, cell):
+    """Measurement of a carried patch on a version beside the patch trained on it."""
+    return (
+        "<results>/analysis/{1.model}/{1.applied_to}/{0}/{1.trained_on}/{1.task}/seed{1.seed}.json"
+    ).format(kind, cell)
+
+
 def movement_paths():
     """How far every evolved or released version of the study lies from its base."""
     return [
@@ -206,12 +213,25 @@ def table_inputs(table):
             return movement_paths()
         case "norms":
             return [norms_path(cell) for cell in study.compared_cells(config, settings)]
+        case "geometry":
+            return [
+                measured_path("geometry", cell) for cell in study.measured_cells(config, settings)
+            ]
         case "efficiency":
             compared = study.compared_cells(config, settings)
             natives = [patch_path(study.native_patch(cell)) for cell in compared]
             return [*natives, *map(adapter_path, compared)]
         case _:
             return ["<results>/scores.csv"]
+
+
+def figure_inputs(figure):
+    """What a figure is made from, by its kind."""
+    settings = config["figures"][figure]
+    if settings["kind"] in study.MEASURED:
+        cells = study.measured_cells(config, settings)
+        return [measured_path(settings["kind"], cell) for cell in cells]
+    return ["<results>/scores.csv"]
 
 
 def merged_checkpoints():

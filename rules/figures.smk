@@ -4,7 +4,7 @@ localrules:
 
 rule figure:
     input:
-        "<results>/scores.csv",
+        sources=lambda wildcards: figure_inputs(wildcards.figure),
     output:
         report(
             "<results>/figures/{figure}.svg",
@@ -22,5 +22,5 @@ rule figure:
             {"settings": study.figure_settings(config, wildcards.figure)}
         ),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input} {params.settings}"
+        "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input.sources} {params.settings}"
         " --output {output} >{log} 2>&1"

@@ -4,19 +4,20 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import figures, files
+from portllm import figures, files, measured_figures
 from portllm.command_line import run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scores", type=Path, help="scores.csv")
+    parser.add_argument("sources", type=Path, nargs="+", help="scores.csv, or measurements")
     parser.add_argument(
         "--settings", type=json.loads, required=True, help="JSON: kind, arms, recovery, size"
     )
     parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
-    figure = figures.KINDS[arguments.settings["kind"]](arguments.scores, arguments.settings)
+    kinds = {**figures.KINDS, **measured_figures.KINDS}
+    figure = kinds[arguments.settings["kind"]](arguments.sources, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:
             kind = path.suffix.lstrip(".")

@@ -85,7 +85,7 @@ class UnknownError(Exception):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with gated MLPs (llama, mistral, gemma2, qwen2), by transformers' names of its sizes."""
+    """A decoder with gated MLPs (those of `DEFAULTS`), by transformers' names of its sizes."""
 
     model_type: str
     hidden_size: int
@@ -297,6 +297,12 @@ def merge_host_bytes(model: Architecture, checkpoint: int, largest_shard: int | 
 def movement_host_bytes(model: Architecture) -> int:
     """Host memory of measuring a version's movement: its embedding, and the base's."""
     return IMPORTS["movement"] + 2 * model.vocabulary_size * model.hidden_size * model.dtype_bytes
+
+
+def geometry_host_bytes(model: Architecture) -> int:
+    """Host memory of measuring angles: the largest projection twice, and thrice in float64."""
+    largest = max(inner * out for inner, out in projections(model).values())
+    return IMPORTS["movement"] + largest * (2 * model.dtype_bytes + 3 * 8)
 
 
 def patch_training(settings: dict[str, Any], *, gpu: bool) -> Training:

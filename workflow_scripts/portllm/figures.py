@@ -74,9 +74,9 @@ def _version_label(models: pandas.Series) -> Callable[[pandas.Series], str]:
     return lambda row: row["applied_to"] if single else f"{row['model']}\n{row['applied_to']}"
 
 
-def recovery(source: Path, settings: Settings) -> Figure:
+def recovery(sources: list[Path], settings: Settings) -> Figure:
     """Share of re-fine-tuning's gain that the port recovers, per version and task."""
-    numbers = tables.recovery_numbers(source, settings)
+    numbers = tables.recovery_numbers(sources[0], settings)
     names = tables.column_names(numbers)
     label = _version_label(numbers["model"])
     numbers = numbers.assign(
@@ -121,9 +121,9 @@ def _measure(metric: str) -> str:
     return {"acc": "accuracy", "acc_norm": "accuracy"}.get(name, name.replace("_", " "))
 
 
-def lifetime(source: Path, settings: Settings) -> Figure:
+def lifetime(sources: list[Path], settings: Settings) -> Figure:
     """Scores over updates: a panel for each task, a line for each arm, with 95 % intervals."""
-    numbers = temporal.numbers(source, settings)
+    numbers = temporal.numbers(sources[0], settings)
     names = tables.column_names(numbers)
     several = numbers["model"].nunique() > 1
     panels = list(numbers.groupby(["model", "task", "metric"], sort=False))
@@ -158,7 +158,7 @@ def lifetime(source: Path, settings: Settings) -> Figure:
     return figure
 
 
-KINDS: dict[str, Callable[[Path, Settings], Figure]] = {
+KINDS: dict[str, Callable[[list[Path], Settings], Figure]] = {
     "recovery": recovery,
     "lifetime": lifetime,
 }

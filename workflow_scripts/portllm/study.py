@@ -18,6 +18,8 @@ LATER = "later"
 
 # Kinds of tables and figures that follow scores over updates.
 TEMPORAL = ("temporal", "trend", "lifetime")
+# Kinds that compare a carried patch with the one that was trained anew, weight by weight.
+MEASURED = ("geometry", "loss_slices")
 
 
 @dataclass(frozen=True, order=True)
@@ -232,6 +234,24 @@ def compared_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
     return list(found.values())
 
 
+def measured_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Compared ports of patches trained on a version of the study, whose update is known."""
+    return [
+        cell
+        for cell in compared_cells(config, settings)
+        if cell.trained_on in versions(config, cell.model)
+    ]
+
+
+def scaled_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Selected ports that apply a multiple of the patch."""
+    return [
+        cell
+        for cell in selected_cells(config, settings)
+        if cell.is_ported and config["methods"][cell.method]["kind"] == "scaled"
+    ]
+
+
 def moved_versions(config: Config) -> list[tuple[str, str]]:
     """Models and their versions whose distance from the base can be measured."""
     return [
@@ -249,6 +269,10 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
         return bool(moved_versions(config))
     if settings["kind"] in ("recovery", "norms", "efficiency"):
         return bool(compared_cells(config, settings))
+    if settings["kind"] in MEASURED:
+        return bool(measured_cells(config, settings))
+    if settings["kind"] == "scaling":
+        return bool(scaled_cells(config, settings))
     return bool(selected_cells(config, settings)) or imports_rows(config, settings)
 
 
@@ -302,6 +326,13 @@ def scoring_settings(config: Config, task: str) -> dict[str, Any]:
     return {**_lm_eval_task(config, task), **chosen_here, **config["scoring"]}
 
 
+def loss_slice_settings(config: Config, task: str) -> dict[str, Any]:
+    """What a loss slice needs to know of a task and of how it is scored and trained."""
+    scoring = {name: config["scoring"][name] for name in ("batch_size", "dtype")}
+    length = {"max_length": patch_settings(config, task)["max_length"]}
+    return {**_lm_eval_task(config, task), **config["loss_slices"], **scoring, **length}
+
+
 def recipe_files(config: Config, version: str) -> list[str]:
     """The Axolotl YAMLs of an evolution, each laid over those before it."""
     recipe = config["evolutions"][version]["recipe"]
@@ -329,7 +360,7 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
 def table_settings(config: Config, table: str) -> dict[str, Any]:
     """What a table needs: its own settings, and of the study what its kind reads."""
     settings = config["tables"][table]
-    if settings["kind"] in ("versions", "norms", "efficiency"):
+    if settings["kind"] in ("versions", "norms", "efficiency", *MEASURED):
         return settings
     return {**settings, **_of_scores(config, settings)}
 
@@ -337,6 +368,10 @@ def table_settings(config: Config, table: str) -> dict[str, Any]:
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
     """What a figure of scores needs: its own settings, and of the study what its kind reads."""
     settings = config["figures"][figure]
+    if settings["kind"] in MEASURED:
+        return settings
+    if settings["kind"] == "scaling":
+        return {**settings, "methods": config["methods"]}
     return {**settings, **_of_scores(config, settings)}
 
 
