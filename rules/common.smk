@@ -12,7 +12,7 @@ ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
 from portllm import config as configuration
-from portllm import study, task_files
+from portllm import cell_patterns, study, task_files
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -78,6 +78,7 @@ wildcard_constraints:
     method=one_of(config["methods"]),
     table=one_of(config["tables"]),
     figure=one_of(config["figures"]),
+    source=one_of(config["imported"]),
     seed="[0-9]+",
 
 
@@ -168,6 +169,25 @@ def cells_to_score(wildcards, adapters):
 def score_paths(suffix):
     """Results of every scoring job of the study."""
     return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in CELLS]
+
+
+def imported_files(source):
+    """The result files that a source of imported scores reads."""
+    return cell_patterns.find_files(config["imported"][source])
+
+
+def imported_paths(suffix, settings=None):
+    """What is made of the imported scores that a table selects; by default, of all."""
+    sources = study.imported_sources(config, settings or {})
+    return [f"<results>/imported/{source}{suffix}" for source in sources]
+
+
+def table_notes(table):
+    """Notes on imported scores, for tables of scores."""
+    settings = config["tables"][table]
+    if settings["kind"] in ("versions", "norms", "efficiency"):
+        return []
+    return imported_paths(".notes.txt", settings)
 
 
 def defining_files(task):

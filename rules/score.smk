@@ -34,7 +34,8 @@ rule score:
 
 rule scores:
     input:
-        score_paths(".json"),
+        results=score_paths(".json"),
+        imported=imported_paths(".csv"),
     output:
         "<results>/scores.csv",
     log:
@@ -42,4 +43,5 @@ rule scores:
     conda:
         "../envs/workflow.yaml"
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/collect_scores.py {input} --output {output} >{log} 2>&1"
+        "$WORKFLOW_PYTHON $SCRIPTS/collect_scores.py {input.results} --imported {input.imported}"
+        " --output {output} >{log} 2>&1"

@@ -6,6 +6,7 @@ rule table:
     input:
         sources=lambda wildcards: table_inputs(wildcards.table),
         published=lambda wildcards: config["tables"][wildcards.table].get("published", []),
+        notes=lambda wildcards: table_notes(wildcards.table),
     output:
         report(
             "<results>/tables/{table}.csv",
@@ -24,5 +25,5 @@ rule table:
             {"settings": study.table_settings(config, wildcards.table)}
         ),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} {params.settings}"
+        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} --notes {input.notes} {params.settings}"
         " --output {output} >{log} 2>&1"

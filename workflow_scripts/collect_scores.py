@@ -9,10 +9,13 @@ from portllm.command_line import run
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", type=Path, nargs="+", help="JSON files of scoring jobs")
+    parser.add_argument("results", type=Path, nargs="*", help="JSON files of scoring jobs")
+    parser.add_argument(
+        "--imported", type=Path, nargs="*", default=[], help="CSV files of imported scores"
+    )
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     arguments = parser.parse_args()
-    table = scores.collect(arguments.results)
+    table = scores.collect(arguments.results, arguments.imported)
     with files.whole_file(arguments.output) as partial:
         table.to_csv(partial, index=False)
 

@@ -8,20 +8,28 @@ from portllm import files, measured, tables
 from portllm.command_line import run
 
 
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", help="scores.csv, or measurements")
     parser.add_argument(
         "--settings", type=json.loads, required=True, help="JSON: kind, arms, recovery, selection"
     )
+    parser.add_argument(
+        "--notes", type=Path, nargs="*", default=[], help="files of lines to write under the text"
+    )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
     kinds = {**tables.KINDS, **measured.KINDS}
     table = kinds[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    notes = [*table.notes, *(line for file in arguments.notes for line in _lines(file))]
     contents = (
         table.numbers.to_csv(index=False),
-        tables.to_markdown(table.text),
-        tables.to_latex(table.text),
+        tables.to_markdown(table.text, notes),
+        tables.to_latex(table.text, notes),
     )
     for path, content in zip(arguments.output, contents, strict=True):
         with files.whole_file(path) as partial:

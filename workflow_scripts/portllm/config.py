@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from portllm import adapters, chains, checkpoints, methods, study, task_files
+from portllm import adapters, cell_patterns, chains, checkpoints, methods, study, task_files
 from portllm.errors import InputError, nearest
 from portllm.study import Config
 
@@ -248,10 +248,29 @@ def _check_evolutions(config: Config, blame: _Blame) -> None:
     _check_parents(config, blame)
 
 
+def _check_imported(config: Config, blame: _Blame) -> None:
+    for name, source in config["imported"].items():
+        try:
+            cell_patterns.rules(source)
+            cell_patterns.find_files(source)
+        except InputError as error:
+            raise InputError(f"{blame.at('imported', name)}.{error}") from None
+        for model in config["models"].keys() & set(source["models"]):
+            own = study.updates({**config, "imported": {}}, model)
+            for version in own.keys() & source["versions"].keys():
+                if own[version] != (number := source["versions"][version]):
+                    place = blame.at("imported", name, "versions", version)
+                    raise InputError(
+                        f"{place}: found update {number}, but it is update {own[version]} of "
+                        f"{model} in this study"
+                    )
+
+
 def _check_arms(config: Config, blame: _Blame) -> None:
     everywhere = {
         version for model in config["models"] for version in study.versions(config, model)
     }
+    imported = config["imported"].values()
     elsewhere = study.imported_names(config, "versions")
     known = {study.BASE, *config["evolutions"], *everywhere, *elsewhere}
     for arm, definition in config["arms"].items():
@@ -263,7 +282,9 @@ def _check_arms(config: Config, blame: _Blame) -> None:
             options = [study.ALL, study.LATER, *known] if isinstance(selector, str) else known
             _check_known(name, options, place, "version")
         place = blame.at("arms", arm, "method")
-        _check_known(definition["method"], config["methods"], place, "method")
+        named = [cell.get("method") for source in imported for cell in source["cells"]]
+        known_methods = [*config["methods"], *filter(None, named)]
+        _check_known(definition["method"], known_methods, place, "method")
     for role in ("zero_shot", "ported", "re_fine_tuned"):
         wanted = config["recovery"][role]
         if study.has_rows(config, {"kind": "recovery"}):
@@ -389,6 +410,7 @@ def load(
     _check_evolutions(config, blame)
     _check_models(config, blame)
     _check_methods(config, blame)
+    _check_imported(config, blame)
     _check_arms(config, blame)
     _check_tasks(config, task_library, blame)
     _check_merged(config, blame)

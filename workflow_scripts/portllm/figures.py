@@ -95,7 +95,7 @@ def _lines(axes: Axes, part: pandas.DataFrame, arms: list[str], factor: float) -
     """Lines of one panel; arms stand a little beside each other so that no bar hides another."""
     updates = sorted(set(part["update"]))
     steps = [later - earlier for earlier, later in pairwise(updates)]
-    apart = 0.07 * min(steps, default=1)
+    apart = 0.1 * min(steps, default=1)
     for arm, line in part.groupby("arm", sort=False):
         style = arms.index(arm)
         axes.errorbar(
@@ -131,16 +131,16 @@ def lifetime(sources: list[Path], settings: Settings) -> Figure:
     columns = max(1, min(len(panels), int(settings["width"] // 2.2)))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(settings["width"], settings["height"] * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
     arms = list(settings["arms"])
     for axes, ((model, task, metric), part) in zip(grid, panels, strict=False):
         is_share = metric.partition(",")[0] in tables.PER_CENT
         _lines(axes, part, arms, 100.0 if is_share else 1.0)
         title = names[task, metric]
         axes.set_title(f"{model}\n{title}" if several else title, fontsize=9)
-        axes.set_ylabel(_measure(metric) + (" (%)" if is_share else ""))
-        axes.set_xlabel("number of the update")
-    for axes in list(grid)[len(panels) :]:
+        axes.set_ylabel(_measure(metric) + (" (%)" if is_share else ""), fontsize=9)
+        axes.set_xlabel("number of updates", fontsize=9)
+    for axes in grid[len(panels) :]:
         axes.remove()
     handles = {}
     for axes in figure.axes:
@@ -154,6 +154,8 @@ def lifetime(sources: list[Path], settings: Settings) -> Figure:
         ncols=_legend_columns(shown, settings["width"]),
         frameon=False,
         fontsize=8,
+        title="bars: 95 % intervals over the items",
+        title_fontsize=8,
     )
     return figure
 

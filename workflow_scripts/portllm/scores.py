@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 
+from portllm.errors import InputError
 from portllm.files import read_json
 
 COLUMNS = [
@@ -21,6 +23,30 @@ COLUMNS = [
     "n",
 ]
 NONE = "none"
+# What must be equal for scores of one task to be compared, and in what words.
+COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "examples"}
+SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
+
+
+def metrics(measured: dict[str, Any], count: int) -> dict[str, dict[str, float | int | None]]:
+    """Value, standard error and n of each metric, by its name with its filter (`acc,none`).
+
+    `measured` is what lm-eval says of one task in its `results`, `count` the number of items; a
+    standard error that lm-eval did not work out ("N/A") is None.
+    """
+    found = {}
+    for name, value in measured.items():
+        metric, _, variant = name.partition(",")
+        if not variant or metric.endswith("_stderr"):
+            continue
+        stderr = measured.get(f"{metric}_stderr,{variant}")
+        numeric = isinstance(stderr, int | float | numpy.number)
+        found[name] = {
+            "value": float(value),
+            "stderr": float(stderr) if numeric else None,
+            "n": count,
+        }
+    return found
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -40,16 +66,63 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def collect(results: Iterable[Path]) -> pandas.DataFrame:
-    """The scores of several result files, in their order."""
-    found = [row for path in results for row in rows(read_json(path))]
-    return pandas.DataFrame(found, columns=COLUMNS)
+def _sourced(path: Path) -> list[dict[str, Any]]:
+    result = read_json(path)
+    more = {
+        "task_version": result.get("lm_eval", {}).get("version"),
+        "few_shot": result.get("parameters", {}).get("few_shot"),
+        "file": str(path),
+    }
+    return [{**row, **more} for row in rows(result)]
+
+
+def check_comparable(table: pandas.DataFrame, place: str) -> None:
+    """Refuse scores of one model and task that differ in what a comparison needs to be equal.
+
+    `table` has `SOURCED_COLUMNS`; what a file does not record is not held against it. Raises
+    InputError that begins with `place` and names two files.
+    """
+    for (model, task), group in table.groupby(["model", "task"], sort=False):
+        for column, what in COMPARED.items():
+            values = group[group[column].notna()].drop_duplicates(column)
+            if len(values) > 1:
+                first, second = values.iloc[0], values.iloc[1]
+                raise InputError(
+                    f"{place}: scores of {model} on {task} cannot be compared: {first[column]} "
+                    f"{what} in {first['file']}, {second[column]} in {second['file']}"
+                )
+
+
+def collect(results: Iterable[Path], imported: Iterable[Path] = ()) -> pandas.DataFrame:
+    """The scores of result files of this study, in their order, and imported ones after them.
+
+    Raises InputError where two files give one score, or scores that cannot be compared.
+    """
+    own = [row for path in results for row in _sourced(path)]
+    parts = [pandas.DataFrame(own, columns=SOURCED_COLUMNS), *map(_read_text, imported)]
+    # Without rows, a part has no types that could be joined.
+    table = pandas.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    table["seed"] = table["seed"].astype(str)
+    keys = COLUMNS[: COLUMNS.index("value")]
+    twice = table[table.duplicated(keys, keep=False)]
+    if len(twice):
+        group = twice.sort_values(keys, kind="stable")
+        names = " ".join(str(group.iloc[0][key]) for key in keys)
+        files = " and ".join(group["file"].iloc[:2])
+        raise InputError(f"two files give one score, {names}: {files}")
+    check_comparable(table, "scores")
+    return table[COLUMNS]
 
 
 def read(path: Path) -> pandas.DataFrame:
     """Read the tidy table; names stay text."""
+    return _read_text(path)
+
+
+def _read_text(path: Path) -> pandas.DataFrame:
     text = dict.fromkeys(COLUMNS[:7], str)
-    return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={"stderr": [""]})
+    missing = {name: [""] for name in ("stderr", "task_version", "few_shot")}
+    return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
 
 
 def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:

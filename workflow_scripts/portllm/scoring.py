@@ -22,6 +22,8 @@ from lm_eval.utils import handle_non_serializable
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from portllm import scores
+
 log = logging.getLogger(__name__)
 
 # lm-eval's own default seeds.
@@ -75,26 +77,6 @@ def _seed() -> None:
     torch.manual_seed(OTHER_SEED)
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, numpy.generic) else value
-
-
-def _metrics(results: dict[str, Any], count: int) -> dict[str, dict[str, float | int | None]]:
-    found = {}
-    for name, value in results.items():
-        metric, _, variant = name.partition(",")
-        if not variant or metric.endswith("_stderr"):
-            continue
-        stderr = results.get(f"{metric}_stderr,{variant}")
-        numeric = isinstance(stderr, int | float | numpy.number)
-        found[name] = {
-            "value": float(_plain(value)),
-            "stderr": float(_plain(stderr)) if numeric else None,
-            "n": count,
-        }
-    return found
-
-
 def evaluate(model: Any, tokenizer: Any, task: ConfigurableTask, settings: Settings) -> Result:
     """Score a model on a task as lm-eval's command line does."""
     _seed()
@@ -119,7 +101,7 @@ def evaluate(model: Any, tokenizer: Any, task: ConfigurableTask, settings: Setti
     )
     samples = output["samples"][name]
     count = len({sample["doc_id"] for sample in samples})
-    return Result(_metrics(output["results"][name], count), [_sample(row) for row in samples])
+    return Result(scores.metrics(output["results"][name], count), [_sample(row) for row in samples])
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

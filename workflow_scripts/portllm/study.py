@@ -142,15 +142,23 @@ def imported_names(config: Config, kind: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def imports_rows(config: Config, settings: dict[str, Any]) -> bool:
-    """Whether a table or figure selects imported scores by its models, tasks and versions."""
+def imported_sources(config: Config, settings: dict[str, Any]) -> list[str]:
+    """Sources of imported scores from which a table or figure selects."""
 
     def chooses(source: dict[str, Any], kind: str) -> bool:
         return not set(source[kind]).isdisjoint(settings.get(kind, source[kind]))
 
     kinds = ("models", "tasks", "versions")
-    sources = config["imported"].values()
-    return any(all(chooses(source, kind) for kind in kinds) for source in sources)
+    return [
+        name
+        for name, source in config["imported"].items()
+        if all(chooses(source, kind) for kind in kinds)
+    ]
+
+
+def imported_settings(config: Config, source: str) -> dict[str, Any]:
+    """What reading a source needs to know: its definition, and the seed where files say none."""
+    return {**config["imported"][source], "seed": config["study"]["seeds"][0]}
 
 
 def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
@@ -273,7 +281,7 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
         return bool(measured_cells(config, settings))
     if settings["kind"] == "scaling":
         return bool(scaled_cells(config, settings))
-    return bool(selected_cells(config, settings)) or imports_rows(config, settings)
+    return bool(selected_cells(config, settings) or imported_sources(config, settings))
 
 
 def patch_settings(config: Config, task: str) -> dict[str, Any]:

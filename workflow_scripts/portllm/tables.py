@@ -4,7 +4,7 @@ A table is its numbers (CSV) and how people read them (Markdown and LaTeX). To a
 its function and register it under its name.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers for machines, and the same as text for people."""
+    """Numbers for machines, the same as text for people, and lines to stand under the text."""
 
     numbers: pandas.DataFrame
     text: pandas.DataFrame
+    notes: tuple[str, ...] = ()
 
 
 Settings = dict[str, Any]
@@ -272,14 +273,25 @@ _LATEX = {
 }
 
 
-def to_latex(text: pandas.DataFrame) -> str:
-    """The table as LaTeX with booktabs rules."""
+def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
+    """The table as LaTeX with booktabs rules, notes in small type under it."""
     latex = text.to_latex(index=False, escape=True)
+    for note in notes:
+        latex += f"\\par{{\\footnotesize {_latex_text(note)}}}\n"
     for symbol, command in _LATEX.items():
         latex = latex.replace(symbol, command)
     return latex
 
 
-def to_markdown(text: pandas.DataFrame) -> str:
-    """The table as Markdown; what is text already is left as it is."""
-    return text.to_markdown(index=False, disable_numparse=True) + "\n"
+def _latex_text(text: str) -> str:
+    # Long file names hold no spaces: a line may end after a slash or an underscore of theirs.
+    special = {character: "\\" + character for character in "&%$#_{}"}
+    special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    escaped = "".join(special.get(character, character) for character in text)
+    return escaped.replace("/", r"/\allowbreak{}").replace(r"\_", r"\_\allowbreak{}")
+
+
+def to_markdown(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
+    """The table as Markdown, notes under it; what is text already is left as it is."""
+    table = text.to_markdown(index=False, disable_numparse=True) + "\n"
+    return table + "".join(f"\n{note}\n" for note in notes)

@@ -1,0 +1,23 @@
+localrules:
+    imported,
+
+
+rule imported:
+    input:
+        lambda wildcards: imported_files(wildcards.source),
+    output:
+        scores="<results>/imported/{source}.csv",
+        files="<results>/imported/{source}.files.csv",
+        notes="<results>/imported/{source}.notes.txt",
+    log:
+        "<logs>/imported/{source}.log",
+    conda:
+        "../envs/workflow.yaml"
+    params:
+        # The program looks for the files itself: so many names could be too long a command.
+        settings=lambda wildcards: options(
+            {"settings": study.imported_settings(config, wildcards.source)}
+        ),
+    shell:
+        "$WORKFLOW_PYTHON $SCRIPTS/import_scores.py --name {wildcards.source} {params.settings}"
+        " --scores {output.scores} --files {output.files} --notes {output.notes} >{log} 2>&1"
