@@ -4,6 +4,7 @@ A table is its numbers (CSV) and how people read them (Markdown and LaTeX). To a
 its function and register it under its name.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,6 +253,83 @@ def temporal(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, text.drop(columns="model") if text["model"].nunique() == 1 else text)
 
 
+def trend(sources: list[Path], settings: Settings) -> Table:
+    """How scores change from update to update: a slope for each arm of each task, and a forecast.
+
+    Slopes are in points per update where the metric is a share.
+    """
+    share = settings["lifetime"]["share_of_gain"]
+    over = over_updates.numbers(sources[0], settings)
+    numbers = over_updates.trends(over, share)
+    names = column_names(numbers)
+    rows = numbers.to_dict("records")
+    text = pandas.DataFrame(
+        {
+            "model": numbers["model"],
+            "task": [names[row["task"], row["metric"]] for row in rows],
+            "arm": numbers["arm"],
+            "updates": numbers["updates"],
+            "slope": [_slope_text(row, "") for row in rows],
+            "p": [_p_text(row["p"]) for row in rows],
+            "p (Holm)": [_p_text(row["p_holm"]) for row in rows],
+            "slope, un-patched": [_slope_text(row, "un_patched_") for row in rows],
+            "slope of the gain": [_slope_text(row, "gain_") for row in rows],
+            f"below {share:.0%} of its gain": [_forecast_text(row) for row in rows],
+        }
+    )
+    single = text["model"].nunique() == 1
+    return Table(numbers, text.drop(columns="model") if single else text, _trend_notes(numbers))
+
+
+def _slope_text(row: dict[str, Any], prefix: str) -> str:
+    factor = _factor(row["metric"])
+    slope, low, high = (row[f"{prefix}{name}"] * factor for name in ("slope", "low", "high"))
+    return "–" if pandas.isna(slope) else f"{slope:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _p_text(value: float) -> str:
+    if pandas.isna(value):
+        return "–"
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+# A line through scores says nothing of updates so many times farther than those it was drawn from.
+HORIZON = 10
+
+
+def _forecast_text(row: dict[str, Any]) -> str:
+    if pandas.isna(row["forecast"]):
+        return "–"
+    low, high, last = row["forecast_low"], row["forecast_high"], row["last_update"]
+    earliest = f"not before update {min(low, HORIZON * last):.0f}" if low > last else ""
+    if not row["falling"]:
+        # A line that may be level crosses nowhere; the data say at most where it does not yet.
+        return "; ".join(filter(None, ["no decline shown", earliest if low < math.inf else ""]))
+    if low > HORIZON * last:
+        return earliest
+    beyond = ", extrapolated" if row["extrapolated"] else ""
+    return f"update {row['forecast']:.0f} [{low:.0f}, {high:.0f}]{beyond}"
+
+
+def _trend_notes(numbers: pandas.DataFrame) -> tuple[str, ...]:
+    notes = [
+        "Slopes are of straight lines through the scores (points per update for shares), with "
+        "95 % intervals; p is two-sided, of no change; Holm's correction is over the slopes of the "
+        "same arm in this table. The last column forecasts, with a 95 % interval, the update at "
+        "which the gain over the un-patched model falls below that share of the first gain."
+    ]
+    for column in ("refused", "forecast_refused"):
+        what = "slope" if column == "refused" else "forecast"
+        for reason, group in numbers[numbers[column].notna()].groupby(column, sort=False):
+            rows = ", ".join(f"{row.task} {row.arm}" for row in group.itertuples())
+            notes.append(f"No {what} for {rows}: {reason}.")
+    uneven = numbers[~numbers["equal_seeds"].astype(bool)]
+    if len(uneven):
+        rows = ", ".join(f"{row.task} {row.arm}" for row in uneven.itertuples())
+        notes.append(f"The number of seeds differs between the updates of {rows}.")
+    return tuple(notes)
+
+
 KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "main": main,
     "recovery": recovery,
@@ -259,6 +337,7 @@ KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "norms": norms,
     "efficiency": efficiency,
     "temporal": temporal,
+    "trend": trend,
 }
 
 _LATEX = {
@@ -270,6 +349,7 @@ _LATEX = {
     "Δ": r"$\Delta$",
     "σ₁": r"$\sigma_1$",
     "′": "$'$",
+    "<": "$<$",
 }
 
 

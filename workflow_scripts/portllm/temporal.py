@@ -3,12 +3,13 @@
 The number of an update is a version's depth in the chain that it stands in, 0 for the base.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from portllm import scores
+from portllm import scores, statistics
 from portllm.errors import InputError
 
 Settings = dict[str, Any]
@@ -50,3 +51,97 @@ def numbers(source: Path, settings: Settings) -> pandas.DataFrame:
 
 def _ranks(column: pandas.Series) -> dict[str, int]:
     return {value: place for place, value in enumerate(dict.fromkeys(column))}
+
+
+def _line(part: pandas.DataFrame, prefix: str) -> dict[str, Any]:
+    """Slope, interval and p of one arm's line; missing, with the reason, where it has too few."""
+    try:
+        line = statistics.trend(part["update"].to_numpy(), part["value"].to_numpy())
+    except InputError as error:
+        return {f"{prefix}refused": str(error)}
+    return {
+        f"{prefix}slope": line.slope,
+        f"{prefix}low": line.low,
+        f"{prefix}high": line.high,
+        f"{prefix}p": line.p_value,
+    }
+
+
+def _gains(part: pandas.DataFrame, un_patched: pandas.DataFrame) -> pandas.DataFrame:
+    """An arm's gain over the un-patched model at each update that both were scored at."""
+    both = part.merge(un_patched, on="update", suffixes=("", "_un_patched"))
+    return both.assign(value=both["value"] - both["value_un_patched"])[["update", "value"]]
+
+
+def _forecast(gains: pandas.DataFrame, share: float) -> dict[str, Any]:
+    """The update from which on an arm keeps less than a share of its first gain."""
+    if gains.empty:
+        return {"forecast_refused": "no score of the un-patched model to gain on"}
+    first = float(gains["value"].iloc[0])
+    known = {"first_gain": first, "least_gain": share * first}
+    if first <= 0:
+        return {**known, "forecast_refused": "no gain at the first update"}
+    try:
+        found = statistics.forecast(
+            gains["update"].to_numpy(), gains["value"].to_numpy(), share * first
+        )
+    except InputError as error:
+        return {**known, "forecast_refused": str(error)}
+    return {
+        **known,
+        "forecast": found.update,
+        "forecast_low": found.low,
+        "forecast_high": found.high,
+        "falling": found.falling,
+        "extrapolated": found.extrapolated,
+    }
+
+
+def _arm_trends(over_updates: pandas.DataFrame, share: float) -> Iterator[dict[str, Any]]:
+    columns = ["model", "task", "metric"]
+    for names, group in over_updates.groupby(columns, sort=False):
+        bare = group[group["un_patched"]]
+        bare = bare[bare["arm"] == bare["arm"].iloc[0]] if len(bare) else bare
+        for arm, part in group.groupby("arm", sort=False):
+            row: dict[str, Any] = {
+                **dict(zip(columns, names, strict=True)),
+                "arm": arm,
+                "updates": len(part),
+                "last_update": int(part["update"].max()),
+                "equal_seeds": part["seeds"].nunique() == 1,
+                **_line(part, ""),
+            }
+            if not part["un_patched"].any():
+                gains = _gains(part, bare)
+                row |= _line(bare, "un_patched_") | _line(gains, "gain_") | _forecast(gains, share)
+            yield row
+
+
+TREND_COLUMNS = [
+    *SERIES,
+    "updates",
+    "last_update",
+    "equal_seeds",
+    *("slope", "low", "high", "p", "p_holm", "family", "refused"),
+    *("un_patched_slope", "un_patched_low", "un_patched_high", "un_patched_p"),
+    *("gain_slope", "gain_low", "gain_high", "gain_p"),
+    *("first_gain", "least_gain", "forecast", "forecast_low", "forecast_high"),
+    *("falling", "extrapolated", "forecast_refused"),
+]
+
+
+def trends(over_updates: pandas.DataFrame, share: float) -> pandas.DataFrame:
+    """A line through each arm's scores, and when its patch is worn out: one row for each arm.
+
+    `over_updates` is what `numbers` gives. Slopes are in the metric's unit per update; seeds are
+    averaged first, since what they share would count several times. `p_holm` is corrected over the
+    family of an arm: its slopes on all models, tasks and metrics of the table (`family` is their
+    number). `gain_slope` is that of the gain over the un-patched model, and `forecast` the update
+    from which on less than `share` of the first gain is left. What cannot be said is missing, with
+    its reason in `refused` or `forecast_refused`.
+    """
+    found = pandas.DataFrame(_arm_trends(over_updates, share)).reindex(columns=TREND_COLUMNS)
+    for _, arm in found[found["p"].notna()].groupby("arm"):
+        found.loc[arm.index, "p_holm"] = statistics.holm(arm["p"].tolist())
+        found.loc[arm.index, "family"] = len(arm)
+    return found
