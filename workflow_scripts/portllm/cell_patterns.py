@@ -154,8 +154,10 @@ def name_cell(rules: list[Rule], path: str, model_args: Any, settings: Settings)
     if names["trained_on"] == study.NONE:
         if given.get("peft"):
             raise UnusableError("is taken for an un-patched version, but records a patch")
-        return {**names, "method": study.NONE, "seed": study.NONE}
-    named = {"method": DIRECT, "seed": str(settings["seed"]), **names}
-    if not named["seed"].isdecimal():
+        # A repetition has versions of its own, so that even what has no patch may have a seed.
+        named = {"seed": study.NONE, **names, "method": study.NONE}
+    else:
+        named = {"method": DIRECT, "seed": str(settings["seed"]), **names}
+    if not (named["seed"].isdecimal() or named["seed"] == study.NONE):
         raise UnusableError(f"has {named['seed']!r} for a seed")
     return named
