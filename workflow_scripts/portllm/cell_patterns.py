@@ -16,7 +16,7 @@ DIRECT = "direct"
 
 
 class UnusableError(Exception):
-    """Why a file is left out, in words that follow the file's name."""
+    """Why a file is left out."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _captured(rules: list[Rule], subjects: dict[str, str]) -> dict[str, str]:
         if len(groups) == len(found):
             captured = {name: value for group in groups for name, value in group.items() if value}
             return {**rule.names, **captured}
-    raise UnusableError("matches no entry of `cells`")
+    raise UnusableError("no entry of `cells` matches")
 
 
 def name_cell(rules: list[Rule], path: str, model_args: Any, settings: Settings) -> dict[str, str]:
@@ -143,21 +143,21 @@ def name_cell(rules: list[Rule], path: str, model_args: Any, settings: Settings)
     numbered = {str(number): version for version, number in settings["versions"].items()}
     for name in ("applied_to", "trained_on"):
         if name not in names:
-            raise UnusableError(f"matches an entry of `cells` that gives it no {name!r}")
+            raise UnusableError(f"the entry of `cells` that matches gives no {name!r}")
         names[name] = numbered.get(names[name], names[name])
     for name, options in _known(settings).items():
         if name in names and names[name] not in options:
             what = WORDS.get(name, name)
-            raise UnusableError(f"is of the {what} {names[name]!r}, which the study does not read")
+            raise UnusableError(f"of the {what} {names[name]!r}, which the study does not read")
     if names["trained_on"] == study.SAME:
         names["trained_on"] = names["applied_to"]
     if names["trained_on"] == study.NONE:
         if given.get("peft"):
-            raise UnusableError("is taken for an un-patched version, but records a patch")
+            raise UnusableError("taken for an un-patched version, but it records a patch")
         # A repetition has versions of its own, so that even what has no patch may have a seed.
         named = {"seed": study.NONE, **names, "method": study.NONE}
     else:
         named = {"method": DIRECT, "seed": str(settings["seed"]), **names}
     if not (named["seed"].isdecimal() or named["seed"] == study.NONE):
-        raise UnusableError(f"has {named['seed']!r} for a seed")
+        raise UnusableError(f"{named['seed']!r} for a seed")
     return named

@@ -44,7 +44,7 @@ class _Blame:
         dotted = ".".join(str(part) for part in key)
         for path, content in reversed(self._files.items()):
             if _holds(content, key):
-                return f"{path}: {dotted}"
+                return f"{path}: {dotted}" if dotted else str(path)
         first = next(iter(self._files), Path("configuration"))
         return f"{first}: {dotted}" if dotted else str(first)
 

@@ -56,10 +56,10 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UnusableError(f"is not whole JSON ({error})") from None
+        raise UnusableError(f"not whole JSON: {error}") from None
     for part in ("results", "versions", "config"):
         if not (isinstance(document, dict) and isinstance(document.get(part), dict)):
-            raise UnusableError(f"is no result file of lm-eval: it has no {part!r}")
+            raise UnusableError(f"no result file of lm-eval: it has no {part!r}")
     return document
 
 
@@ -69,11 +69,11 @@ def _tasks(document: dict[str, Any], names: dict[str, str], settings: Settings) 
     listed = ", ".join(there) or "no task"
     if "task" in names:
         if names["task"] not in there:
-            raise UnusableError(f"is of another task: {listed} instead of {names['task']}")
+            raise UnusableError(f"of another task: {listed} instead of {names['task']}")
         return [names["task"]]
     wanted = [task for task in there if task in settings["tasks"]]
     if not wanted:
-        raise UnusableError(f"is of another task: {listed}, which the study does not read")
+        raise UnusableError(f"of another task: {listed}, which the study does not read")
     return wanted
 
 
@@ -98,15 +98,15 @@ def _measured(document: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
     counts = _of_task(document, "n-samples", task)
     count = counts.get("effective") if isinstance(counts, dict) else None
     if not isinstance(count, int):
-        raise UnusableError(f"does not say on how many items {task} was scored ('n-samples')")
+        raise UnusableError(f"no number of items of {task} ('n-samples')")
     try:
         measured = scores.metrics(document["results"][task], count)
     except (TypeError, ValueError, AttributeError):
         measured = {"": {"value": math.nan}}
     if not measured:
-        raise UnusableError(f"has no scores of {task}")
+        raise UnusableError(f"no scores of {task}")
     if not all(math.isfinite(values["value"]) for values in measured.values()):
-        raise UnusableError(f"has something other than numbers for scores of {task}")
+        raise UnusableError(f"something other than numbers for scores of {task}")
     return measured
 
 
@@ -148,7 +148,7 @@ def _read_all(settings: Settings) -> tuple[list[Found], list[dict[str, Any]]]:
     for path in cell_patterns.find_files(settings):
         try:
             if path in refused:
-                raise UnusableError("is left out by the study")
+                raise UnusableError("as the study says")
             found += read_file(path, rules, settings)
         except UnusableError as error:
             relative = path.relative_to(directory).as_posix()
@@ -169,11 +169,11 @@ def collect(settings: Settings, name: str) -> Imported:
     for entry in sorted(found, key=lambda entry: (entry.about["date"], entry.about["file"])):
         newest[entry.cell] = entry
     if not newest:
-        example = f"{rows[0]['file']} {rows[0]['reason']}"
+        example = f"{rows[0]['file']}: {rows[0]['reason']}"
         raise InputError(f"{name}: none of {len(rows)} files can be used; {example}")
     for entry in found:
         is_newest = newest[entry.cell] is entry
-        reason = "" if is_newest else f"is older than {newest[entry.cell].about['file']}"
+        reason = "" if is_newest else f"older than {newest[entry.cell].about['file']}"
         status = USED if is_newest else SUPERSEDED
         rows.append({**entry.about, "status": status, "reason": reason})
 
@@ -210,8 +210,7 @@ def notes(files: pandas.DataFrame, name: str, origin: str | None = None) -> Iter
     )
     for status, word in ((LEFT_OUT, "Left out"), (SUPERSEDED, "Superseded")):
         for reason, group in files[files["status"] == status].groupby("reason", sort=False):
-            # The reason continues one file's name, and the end of a list as well.
-            yield f"{word}: {_listed(group['file'])} {reason}."
+            yield f"{word}: {_listed(group['file'])} ({reason})."
     used = files[files["status"] == USED].fillna("")
     for column, what in CONDITIONS.items():
         by_task = used.groupby("task", sort=False)[column].unique()
