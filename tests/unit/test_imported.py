@@ -198,7 +198,7 @@ def test_scores_that_cannot_be_compared(
 ) -> None:
     document = {**edited(**changes), "date": 1_790_000_000}
     elsewhere.save(place(settings, BARE), document)
-    with pytest.raises(InputError, match=f"theirs: scores of m on boolq cannot be .*: {found}"):
+    with pytest.raises(InputError, match=f"theirs: scores of boolq cannot be .*: {found}"):
         imported.collect(settings, "theirs")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas
 import pytest
+from scipy import stats
 
 from portllm import figures, scores, tables
 from portllm.errors import InputError
@@ -48,7 +49,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_table_over_updates(source: Path) -> None:
-    text = tables.temporal([source], SETTINGS).text
+    text = tables.KINDS["temporal"]([source], SETTINGS).text
     assert list(text.columns) == ["task", "arm", "n", *(f"update {n}" for n in range(5))]
     assert text[["task", "arm"]].to_numpy().tolist() == [
         [task, arm] for task in ("easy", "hard") for arm in ARMS
@@ -65,7 +66,7 @@ def test_table_over_updates(source: Path) -> None:
 
 def test_a_selection_of_metrics_without_scores_is_refused(source: Path) -> None:
     with pytest.raises(InputError, match="no score of the selection"):
-        tables.temporal([source], {**SETTINGS, "metrics": ["f1,none"]})
+        tables.KINDS["temporal"]([source], {**SETTINGS, "metrics": ["f1,none"]})
 
 
 def test_figure_over_updates(source: Path) -> None:
@@ -86,3 +87,114 @@ def test_figure_over_updates(source: Path) -> None:
     assert segments[0][1][1] - segments[0][0][1] == pytest.approx(2 * 1.96 * 2)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(ARMS)
+
+
+DECAY = [0.9, 0.84, 0.81, 0.74, 0.7]
+HOLD = [0.9, 0.91, 0.9, 0.89, 0.9]
+FLAT = [0.5, 0.51, 0.5, 0.49, 0.5]
+TWO_ARMS = {**SETTINGS, "arms": {arm: ARMS[arm] for arm in ("un-patched", "carried")}}
+
+
+def chain_scores(path: Path, *, updates: int = 5, un_patched: bool = True) -> Path:
+    """One task whose carried patch decays and one whose patch holds."""
+    rows = []
+    for number, version in enumerate(CHAIN[:updates]):
+        for task, carried in (("decays", DECAY), ("holds", HOLD)):
+            if un_patched:
+                rows.append(cell(version, "none", "none", task, FLAT[number]))
+            rows.append(cell(version, "base", "1", task, carried[number]))
+    return save_scores(path, rows)
+
+
+def test_trends_and_their_family(tmp_path: Path) -> None:
+    table = tables.KINDS["trend"]([chain_scores(tmp_path / "scores.csv")], TWO_ARMS)
+    numbers = table.numbers.set_index(["task", "arm"])
+    decays, holds = numbers.loc[("decays", "carried")], numbers.loc[("holds", "carried")]
+    expected = stats.linregress(range(5), DECAY)
+    assert decays["slope"] == pytest.approx(expected.slope)
+    assert decays["p"] == pytest.approx(expected.pvalue)
+    half = stats.t.ppf(0.975, 3) * expected.stderr
+    assert decays["low"] == pytest.approx(expected.slope - half)
+    assert decays["high"] == pytest.approx(expected.slope + half)
+    # Holm's smallest p is multiplied by the number of the arm's slopes: two, not the table's four.
+    assert decays["p_holm"] == pytest.approx(2 * expected.pvalue)
+    assert holds["p_holm"] == pytest.approx(max(holds["p"], decays["p_holm"]))
+    # The un-patched model's own trend stands beside it, and the gain's is the difference.
+    bare = numbers.loc[("decays", "un-patched")]
+    assert decays["un_patched_slope"] == pytest.approx(bare["slope"])
+    assert decays["gain_slope"] == pytest.approx(decays["slope"] - bare["slope"])
+    text = table.text.set_index(["task", "arm"])
+    assert text.loc[("decays", "carried"), "slope"].startswith("−5.000 [")
+    assert any("Holm" in note for note in table.notes)
+
+
+def test_forecast_of_a_patch_that_decays(tmp_path: Path) -> None:
+    source = chain_scores(tmp_path / "scores.csv")
+    numbers = tables.KINDS["trend"]([source], TWO_ARMS).numbers.set_index(["task", "arm"])
+    decays = numbers.loc[("decays", "carried")]
+    gains = [score - bare for score, bare in zip(DECAY, FLAT, strict=True)]
+    line = stats.linregress(range(5), gains)
+    assert decays["first_gain"] == pytest.approx(0.4)
+    assert decays["forecast"] == pytest.approx((0.2 - line.intercept) / line.slope)
+    assert decays["forecast_low"] < decays["forecast"] < decays["forecast_high"]
+    text = tables.KINDS["trend"]([source], TWO_ARMS).text.set_index(["task", "arm"])
+    shown = text["below 50% of its gain"]
+    assert shown["decays", "carried"].startswith("update 4 [")
+    assert shown["holds", "carried"].startswith("no decline shown")
+    assert shown["holds", "un-patched"] == "–"
+    # As good as no patch: later than half of the gain.
+    bare = {**TWO_ARMS, "lifetime": {"share_of_gain": 0}}
+    later = tables.KINDS["trend"]([source], bare).numbers.set_index(["task", "arm"])
+    assert later.loc[("decays", "carried"), "forecast"] == pytest.approx(
+        -line.intercept / line.slope
+    )
+
+
+def test_too_few_updates_are_no_trend_and_no_forecast(tmp_path: Path) -> None:
+    source = chain_scores(tmp_path / "four.csv", updates=4)
+    four = tables.KINDS["trend"]([source], TWO_ARMS)
+    assert four.numbers["p"].notna().all()
+    assert four.numbers["forecast"].isna().all()
+    assert any(
+        note.startswith("No forecast for decays carried, holds carried: a forecast needs scores")
+        for note in four.notes
+    )
+    two = tables.KINDS["trend"]([chain_scores(tmp_path / "two.csv", updates=2)], TWO_ARMS)
+    assert two.numbers["p"].isna().all()
+    assert set(two.text["slope"]) == {"–"}
+    assert any(note.startswith("No slope for decays un-patched, ") for note in two.notes)
+
+
+def test_without_the_un_patched_model_there_is_no_gain_to_lose(tmp_path: Path) -> None:
+    source = chain_scores(tmp_path / "scores.csv", un_patched=False)
+    table = tables.KINDS["trend"]([source], TWO_ARMS)
+    assert table.numbers["slope"].notna().all()
+    assert set(table.text["below 50% of its gain"]) == {"–"}
+    assert any("no score of the un-patched model" in note for note in table.notes)
+
+
+def test_a_patch_without_a_gain_has_no_forecast(tmp_path: Path) -> None:
+    rows = [
+        cell(version, trained_on, seed, "t", 0.5)
+        for version in CHAIN
+        for trained_on, seed in (("none", "none"), ("base", "1"))
+    ]
+    table = tables.KINDS["trend"]([save_scores(tmp_path / "scores.csv", rows)], TWO_ARMS)
+    assert any("no gain at the first update" in note for note in table.notes)
+
+
+def test_seeds_that_differ_between_updates_are_told(tmp_path: Path) -> None:
+    rows = [cell(version, "base", "1", "t", 0.9) for version in CHAIN]
+    rows.append(cell("second", "base", "2", "t", 0.5))
+    table = tables.KINDS["trend"]([save_scores(tmp_path / "scores.csv", rows)], TWO_ARMS)
+    assert "The number of seeds differs between the updates of t carried." in table.notes
+
+
+def test_notes_stand_under_the_text(source: Path) -> None:
+    text = tables.KINDS["temporal"]([source], TWO_ARMS).text
+    notes = ["Left out: a_b/c.json (50 % & less)."]
+    assert tables.to_markdown(text, notes).endswith("|\n\nLeft out: a_b/c.json (50 % & less).\n")
+    latex = tables.to_latex(text, notes)
+    assert latex.index(r"\end{tabular}") < latex.index("footnotesize")
+    assert r"(50 \% \& less)" in latex
+    assert r"a\_\allowbreak{}b/\allowbreak{}c.json" in latex

@@ -10,7 +10,8 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from portllm import tables, temporal
+from portllm import scores, tables, temporal
+from portllm.table_text import column_names
 
 # Equal scores give equal files.
 matplotlib.rcParams["svg.hashsalt"] = "portllm"
@@ -77,7 +78,7 @@ def _version_label(models: pandas.Series) -> Callable[[pandas.Series], str]:
 def recovery(sources: list[Path], settings: Settings) -> Figure:
     """Share of re-fine-tuning's gain that the port recovers, per version and task."""
     numbers = tables.recovery_numbers(sources[0], settings)
-    names = tables.column_names(numbers)
+    names = column_names(numbers)
     label = _version_label(numbers["model"])
     numbers = numbers.assign(
         version=numbers.apply(label, axis=1),
@@ -118,13 +119,14 @@ def _lines(axes: Axes, part: pandas.DataFrame, arms: list[str], factor: float) -
 
 def _measure(metric: str) -> str:
     name = metric.partition(",")[0]
-    return {"acc": "accuracy", "acc_norm": "accuracy"}.get(name, name.replace("_", " "))
+    words = {"acc": "accuracy", "acc_norm": "normalised accuracy"}.get(name, name.replace("_", " "))
+    return words if scores.factor(metric) == 1 else f"{words} (%)"
 
 
 def lifetime(sources: list[Path], settings: Settings) -> Figure:
     """Scores over updates: a panel for each task, a line for each arm, with 95 % intervals."""
     numbers = temporal.numbers(sources[0], settings)
-    names = tables.column_names(numbers)
+    names = column_names(numbers)
     several = numbers["model"].nunique() > 1
     panels = list(numbers.groupby(["model", "task", "metric"], sort=False))
     # Panels narrower than two inches cannot hold their labels.
@@ -134,11 +136,10 @@ def lifetime(sources: list[Path], settings: Settings) -> Figure:
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     arms = list(settings["arms"])
     for axes, ((model, task, metric), part) in zip(grid, panels, strict=False):
-        is_share = metric.partition(",")[0] in tables.PER_CENT
-        _lines(axes, part, arms, 100.0 if is_share else 1.0)
+        _lines(axes, part, arms, scores.factor(metric))
         title = names[task, metric]
         axes.set_title(f"{model}\n{title}" if several else title, fontsize=9)
-        axes.set_ylabel(_measure(metric) + (" (%)" if is_share else ""), fontsize=9)
+        axes.set_ylabel(_measure(metric), fontsize=9)
         axes.set_xlabel("number of updates", fontsize=9)
     for axes in grid[len(panels) :]:
         axes.remove()

@@ -23,9 +23,17 @@ COLUMNS = [
     "n",
 ]
 NONE = "none"
+# Metrics that are the share of items that are right, and all that are shown in per cent.
+PROPORTIONS = ("acc", "acc_norm", "exact_match")
+PER_CENT = (*PROPORTIONS, "f1", "mcc")
 # What must be equal for scores of one task to be compared, and in what words.
 COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "examples"}
 SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
+
+
+def factor(metric: str) -> float:
+    """By what a score is multiplied to be shown: 100 for a share."""
+    return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
 
 
 def metrics(measured: dict[str, Any], count: int) -> dict[str, dict[str, float | int | None]]:
@@ -77,18 +85,18 @@ def _sourced(path: Path) -> list[dict[str, Any]]:
 
 
 def check_comparable(table: pandas.DataFrame, place: str) -> None:
-    """Refuse scores of one model and task that differ in what a comparison needs to be equal.
+    """Refuse scores of one task that differ in what a comparison needs to be equal.
 
     `table` has `SOURCED_COLUMNS`; what a file does not record is not held against it. Raises
     InputError that begins with `place` and names two files.
     """
-    for (model, task), group in table.groupby(["model", "task"], sort=False):
+    for task, group in table.groupby("task", sort=False):
         for column, what in COMPARED.items():
             values = group[group[column].notna()].drop_duplicates(column)
             if len(values) > 1:
                 first, second = values.iloc[0], values.iloc[1]
                 raise InputError(
-                    f"{place}: scores of {model} on {task} cannot be compared: {first[column]} "
+                    f"{place}: scores of {task} cannot be compared: {first[column]} "
                     f"{what} in {first['file']}, {second[column]} in {second['file']}"
                 )
 

@@ -4,62 +4,15 @@ A table is its numbers (CSV) and how people read them (Markdown and LaTeX). To a
 its function and register it under its name.
 """
 
-import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from portllm import manifest, published, scores
-from portllm import temporal as over_updates
+from portllm import manifest, published, scores, temporal_tables
 from portllm.files import read_json
-
-PER_CENT = ("acc", "acc_norm", "exact_match", "f1", "mcc")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers for machines, the same as text for people, and lines to stand under the text."""
-
-    numbers: pandas.DataFrame
-    text: pandas.DataFrame
-    notes: tuple[str, ...] = ()
-
-
-Settings = dict[str, Any]
-
-
-def _factor(metric: str) -> float:
-    return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
-
-
-def value_text(value: float, stderr: float, metric: str) -> str:
-    """A score with its standard error, per cent where the metric is a share."""
-    factor = _factor(metric)
-    shown = f"{value * factor:.1f}"
-    return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
-
-
-def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
-    """A published score beside ours; a star marks one that no number of right answers gives."""
-    factor = _factor(metric)
-    star = "" if possible else "*"
-    return f" [{value * factor:.2f}{star}, {difference * factor:+.1f}]"
-
-
-def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
-    """A task's name, with the metric where the task has several."""
-    pairs = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
-    tasks = [task for task, _ in pairs]
-    names = {}
-    for task, metric in pairs:
-        name, _, variant = metric.partition(",")
-        several = {m.partition(",")[0] for t, m in pairs if t == task}
-        detail = variant if len(several) == 1 else name
-        names[task, metric] = task if tasks.count(task) == 1 else f"{task} ({detail})"
-    return names
+from portllm.table_text import Settings, Table, column_names, published_text, value_text
 
 
 def _arm_scores(source: Path, settings: Settings) -> pandas.DataFrame:
@@ -122,7 +75,7 @@ def recovery(sources: list[Path], settings: Settings) -> Table:
     shown = numbers.copy()
     for column in ("zero_shot", "ported", "re_fine_tuned", "gain"):
         pairs = zip(numbers[column], numbers["metric"], strict=True)
-        shown[column] = [f"{value * _factor(metric):.1f}" for value, metric in pairs]
+        shown[column] = [f"{value * scores.factor(metric):.1f}" for value, metric in pairs]
     shown["recovery"] = [_share_text(value) for value in numbers["recovery"]]
     mean = dict.fromkeys(shown.columns, "")
     stated = int(numbers["recovery"].notna().sum())
@@ -235,109 +188,14 @@ def _published_costs(known: pandas.DataFrame) -> pandas.DataFrame:
     return shown[["model", "task", "arm", "device", *names.values()]].astype(object)
 
 
-def temporal(sources: list[Path], settings: Settings) -> Table:
-    """Scores over updates: rows are the arms of each task, columns the updates."""
-    numbers = over_updates.numbers(sources[0], settings)
-    names = column_names(numbers)
-    pairs = zip(numbers["task"], numbers["metric"], strict=True)
-    columns = zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
-    shown = numbers.assign(
-        task=[names[pair] for pair in pairs], text=[value_text(*row) for row in columns]
-    )
-    keys = ["model", "task", "arm", "n"]
-    wide = shown.pivot(index=keys, columns="update", values="text")
-    order = list(dict.fromkeys(shown[keys].itertuples(index=False, name=None)))
-    wide = wide.loc[order].fillna("–").rename(columns=lambda number: f"update {number}")
-    text = wide.reset_index()
-    text.columns.name = None
-    return Table(numbers, text.drop(columns="model") if text["model"].nunique() == 1 else text)
-
-
-def trend(sources: list[Path], settings: Settings) -> Table:
-    """How scores change from update to update: a slope for each arm of each task, and a forecast.
-
-    Slopes are in points per update where the metric is a share.
-    """
-    share = settings["lifetime"]["share_of_gain"]
-    over = over_updates.numbers(sources[0], settings)
-    numbers = over_updates.trends(over, share)
-    names = column_names(numbers)
-    rows = numbers.to_dict("records")
-    text = pandas.DataFrame(
-        {
-            "model": numbers["model"],
-            "task": [names[row["task"], row["metric"]] for row in rows],
-            "arm": numbers["arm"],
-            "updates": numbers["updates"],
-            "slope": [_slope_text(row, "") for row in rows],
-            "p": [_p_text(row["p"]) for row in rows],
-            "p (Holm)": [_p_text(row["p_holm"]) for row in rows],
-            "slope, un-patched": [_slope_text(row, "un_patched_") for row in rows],
-            "slope of the gain": [_slope_text(row, "gain_") for row in rows],
-            f"below {share:.0%} of its gain": [_forecast_text(row) for row in rows],
-        }
-    )
-    single = text["model"].nunique() == 1
-    return Table(numbers, text.drop(columns="model") if single else text, _trend_notes(numbers))
-
-
-def _slope_text(row: dict[str, Any], prefix: str) -> str:
-    factor = _factor(row["metric"])
-    slope, low, high = (row[f"{prefix}{name}"] * factor for name in ("slope", "low", "high"))
-    return "–" if pandas.isna(slope) else f"{slope:+.3f} [{low:+.3f}, {high:+.3f}]"
-
-
-def _p_text(value: float) -> str:
-    if pandas.isna(value):
-        return "–"
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
-
-
-# A line through scores says nothing of updates so many times farther than those it was drawn from.
-HORIZON = 10
-
-
-def _forecast_text(row: dict[str, Any]) -> str:
-    if pandas.isna(row["forecast"]):
-        return "–"
-    low, high, last = row["forecast_low"], row["forecast_high"], row["last_update"]
-    earliest = f"not before update {min(low, HORIZON * last):.0f}" if low > last else ""
-    if not row["falling"]:
-        # A line that may be level crosses nowhere; the data say at most where it does not yet.
-        return "; ".join(filter(None, ["no decline shown", earliest if low < math.inf else ""]))
-    if low > HORIZON * last:
-        return earliest
-    beyond = ", extrapolated" if row["extrapolated"] else ""
-    return f"update {row['forecast']:.0f} [{low:.0f}, {high:.0f}]{beyond}"
-
-
-def _trend_notes(numbers: pandas.DataFrame) -> tuple[str, ...]:
-    notes = [
-        "Slopes are of straight lines through the scores (points per update for shares), with "
-        "95 % intervals; p is two-sided, of no change; Holm's correction is over the slopes of the "
-        "same arm in this table. The last column forecasts, with a 95 % interval, the update at "
-        "which the gain over the un-patched model falls below that share of the first gain."
-    ]
-    for column in ("refused", "forecast_refused"):
-        what = "slope" if column == "refused" else "forecast"
-        for reason, group in numbers[numbers[column].notna()].groupby(column, sort=False):
-            rows = ", ".join(f"{row.task} {row.arm}" for row in group.itertuples())
-            notes.append(f"No {what} for {rows}: {reason}.")
-    uneven = numbers[~numbers["equal_seeds"].astype(bool)]
-    if len(uneven):
-        rows = ", ".join(f"{row.task} {row.arm}" for row in uneven.itertuples())
-        notes.append(f"The number of seeds differs between the updates of {rows}.")
-    return tuple(notes)
-
-
 KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "main": main,
     "recovery": recovery,
     "versions": versions,
     "norms": norms,
     "efficiency": efficiency,
-    "temporal": temporal,
-    "trend": trend,
+    "temporal": temporal_tables.temporal,
+    "trend": temporal_tables.trend,
 }
 
 _LATEX = {

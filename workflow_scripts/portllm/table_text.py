@@ -1,0 +1,54 @@
+"""A table, and how numbers are written for people."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+
+from portllm import scores
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers for machines, the same as text for people, and lines to stand under the text."""
+
+    numbers: pandas.DataFrame
+    text: pandas.DataFrame
+    notes: tuple[str, ...] = ()
+
+
+Settings = dict[str, Any]
+
+
+def value_text(value: float, stderr: float, metric: str) -> str:
+    """A score with its standard error, per cent where the metric is a share."""
+    factor = scores.factor(metric)
+    shown = f"{value * factor:.1f}"
+    return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
+
+
+def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
+    """A published score beside ours; a star marks one that no number of right answers gives."""
+    factor = scores.factor(metric)
+    star = "" if possible else "*"
+    return f" [{value * factor:.2f}{star}, {difference * factor:+.1f}]"
+
+
+def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
+    """A task's name, with the metric where the task has several."""
+    pairs = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
+    tasks = [task for task, _ in pairs]
+    names = {}
+    for task, metric in pairs:
+        name, _, variant = metric.partition(",")
+        several = {m.partition(",")[0] for t, m in pairs if t == task}
+        detail = variant if len(several) == 1 else name
+        names[task, metric] = task if tasks.count(task) == 1 else f"{task} ({detail})"
+    return names
+
+
+def p_text(value: float) -> str:
+    """A p-value; very small ones by their bound."""
+    if pandas.isna(value):
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,103 @@
+"""Tables of scores over updates: the scores themselves, and their trends."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from portllm import scores
+from portllm import temporal as updates
+from portllm.table_text import Settings, Table, column_names, p_text, value_text
+
+
+def temporal(sources: list[Path], settings: Settings) -> Table:
+    """Scores over updates: rows are the arms of each task, columns the updates."""
+    numbers = updates.numbers(sources[0], settings)
+    names = column_names(numbers)
+    pairs = zip(numbers["task"], numbers["metric"], strict=True)
+    columns = zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
+    shown = numbers.assign(
+        task=[names[pair] for pair in pairs], text=[value_text(*row) for row in columns]
+    )
+    keys = ["model", "task", "arm", "n"]
+    wide = shown.pivot(index=keys, columns="update", values="text")
+    order = list(dict.fromkeys(shown[keys].itertuples(index=False, name=None)))
+    wide = wide.loc[order].fillna("–").rename(columns=lambda number: f"update {number}")
+    text = wide.reset_index()
+    text.columns.name = None
+    return Table(numbers, text.drop(columns="model") if text["model"].nunique() == 1 else text)
+
+
+def trend(sources: list[Path], settings: Settings) -> Table:
+    """How scores change from update to update: a slope for each arm of each task, and a forecast.
+
+    Slopes are in points per update where the metric is a share.
+    """
+    share = settings["lifetime"]["share_of_gain"]
+    over = updates.numbers(sources[0], settings)
+    numbers = updates.trends(over, share)
+    names = column_names(numbers)
+    rows = numbers.to_dict("records")
+    text = pandas.DataFrame(
+        {
+            "model": numbers["model"],
+            "task": [names[row["task"], row["metric"]] for row in rows],
+            "arm": numbers["arm"],
+            "updates": numbers["updates"],
+            "slope": [_slope_text(row, "") for row in rows],
+            "p": [p_text(row["p"]) for row in rows],
+            "p (Holm)": [p_text(row["p_holm"]) for row in rows],
+            "slope, un-patched": [_slope_text(row, "un_patched_") for row in rows],
+            "slope of the gain": [_slope_text(row, "gain_") for row in rows],
+            f"below {share:.0%} of its gain": [_forecast_text(row) for row in rows],
+        }
+    )
+    single = text["model"].nunique() == 1
+    return Table(numbers, text.drop(columns="model") if single else text, _trend_notes(numbers))
+
+
+def _slope_text(row: dict[str, Any], prefix: str) -> str:
+    factor = scores.factor(row["metric"])
+    slope, low, high = (row[f"{prefix}{name}"] * factor for name in ("slope", "low", "high"))
+    if pandas.isna(slope):
+        return "–"
+    # A minus as people write it, in text that stands beside plus signs.
+    return f"{slope:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+
+# A line through scores says nothing of updates so many times farther than those it was drawn from.
+HORIZON = 10
+
+
+def _forecast_text(row: dict[str, Any]) -> str:
+    if pandas.isna(row["forecast"]):
+        return "–"
+    low, high, last = row["forecast_low"], row["forecast_high"], row["last_update"]
+    earliest = f"not before update {min(low, HORIZON * last):.0f}" if low > last else ""
+    if not row["falling"]:
+        # A line that may be level crosses nowhere; the data say at most where it does not yet.
+        return "; ".join(filter(None, ["no decline shown", earliest if low < math.inf else ""]))
+    if low > HORIZON * last:
+        return earliest
+    beyond = ", extrapolated" if row["extrapolated"] else ""
+    return f"update {row['forecast']:.0f} [{low:.0f}, {high:.0f}]{beyond}"
+
+
+def _trend_notes(numbers: pandas.DataFrame) -> tuple[str, ...]:
+    notes = [
+        "Slopes are of straight lines through the scores (points per update for shares), with "
+        "95 % intervals; p is two-sided, of no change; Holm's correction is over the slopes of the "
+        "same arm in this table. The last column forecasts, with a 95 % interval, the update at "
+        "which the gain over the un-patched model falls below that share of the first gain."
+    ]
+    for column in ("refused", "forecast_refused"):
+        what = "slope" if column == "refused" else "forecast"
+        for reason, group in numbers[numbers[column].notna()].groupby(column, sort=False):
+            rows = ", ".join(f"{row.task} {row.arm}" for row in group.itertuples())
+            notes.append(f"No {what} for {rows}: {reason}.")
+    uneven = numbers[~numbers["equal_seeds"].astype(bool)]
+    if len(uneven):
+        rows = ", ".join(f"{row.task} {row.arm}" for row in uneven.itertuples())
+        notes.append(f"The number of seeds differs between the updates of {rows}.")
+    return tuple(notes)
