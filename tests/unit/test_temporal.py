@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas
 import pytest
+import yaml
+from conftest import PROJECT
 from scipy import stats
 
 from portllm import figures, scores, tables
@@ -198,3 +200,12 @@ def test_notes_stand_under_the_text(source: Path) -> None:
     assert latex.index(r"\end{tabular}") < latex.index("footnotesize")
     assert r"(50 \% \& less)" in latex
     assert r"a\_\allowbreak{}b/\allowbreak{}c.json" in latex
+
+
+@pytest.mark.parametrize(
+    ("section", "kinds"), [("tables", tables.KINDS), ("figures", figures.KINDS)]
+)
+def test_the_schema_names_every_kind(section: str, kinds: dict[str, Any]) -> None:
+    schema = yaml.safe_load((PROJECT / "config" / "schema.yaml").read_text())
+    definition = schema["properties"][section]["additionalProperties"]
+    assert set(definition["properties"]["kind"]["enum"]) == set(kinds)

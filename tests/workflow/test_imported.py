@@ -169,7 +169,7 @@ PLACES = [
     os.environ.get("PORTLLM_PUBLISHED"),
     PROJECT.parent / "shared/published/temporal-portllm/rep_1_fw",
 ]
-REAL = next((Path(place) for place in PLACES if place and Path(place).is_dir()), None)
+REAL = next((Path(place).resolve() for place in PLACES if place and Path(place).is_dir()), None)
 
 
 @pytest.mark.skipif(REAL is None, reason="the published files are not here (PORTLLM_PUBLISHED)")
