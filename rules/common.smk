@@ -185,7 +185,7 @@ def imported_paths(suffix, settings=None):
 def table_notes(table):
     """Notes on imported scores, for tables of scores."""
     settings = config["tables"][table]
-    if settings["kind"] in ("versions", "norms", "efficiency"):
+    if settings["kind"] in ("versions", "norms", "efficiency", *study.MEASURED):
         return []
     return imported_paths(".notes.txt", settings)
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import figures, files, measured_figures
+from portllm import figures, files
 from portllm.command_line import run
 
 
@@ -16,8 +16,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
-    kinds = {**figures.KINDS, **measured_figures.KINDS}
-    figure = kinds[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    figure = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:
             kind = path.suffix.lstrip(".")

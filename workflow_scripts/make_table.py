@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import files, measured, tables
+from portllm import files, tables
 from portllm.command_line import run
 
 
@@ -23,8 +23,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
-    kinds = {**tables.KINDS, **measured.KINDS}
-    table = kinds[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    table = tables.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     notes = [*table.notes, *(line for file in arguments.notes for line in _lines(file))]
     contents = (
         table.numbers.to_csv(index=False),

@@ -74,7 +74,7 @@ def test_table_of_angles(sources: list[Path]) -> None:
     assert table.numbers["seeds"].tolist() == [2]
     by_module = measured.geometry(sources, {"kind": "geometry", "by": "module"}).text
     assert by_module["module"].tolist() == ["q_proj", "up_proj"]
-    latex = tables.to_latex(table.text)
+    latex = tables.to_latex(table.text, table.notes)
     assert not set("Δθ′−±") & set(latex)
 
 

@@ -1,14 +1,14 @@
 """Tables of what the analysis measured of patches and updates, a JSON file for each cell."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas
 
 from portllm.files import read_json
-from portllm.tables import Settings, Table
+from portllm.table_text import Settings, Table
 
 NAMES = ["model", "version", "trained_on", "task"]
 
@@ -77,6 +77,13 @@ def _beside(numbers: pandas.DataFrame, name: str, expected: str | None, shown: s
     return texts
 
 
+NOTES = (
+    "In brackets: what random directions would give, the standard deviation of a cosine and the "
+    "mean of a share. Columns and rows: the spaces that a change puts out and reacts to. Both "
+    "patches of one seed have started from the same random A, which their rows keep; columns are "
+    "learnt alone.",
+)
+
 # Title, measure, what random directions give, and the number's shape.
 _COLUMNS = (
     ("cos(Δθ, θ′ − θ)", "update_cosine", "expected_cosine", "{:+.3f}"),
@@ -101,10 +108,8 @@ def geometry(sources: list[Path], settings: Settings) -> Table:
         if text[name].nunique() == 1:
             text = text.drop(columns=name)
     text = text.rename(columns={"trained_on": "trained on"})
-    return Table(
-        numbers,
-        text.assign(**{title: _beside(numbers, *column) for title, *column in _COLUMNS}),
-    )
+    text = text.assign(**{title: _beside(numbers, *column) for title, *column in _COLUMNS})
+    return Table(numbers, text, NOTES)
 
 
 def slices(sources: Iterable[Path]) -> pandas.DataFrame:
@@ -116,6 +121,3 @@ def slices(sources: Iterable[Path]) -> pandas.DataFrame:
         more = {"un_patched": document["un_patched"]["loss"], "barrier": document["barrier"]}
         rows += [{**names, **point, **more} for point in document["points"]]
     return pandas.DataFrame(rows)
-
-
-KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {"geometry": geometry}

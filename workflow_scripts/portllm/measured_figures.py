@@ -1,7 +1,7 @@
 """Figures of what the analysis measured of patches and updates, and of scores against scale."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from statsmodels.stats.proportion import proportion_confint
 
-from portllm import measured, scores, tables
-from portllm.figures import COLOURS, LINES, MARKERS, NORMAL_95
-
-Settings = dict[str, Any]
+from portllm import measured, scores
+from portllm.figure_style import COLOURS, LINES, MARKERS, NORMAL_95, Settings
+from portllm.table_text import column_names
 
 GREY = "0.35"
 # The last of the bars' colours, a yellow, is too light for a line on white.
@@ -247,13 +246,13 @@ def scaling(sources: list[Path], settings: Settings) -> Figure:
     A panel for each version, task and metric. λ = 0 is the un-patched model, λ = 1 the port.
     """
     found = scaled_scores(sources[0], settings)
-    names = tables.column_names(found)
+    names = column_names(found)
     panels = list(found.groupby(["model", "applied_to", "task", "metric"], sort=False))
     figure, grid = _panels(settings, len(panels))
     several = found["model"].nunique() > 1
     for axes, ((model, version, task, metric), part) in zip(grid, panels, strict=True):
-        is_share = metric.partition(",")[0] in tables.PER_CENT
-        factor = 100.0 if is_share else 1.0
+        factor = scores.factor(metric)
+        is_share = factor != 1
         for random, label, number in ((False, "λ·Δθ", 0), (True, "random direction, ‖Δθ‖", 5)):
             line = part[part["random"] == random]
             if line.empty:
@@ -281,10 +280,3 @@ def scaling(sources: list[Path], settings: Settings) -> Figure:
         _tidy(axes)
     _legend(figure, settings["width"])
     return figure
-
-
-KINDS: dict[str, Callable[[list[Path], Settings], Figure]] = {
-    "geometry": geometry,
-    "loss_slices": loss_slices,
-    "scaling": scaling,
-}

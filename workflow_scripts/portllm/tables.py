@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas
 
-from portllm import manifest, published, scores, temporal_tables
+from portllm import manifest, measured, published, scores, temporal_tables
 from portllm.files import read_json
 from portllm.table_text import Settings, Table, column_names, published_text, value_text
 
@@ -196,6 +196,7 @@ KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "efficiency": efficiency,
     "temporal": temporal_tables.temporal,
     "trend": temporal_tables.trend,
+    "geometry": measured.geometry,
 }
 
 _LATEX = {
