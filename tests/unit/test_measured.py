@@ -209,7 +209,7 @@ def test_figure_of_scale(swept: Path) -> None:
     settings = {"methods": METHODS, "width": 4.0, "height": 3.0}
     figure = measured_figures.scaling([swept], settings)
     (axes,) = figure.axes
-    assert axes.get_title() == "v2, t"
+    assert axes.get_title() == "v2\nt"
     assert axes.get_ylabel() == "score (%)"
     line, drawn = axes.containers
     assert list(line.lines[0].get_xdata()) == [0.0, 0.5, 1.0]

@@ -1,7 +1,6 @@
 """Figures of what the analysis measured of patches and updates, and of scores against scale."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +72,6 @@ def _legend(figure: Figure, width: float) -> None:
     )
 
 
-def _title(names: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(names))
-
-
 # What a panel shows, as a multiple of what random subspaces give where that is named, its words
 # and its unit.
 _GEOMETRY = (
@@ -105,7 +100,7 @@ def _cosine_axes(axes: Axes, part: pandas.DataFrame, measure: str) -> None:
         style = {"color": GREY, "linestyle": "--", "linewidth": 0.9}
         axes.plot(bounds.index, sign * bounds, label=label, **style)
     # Angles so near to a right one would look large at a scale of their own.
-    axes.set_ylim(min(-0.1, 1.1 * part[measure].min()), max(0.1, 1.1 * part[measure].max()))
+    axes.set_ylim(min(-0.05, 1.1 * part[measure].min()), max(0.05, 1.1 * part[measure].max()))
 
 
 def geometry(sources: list[Path], settings: Settings) -> Figure:
@@ -125,7 +120,12 @@ def geometry(sources: list[Path], settings: Settings) -> Figure:
         for module, line in part.groupby("module", sort=False):
             line = line.sort_values("layer")
             values = line[measure] if expected is None else line[measure] / line[expected]
-            axes.plot(line["layer"], values, label=module, **_style(modules.index(module)))
+            # A mark for each of many layers would hide the lines.
+            every = max(1, len(line) // 8)
+            style = _style(modules.index(module)) | {
+                "markevery": (modules.index(module) % every, every)
+            }
+            axes.plot(line["layer"], values, label=module, **style)
         if expected is None:
             _cosine_axes(axes, part, measure)
         else:
@@ -170,9 +170,10 @@ def loss_slices(sources: list[Path], settings: Settings) -> Figure:
             style = {**_style(number), "linestyle": "none", "markersize": 7}
             axes.plot([t], [points.loc[t, "loss"]], label=label, zorder=3, **style)
         seeds = int(points["seeds"].max())
-        title = _title([*(part[name].iloc[0] for name in several), part["version"].iloc[0]])
-        title += f", {seeds} seeds" if seeds > 1 else ""
-        axes.set_title(f"{title}\nun-patched: {part['un_patched'].mean():.2f}", fontsize=9)
+        title = [part[name].iloc[0] for name in (*several, "version")]
+        title[-1] += f", {seeds} seeds" if seeds > 1 else ""
+        title.append(f"un-patched: {part['un_patched'].mean():.2f}")
+        axes.set_title("\n".join(title), fontsize=9)
         axes.set_xlabel("t")
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("loss (nats per token)")
@@ -271,8 +272,8 @@ def scaling(sources: list[Path], settings: Settings) -> Figure:
                 **style,
             )
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
-        title = f"{version}, {names[task, metric]}"
-        axes.set_title(f"{model}\n{title}" if several else title, fontsize=9)
+        title = [*([model] if several else []), version, names[task, metric]]
+        axes.set_title("\n".join(title), fontsize=9)
         axes.set_xlabel("factor λ of the patch")
         axes.set_ylabel("score (%)" if is_share else "score")
         if is_share:
