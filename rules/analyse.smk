@@ -41,3 +41,57 @@ rule norms:
         " --names model={wildcards.model} version={wildcards.applied_to}"
         " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
         " >{log} 2>&1"
+
+
+rule geometry:
+    input:
+        environment_ready("eval"),
+        base="<results>/models/{model}/{trained_on}",
+        version="<results>/models/{model}/{applied_to}",
+        ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
+        native="<results>/patches/{model}/{applied_to}/{task}/seed{seed}",
+    output:
+        "<results>/analysis/{model}/{applied_to}/geometry/{trained_on}/{task}/seed{seed}.json",
+    log:
+        "<logs>/geometry/{model}/{applied_to}/{trained_on}/{task}/seed{seed}.log",
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=asks("analyse", "mem_mb", 2000),
+        runtime=asks("analyse", "runtime", 60),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/measure_geometry.py --base {input.base} --version {input.version}"
+        " --ported {input.ported} --native {input.native} --output {output}"
+        " --names model={wildcards.model} version={wildcards.applied_to}"
+        " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
+        " >{log} 2>&1"
+
+
+rule loss_slice:
+    input:
+        environment_ready("eval"),
+        version="<results>/models/{model}/{applied_to}",
+        ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
+        native="<results>/patches/{model}/{applied_to}/{task}/seed{seed}",
+        task="<results>/tasks/{task}",
+        files=lambda wildcards: defining_files(wildcards.task),
+    output:
+        "<results>/analysis/{model}/{applied_to}/loss_slices/{trained_on}/{task}/seed{seed}.json",
+    log:
+        "<logs>/loss_slice/{model}/{applied_to}/{trained_on}/{task}/seed{seed}.log",
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("score", "threads", 1)
+    resources:
+        gpu=asks("score", "gpu", 1),
+        mem_mb=asks("score", "mem_mb", 4000),
+        runtime=asks("score", "runtime", 720),
+    params:
+        settings=lambda wildcards: options(study.loss_slice_settings(config, wildcards.task)),
+    shell:
+        "$EVAL_PYTHON $SCRIPTS/measure_loss_slice.py --version {input.version}"
+        " --carried {input.ported} --native {input.native} --task {input.task} {params.settings}"
+        " --names model={wildcards.model} version={wildcards.applied_to}"
+        " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
+        " --output {output} >{log} 2>&1"

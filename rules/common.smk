@@ -204,7 +204,14 @@ def imported_paths(suffix, settings=None):
 def table_notes(table):
     """Notes on imported scores, for tables of scores."""
     settings = config["tables"][table]
-    if settings["kind"] in ("versions", "norms", "efficiency"):
+    if settings["kind"] in (
+        "versions",
+        "norms",
+        "efficiency",
+        "costs",
+        "provenance",
+        *study.MEASURED,
+    ):
         return []
     return imported_paths(".notes.txt", settings)
 
@@ -222,6 +229,13 @@ def norms_path(cell):
     return (
         "<results>/analysis/{0.model}/{0.applied_to}/norms/{0.trained_on}/{0.task}/seed{0.seed}.json"
     ).format(cell)
+
+
+def measured_path(kind, cell):
+    """Measurement of a carried patch on a version beside the patch trained on it."""
+    return (
+        "<results>/analysis/{1.model}/{1.applied_to}/{0}/{1.trained_on}/{1.task}/seed{1.seed}.json"
+    ).format(kind, cell)
 
 
 def movement_paths():
@@ -257,11 +271,6 @@ def item_paths(settings, suffix):
     return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in jobs]
 
 
-def figure_inputs(figure):
-    """What a figure is made from."""
-    return ["<results>/scores.csv", *item_paths(config["figures"][figure], ".json")]
-
-
 def table_inputs(table):
     """What a table is made from, by its kind."""
     settings = config["tables"][table]
@@ -274,6 +283,10 @@ def table_inputs(table):
             return movement_paths()
         case "norms":
             return [norms_path(cell) for cell in study.compared_cells(config, settings)]
+        case "geometry":
+            return [
+                measured_path("geometry", cell) for cell in study.measured_cells(config, settings)
+            ]
         case "efficiency":
             compared = study.compared_cells(config, settings)
             natives = [patch_path(study.native_patch(cell)) for cell in compared]
@@ -282,6 +295,15 @@ def table_inputs(table):
             return artefact_paths()
         case _:
             return ["<results>/scores.csv"]
+
+
+def figure_inputs(figure):
+    """What a figure is made from, by its kind."""
+    settings = config["figures"][figure]
+    if settings["kind"] in study.MEASURED:
+        cells = study.measured_cells(config, settings)
+        return [measured_path(settings["kind"], cell) for cell in cells]
+    return ["<results>/scores.csv", *item_paths(settings, ".json")]
 
 
 def merged_checkpoints():

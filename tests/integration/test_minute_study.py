@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 import pytest
 import yaml
-from conftest import PROJECT, Checkout, copy_state, make_checkout
+from conftest import PROJECT, Checkout, copy_state, make_checkout, run_program
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -104,8 +104,38 @@ def test_tables_show_the_scores(results: Path) -> None:
         ported = values[row.applied_to, "base", "direct", row.metric]
         assert row.value == pytest.approx(ported - values[row.applied_to, *other, row.metric])
     assert (compared["n"] == 40).all()
-    for ending in ("svg", "png"):
-        assert (results / "figures" / f"recovery.{ending}").stat().st_size > 1000
+    for figure in ("recovery", "geometry", "loss-slices", "scaling"):
+        for ending in ("svg", "png"):
+            assert (results / "figures" / f"{figure}.{ending}").stat().st_size > 1000
+
+
+def test_angles_between_patches_and_the_update(results: Path, tmp_path: Path) -> None:
+    place = "geometry/base/demo_yes_no/seed1234.json"
+    measured = files.read_json(results / "analysis/tiny/second" / place)
+    assert measured["version"] == "second"
+    assert len(measured["weights"]) == 14
+    for row in measured["weights"]:
+        assert len(row["update_column_angles"]) == len(row["native_row_angles"]) == 8
+        assert 0 < row["update_column_energy"] < 1
+        # Both patches have started from the same A, and have hardly moved from it.
+        assert row["native_row_similarity"] > 0.9
+    outputs = [str(tmp_path / f"table.{ending}") for ending in ("csv", "md", "tex")]
+    source = str(results / "analysis/tiny/second" / place)
+    settings = json.dumps({"kind": "geometry", "by": "layer"})
+    done = run_program("make_table.py", source, "--settings", settings, "--output", *outputs)
+    assert done.returncode == 0, done.stderr
+    assert pandas.read_csv(outputs[0])["layer"].tolist() == [0, 1]
+
+
+def test_losses_between_the_patches(results: Path) -> None:
+    found = results / "analysis/tiny/second/loss_slices"
+    (file,) = found.rglob("*.json")
+    measured = files.read_json(file)
+    assert measured["task"] == "demo_yes_no"
+    assert [point["t"] for point in measured["points"]] == [-0.25, 0.0, 0.5, 1.0, 1.25]
+    for point in (*measured["points"], measured["un_patched"]):
+        assert 0 < point["loss"] < 20
+        assert point["n"] == 30
 
 
 def test_the_report_has_every_table_and_figure(results: Path) -> None:

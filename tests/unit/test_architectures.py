@@ -21,6 +21,7 @@ PUBLISHED = {
     "meta-llama/Llama-2-7b-hf": (6_738_415_616, 19_988_480),
     "meta-llama/Llama-3.1-8B": (8_030_261_248, 20_971_520),
     "google/gemma-2-9b": (9_241_705_984, 27_009_024),
+    "Qwen/Qwen2-0.5B": (494_032_768, 4_399_104),
 }
 SMALL = [
     tiny.config("mistral", vocab_size=300),
@@ -28,6 +29,7 @@ SMALL = [
     tiny.config("llama", vocab_size=300, attention_bias=True, mlp_bias=True),
     tiny.config("llama", vocab_size=300, tie_word_embeddings=True, num_key_value_heads=2),
     tiny.config("gemma2", vocab_size=300, head_dim=16),
+    tiny.config("qwen2", vocab_size=300),
 ]
 
 

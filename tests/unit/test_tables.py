@@ -186,7 +186,7 @@ def _result(path: Path, version: float, items: int) -> Path:
         (
             1.0,
             6,
-            "of t cannot be compared: 7 items in .*base.json, 6 items in .*v2.json",
+            "of t cannot be compared: 7 items in .*base.json, 6 in .*v2.json",
         ),
     ],
 )

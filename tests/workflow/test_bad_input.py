@@ -119,6 +119,36 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: config.update(study={"models": ["dmo"]}),
         ["config.yaml: study.models", "no model named 'dmo'", "nearest: demo"],
     ),
+    "chain of an unknown corpus": (
+        lambda config: config["evolutions"]["update"].update(corpus="text"),
+        ["config.yaml: evolutions.update.corpus", "no corpus named 'text'", "nearest: texts"],
+    ),
+    "chain of no updates": (
+        lambda config: config["evolutions"]["update"].update(updates=0),
+        ["config.yaml: evolutions.update.updates", "0 is less than the minimum of 1"],
+    ),
+    "name of an update that is taken": (
+        lambda config: config["evolutions"].update(
+            {"update-2": dict(config["evolutions"]["lessons"])}
+        ),
+        ["config.yaml: evolutions.update-2", "taken by an update of the chain 'update'"],
+    ),
+    "evolution of an unknown task": (
+        lambda config: config["evolutions"]["lessons"].update(tasks=["demo_sentimant"]),
+        ["config.yaml: evolutions.lessons.tasks", "'demo_sentimant'", "nearest: demo_sentiment"],
+    ),
+    "part of a corpus that has fewer": (
+        lambda config: config["corpora"]["texts"].update(part={"number": 3, "of": 2}),
+        ["config.yaml: corpora.texts.part", "found part 3 of 2"],
+    ),
+    "loss slice that leaves out the carried patch": (
+        lambda config: config.update(loss_slices={"first": 0.5}),
+        ["config.yaml: loss_slices.first", "0.5 is greater than the maximum of 0"],
+    ),
+    "table of angles by something else": (
+        lambda config: config["tables"]["geometry"].update(by="modules"),
+        ["config.yaml: tables.geometry.by", "'modules'", "nearest: module"],
+    ),
     "merged checkpoint of no cell": (
         lambda config: config.update(
             merged=[

@@ -8,10 +8,13 @@ import pytest
 from conftest import Checkout, copy_state, make_checkout, use_stand_ins
 
 STUDY = "config.yaml"
-# The tables of versions, norms and efficiency read no scores; costs are those of scores too.
-LAST = {"scores": 1, "table": 5, "figure": 1, "report": 1}
-# What new patches bring beside: norms of each port, and all tables but that of versions.
-PATCHED = {"norms": 9, "scores": 1, "table": 7, "figure": 1, "report": 1}
+# The tables of versions, norms, geometry and efficiency read no scores, nor do the figures of
+# geometry and loss slices; costs and provenance are those of scores too.
+LAST = {"scores": 1, "table": 7, "figure": 3, "report": 1}
+# What is measured of ports beside new patches.
+MEASURED = {"norms": 9, "geometry": 5, "loss_slice": 2}
+# What new patches bring beside: these, all tables but that of versions, all figures.
+PATCHED = {**MEASURED, "scores": 1, "table": 10, "figure": 5, "report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def test_touched_and_reformatted_configuration_changes_nothing(study: Checkout) 
 
 def test_learning_rate_of_patches(study: Checkout) -> None:
     edit(study, lambda config: config["patch"].update(learning_rate=0.0123))
-    assert study.counts() == {"patch": 12, "transplant": 9, "score": 12, **PATCHED}
+    assert study.counts() == {"patch": 17, "transplant": 21, "score": 17, **PATCHED}
 
 
 def test_new_task(study: Checkout) -> None:
@@ -68,8 +71,9 @@ def test_new_task(study: Checkout) -> None:
 
     edit(study, add)
     jobs = study.planned()
-    counts = {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, **PATCHED, "norms": 3}
-    assert study.counts() == counts
+    counts = {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, "norms": 3}
+    # Nothing is measured of it on the chain.
+    assert study.counts() == {**counts, **LAST, "table": 6}
     assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
 
 
@@ -81,7 +85,8 @@ def test_new_evolution(study: Checkout) -> None:
     edit(study, add)
     jobs = study.planned()
     counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
-    assert study.counts() == {**counts, **PATCHED, "norms": 3, "table": 8}
+    # The default study measures norms on versions that it names.
+    assert study.counts() == {**counts, **LAST, "table": 9}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}
@@ -113,16 +118,14 @@ def test_added_seed(study: Checkout) -> None:
     edit(study, lambda config: config.update(study={"seeds": [1234, 99]}))
     jobs = study.planned()
     # With a second seed there is a table of seeds.
-    counts = {"patch": 12, "transplant": 9, "score": 12, **PATCHED, "table": 6}
+    counts = {"patch": 17, "transplant": 21, "score": 17, **PATCHED, "table": 11}
     assert study.counts() == counts
     trained = [wildcards for rule, wildcards in jobs if rule in ("patch", "transplant", "norms")]
     assert {wildcards["seed"] for wildcards in trained} == {"99"}
 
 
 def test_figure_style_redraws_only_the_figure(study: Checkout) -> None:
-    edit(
-        study, lambda config: config.update(figures={"recovery": {"kind": "recovery", "width": 5}})
-    )
+    edit(study, lambda config: config["figures"]["recovery"].update(width=5))
     assert study.counts() == {"figure": 1, "report": 1}
 
 
@@ -132,17 +135,7 @@ def test_caption_changes_no_job(study: Checkout) -> None:
 
 
 def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
-    tables = {
-        "main": {"kind": "main", "tasks": ["demo_yes_no"]},
-        "recovery": {"kind": "recovery"},
-        "versions": {"kind": "versions"},
-        "norms": {"kind": "norms"},
-        "efficiency": {"kind": "efficiency"},
-        "costs": {"kind": "costs"},
-        "provenance": {"kind": "provenance"},
-        "comparisons": {"kind": "comparisons"},
-    }
-    edit(study, lambda config: config.update(tables=tables))
+    edit(study, lambda config: config["tables"]["main"].update(tasks=["demo_yes_no"]))
     assert study.counts() == {"table": 1, "report": 1}
 
 
@@ -171,7 +164,21 @@ def test_a_setting_of_the_statistics_redoes_only_what_uses_it(
 
 def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:
     edit(study, lambda config: config["scoring"].update(batch_size=7))
-    assert study.counts() == {"score": 12, **LAST}
+    assert study.counts() == {"score": 17, "loss_slice": 2, **LAST, "figure": 4}
+
+
+def test_points_of_loss_slices_measure_only_them(study: Checkout) -> None:
+    edit(study, lambda config: config.update(loss_slices={"points": 5}))
+    assert study.counts() == {"loss_slice": 2, "figure": 1}
+
+
+def test_a_further_multiple_of_the_patch(study: Checkout) -> None:
+    def add(config: Any) -> None:
+        config["methods"]["triple"] = {"kind": "scaled", "scale": 3}
+        config["arms"]["ported-triple"] = {**config["arms"]["ported-double"], "method": "triple"}
+
+    edit(study, add)
+    assert study.counts() == {"transplant": 1, "score": 1, **LAST}
 
 
 def test_task_definition_redoes_that_task(study: Checkout) -> None:

@@ -40,7 +40,10 @@ def without_environments(counts: dict[str, int]) -> dict[str, int]:
     return {rule: count for rule, count in counts.items() if rule != "environment"}
 
 
-@pytest.mark.parametrize("study", ["config.yaml", "config/paper.yaml", "config/real_small.yaml"])
+@pytest.mark.parametrize(
+    "study",
+    ["config.yaml", "config/paper.yaml", "config/real_small.yaml", "config/temporal.yaml"],
+)
 def test_counts_are_those_of_a_dry_run(checkout: Checkout, study: str) -> None:
     text = plan(checkout, "--configfile", study)
     assert without_environments(to_run(text)) == checkout.counts("--configfile", study)
@@ -60,15 +63,15 @@ def test_what_is_cached_and_what_is_outdated(checkout: Checkout, tmp_path: Path)
     everything = stages(plan(checkout))
     checkout.complete("--until", "patch")
     after = stages(plan(checkout))
-    assert everything["patch"] == (12, 0, 12, 12)
-    assert after["patch"] == (12, 12, 0, 0)
-    assert after["score"] == (12, 0, 12, 12)
+    assert everything["patch"] == (17, 0, 17, 17)
+    assert after["patch"] == (17, 17, 0, 0)
+    assert after["score"] == (17, 0, 17, 17)
     # Another learning rate leaves the files where they are, and none of them is of use.
     changed = tmp_path / "changed.yaml"
     changed.write_text("patch: {learning_rate: 0.5}\n")
     again = plan(checkout, "--configfile", "config.yaml", str(changed))
-    assert stages(again)["patch"] == (12, 0, 12, 12)
-    assert stages(again)["evolve"][1] == 3
+    assert stages(again)["patch"] == (17, 0, 17, 17)
+    assert stages(again)["evolve"][1] == 8
 
 
 def test_options_reach_the_plan(checkout: Checkout, tmp_path: Path) -> None:
@@ -94,7 +97,7 @@ def test_an_unknown_model_is_said_to_be_unknown(checkout: Checkout) -> None:
     checkout.write("config.yaml", config)
     text = plan(checkout)
     assert "someone/something-new: its architecture is in no file here" in text
-    assert stages(text)["patch"][0] == 12
+    assert stages(text)["patch"][0] == 17
     assert "+ ?" in text
 
 

@@ -8,7 +8,7 @@ import yaml
 from conftest import PROJECT, Checkout
 
 # Studies that stand by themselves; the others are laid on top of one of them.
-WHOLE = ["config.yaml", "config/real_small.yaml", "config/paper.yaml"]
+WHOLE = ["config.yaml", "config/real_small.yaml", "config/paper.yaml", "config/temporal.yaml"]
 ON_TOP = {
     "config/only_mistral.yaml": "config/paper.yaml",
     "config/first_hour.yaml": "config/paper.yaml",
@@ -22,35 +22,92 @@ def test_every_study_is_tested() -> None:
     assert found - {"config/schema.yaml"} == {*WHOLE[1:], *ON_TOP, EXISTING, IMPORTED}
 
 
+DEFAULT_ARMS = {
+    "zero-shot": {"trained_on": "none", "applied_to": "all"},
+    "fine-tuned": {"trained_on": "base", "applied_to": "base"},
+    "ported": {"trained_on": "base", "applied_to": "later"},
+    "re-fine-tuned": {"trained_on": "same", "applied_to": "later"},
+}
+
+
+def chains_of(config: dict) -> dict[str, list[str]]:
+    """Names of the evolutions that each entry stands for."""
+    found = {}
+    for name, definition in config["evolutions"].items():
+        count = definition.get("updates")
+        found[name] = [f"{name}-{n + 1}" for n in range(count)] if count else [name]
+    return found
+
+
+def selected(settings: dict, chains: dict[str, list[str]], model: str, place: tuple) -> bool:
+    """Whether a table or figure shows a version and task of a model."""
+    version, task = place
+    versions = [v for name in settings.get("versions", [version]) for v in chains.get(name, [name])]
+    tasks, models = settings.get("tasks", [task]), settings.get("models", [model])
+    return version in versions and task in tasks and model in models
+
+
 def expected_counts(config: dict) -> dict[str, int]:
-    """Jobs of a study with the default arms, counted from its text alone."""
+    """Jobs of a study without releases, counted from its text alone."""
     chosen = config.get("study", {})
     tasks = chosen.get("tasks", list(config["tasks"]))
-    seeds = chosen.get("seeds", [0])
+    seeds = len(chosen.get("seeds", [0]))
+    chains = chains_of(config)
+    shown = [*config.get("tables", {"norms": {"kind": "norms"}}).values()]
+    shown += config.get("figures", {}).values()
     counts = dict.fromkeys(
         ("fetch_model", "pretrain", "preprocess", "evolve", "patch", "transplant", "score"), 0
     )
+    counts |= dict.fromkeys(("norms", "geometry", "loss_slice"), 0)
     corpora = set()
     for model in chosen.get("models", list(config["models"])):
         definition = config["models"][model]
         wanted = chosen.get("evolutions", list(config["evolutions"]))
-        evolutions = [name for name in definition.get("evolutions", wanted) if name in wanted]
+        names = [name for name in definition.get("evolutions", wanted) if name in wanted]
         base = definition["base"]
         counts["pretrain" if "from_scratch" in base else "fetch_model"] += 1
         corpora |= {base["from_scratch"]["corpus"]} if "from_scratch" in base else set()
-        corpora |= {config["evolutions"][name]["corpus"] for name in evolutions}
-        counts["evolve"] += len(evolutions)
-        large = [name for name in evolutions if config["evolutions"][name].get("preprocess")]
-        counts["preprocess"] += len(large)
-        counts["patch"] += (1 + len(evolutions)) * len(tasks) * len(seeds)
-        counts["transplant"] += len(evolutions) * len(tasks) * len(seeds)
-        counts["score"] += (1 + len(evolutions)) * len(tasks)
+        scored_on = {"base": tasks}
+        for name in names:
+            evolution = config["evolutions"][name]
+            counts["evolve"] += len(chains[name])
+            counts["preprocess"] += len(chains[name]) if evolution.get("preprocess") else 0
+            parts = range(len(chains[name])) if "updates" in evolution else [None]
+            corpora |= {(evolution["corpus"], len(chains[name]), part) for part in parts}
+            scored_on |= dict.fromkeys(chains[name], evolution.get("tasks", tasks))
+        patches, ports, scores = set(), set(), set()
+        for arm in config.get("arms", DEFAULT_ARMS).values():
+            applied = arm["applied_to"]
+            listed = [applied] if isinstance(applied, str) else applied
+            places = {version for name in listed for version in chains.get(name, [name])}
+            for version, those in scored_on.items():
+                later = applied == "later" and version != "base"
+                if not (applied == "all" or later or version in places):
+                    continue
+                for task in those:
+                    scores.add((version, task))
+                    trained_on = version if arm["trained_on"] == "same" else arm["trained_on"]
+                    if trained_on == "none":
+                        continue
+                    patches.add((trained_on, task))
+                    if trained_on != version:
+                        ports.add((version, task, arm.get("method")))
+        counts["patch"] += len(patches) * seeds
+        counts["transplant"] += len(ports) * seeds
+        counts["score"] += len(scores)
+        compared = {port[:2] for port in ports} & patches
+        for rule, kind in (("norms",) * 2, ("geometry",) * 2, ("loss_slice", "loss_slices")):
+            places = {
+                place
+                for settings in shown
+                for place in compared
+                if settings["kind"] == kind and selected(settings, chains, model, place)
+            }
+            counts[rule] += len(places) * seeds
     counts |= {"corpus": len(corpora), "task_data": len(tasks), "movement": counts["evolve"]}
-    counts |= {"scores": 1, "figure": 1, "table": len(config.get("tables", range(8)))}
+    counts |= {"scores": 1, "figure": len(config.get("figures", range(1)))}
+    counts["table"] = len(config.get("tables", range(8)))
     counts["report"] = 1
-    norms = config.get("tables", {}).get("norms", {})
-    places = norms.get("versions")
-    counts["norms"] = counts["transplant"] if places is None else len(places) * len(tasks)
     return {rule: count for rule, count in counts.items() if count}
 
 
@@ -125,6 +182,25 @@ def test_studies_compose(checkout: Checkout, tmp_path: Path) -> None:
     # Two versions, one task, two seeds.
     assert counts["patch"] == 4
     assert counts["score"] == 2
+
+
+def test_a_chain_is_evolved_for_its_tasks_alone(checkout: Checkout, tmp_path: Path) -> None:
+    only = tmp_path / "only.yaml"
+    for task, updates in (("demo_sentiment", 0), ("demo_arithmetic", 5)):
+        only.write_text(f"study: {{tasks: [{task}]}}\n")
+        counts = checkout.counts("--configfile", "config.yaml", str(only))
+        assert (counts["evolve"], counts["score"]) == (3 + updates, 4 + updates)
+        # Beside the port of each version, five multiples and two random directions at the last.
+        assert counts["transplant"] == 3 + updates + (7 if updates else 0)
+
+
+def test_a_chain_can_be_chosen_and_cut_short(checkout: Checkout, tmp_path: Path) -> None:
+    only = tmp_path / "only.yaml"
+    only.write_text(
+        "study: {evolutions: [update-2]}\narms: {ported-half: {applied_to: update-2}}\n"
+    )
+    counts = checkout.counts("--configfile", "config.yaml", str(only))
+    assert (counts["evolve"], counts["score"]) == (2, 5)
 
 
 def test_an_evolution_brings_its_parents(checkout: Checkout, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
-from portllm import adapters, cell_patterns, checkpoints, methods, study, task_files
+from portllm import adapters, cell_patterns, chains, checkpoints, methods, study, task_files
 from portllm.errors import InputError, nearest
 from portllm.study import Config
 
@@ -206,6 +206,10 @@ def _check_corpora(config: Config, blame: _Blame) -> None:
             for file in source.get("files", ()):
                 if not Path(file).is_file():
                     raise InputError(f"{blame.at(*key, 'files')}: no such file: {file}")
+        part = definition.get("part")
+        if part is not None and part["number"] > part["of"]:
+            place = blame.at("corpora", corpus, "part")
+            raise InputError(f"{place}: found part {part['number']} of {part['of']}")
 
 
 def _check_parents(config: Config, blame: _Blame) -> None:
@@ -233,6 +237,8 @@ def _check_evolutions(config: Config, blame: _Blame) -> None:
         if name in (study.BASE, study.NONE, study.SAME, study.ALL, study.LATER):
             raise InputError(f"{blame.at('evolutions', name)}: this name has a meaning already")
         key = ("evolutions", name)
+        for task in definition.get("tasks", ()):
+            _check_known(task, config["tasks"], blame.at(*key, "tasks"), "task")
         _check_known(definition["corpus"], config["corpora"], blame.at(*key, "corpus"), "corpus")
         place = blame.at(*key, "recipe")
         for file in study.recipe_files(config, name):
@@ -419,6 +425,7 @@ def load(
     files = list(files)
     blame = _Blame(files)
     check_schema(config, read_yaml(schema, what=str(schema)), files)
+    chains.expand(config, blame.at)
     _check_selection(config, blame)
     _check_corpora(config, blame)
     _check_evolutions(config, blame)

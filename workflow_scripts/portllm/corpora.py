@@ -101,24 +101,32 @@ def with_fields(rows: Iterable[Row], fields: dict[str, str]) -> Iterator[Row]:
             ) from None
 
 
-def rows_of_source(source: dict[str, Any], hub_mirror: str | None = None) -> Iterator[Row]:
-    """Rows of one source: exactly one of `generator`, `files` and `hub`."""
+def rows_of_source(
+    source: dict[str, Any], hub_mirror: str | None = None, part: dict[str, int] | None = None
+) -> Iterator[Row]:
+    """Rows of one source: exactly one of `generator`, `files` and `hub`.
+
+    Of a part {"number": i, "of": k}, row i and every k-th after it, as cards are dealt: parts of
+    one source share no row, and all are alike where the source changes from its start to its end.
+    """
     rows: Iterable[Row]
     if "generator" in source:
         rows = generated(source["generator"], source.get("arguments", {}))
     else:
         rows = _loaded(source, hub_mirror)
-    if "fields" in source:
-        rows = with_fields(rows, source["fields"])
-    yield from islice(rows, source.get("limit"))
+    first, step = (0, 1) if part is None else (part["number"] - 1, part["of"])
+    rows = islice(rows, first, source.get("limit"), step)
+    yield from with_fields(rows, source["fields"]) if "fields" in source else rows
 
 
 def rows_of_corpus(definition: dict[str, Any], hub_mirror: str | None = None) -> list[Row]:
-    """All rows of a corpus, shuffled where it has a seed, then cut to its limit.
+    """All rows of a corpus or of its part, shuffled where it has a seed, then cut to its limit.
 
     Raises InputError for a corpus without rows.
     """
-    rows = [row for source in definition["sources"] for row in rows_of_source(source, hub_mirror)]
+    part = definition.get("part")
+    found = (rows_of_source(source, hub_mirror, part) for source in definition["sources"])
+    rows = [row for source in found for row in source]
     if not rows:
         raise InputError("the corpus has no rows")
     if definition.get("seed") is not None:

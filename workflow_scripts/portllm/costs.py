@@ -48,8 +48,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "max_position_embeddings": 8192,
     },
+    "qwen2": {
+        **_SHARED,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
 }
-NORMS_PER_LAYER = {"llama": 2, "mistral": 2, "gemma2": 4}
+NORMS_PER_LAYER = {"llama": 2, "mistral": 2, "gemma2": 4, "qwen2": 2}
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+# Projections that have a bias whatever the configuration says.
+BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
 
 # Peak of the demo's jobs, whose model is 2 MB: the interpreter and its imports. Measured on CPU,
 # results/**/manifest.json, cost.peak_host_bytes, less what the formulae give for the job.
@@ -72,7 +85,7 @@ class UnknownError(Exception):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with gated MLPs (llama, mistral, gemma2), by transformers' names of its sizes."""
+    """A decoder with gated MLPs (those of `DEFAULTS`), by transformers' names of its sizes."""
 
     model_type: str
     hidden_size: int
@@ -140,8 +153,8 @@ def parameters(model: Architecture) -> int:
     linear = projections(model)
     biases = 0
     for name, (_, out) in linear.items():
-        attention = name in ("q_proj", "k_proj", "v_proj", "o_proj")
-        biases += out * (model.attention_bias if attention else model.mlp_bias)
+        chosen = model.attention_bias if name in ATTENTION else model.mlp_bias
+        biases += out * (chosen or name in BIASED.get(model.model_type, ()))
     weights = sum(inner * out for inner, out in linear.values())
     norms = NORMS_PER_LAYER[model.model_type] * model.hidden_size
     embeddings = model.vocabulary_size * model.hidden_size * (1 if model.tied_embeddings else 2)
@@ -284,6 +297,12 @@ def merge_host_bytes(model: Architecture, checkpoint: int, largest_shard: int | 
 def movement_host_bytes(model: Architecture) -> int:
     """Host memory of measuring a version's movement: its embedding, and the base's."""
     return IMPORTS["movement"] + 2 * model.vocabulary_size * model.hidden_size * model.dtype_bytes
+
+
+def geometry_host_bytes(model: Architecture) -> int:
+    """Host memory of measuring angles: the largest projection twice, and thrice in float64."""
+    largest = max(inner * out for inner, out in projections(model).values())
+    return IMPORTS["movement"] + largest * (2 * model.dtype_bytes + 3 * 8)
 
 
 def patch_training(settings: dict[str, Any], *, gpu: bool) -> Training:

@@ -3,28 +3,14 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from portllm import paired_tables, scores, temporal
+from portllm import measured_figures, paired_tables, scores, temporal
+from portllm.figure_style import COLOURS, HATCHES, LINES, MARKERS, NORMAL_95, Settings
 from portllm.table_text import column_names
-
-# Equal scores give equal files.
-matplotlib.rcParams["svg.hashsalt"] = "portllm"
-
-Settings = dict[str, Any]
-
-# Okabe & Ito (2008): told apart by colour-blind readers; the hatches do so without colour.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
-# Half the width of a 95 % interval, in standard errors.
-NORMAL_95 = 1.96
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 
 
 def _bars(
@@ -190,4 +176,7 @@ def lifetime(sources: list[Path], settings: Settings) -> Figure:
 KINDS: dict[str, Callable[[list[Path], Settings], Figure]] = {
     "recovery": recovery,
     "lifetime": lifetime,
+    "geometry": measured_figures.geometry,
+    "loss_slices": measured_figures.loss_slices,
+    "scaling": measured_figures.scaling,
 }

@@ -282,7 +282,7 @@ class Study:
                 recipe = self.recipes[names["version"]]
                 both = (costs.evolution_training(recipe, gpu=gpu) for gpu in (True, False))
                 return _training("evolve", model, *both)
-            case "score":
+            case "score" | "loss_slice":
                 return self._scoring(names)
             case "transplant":
                 size = costs.transplant_host_bytes(self.adapter_bytes(_patch_of(names)))
@@ -293,6 +293,10 @@ class Study:
                     version.architecture, version.checkpoint_bytes, version.largest_shard
                 )
                 return "largest shard", Estimate(None, size, size)
+            case "geometry":
+                version = self.version(names["model"], names["applied_to"])
+                size = costs.geometry_host_bytes(version.architecture)
+                return "largest projection", Estimate(None, size, size)
             case "movement":
                 version = self.version(names["model"], names["version"])
                 size = costs.movement_host_bytes(version.architecture)

@@ -18,6 +18,8 @@ LATER = "later"
 
 # Kinds of tables and figures that follow scores over updates.
 TEMPORAL = ("temporal", "trend", "lifetime")
+# Kinds that compare a carried patch with the one that was trained anew, weight by weight.
+MEASURED = ("geometry", "loss_slices")
 
 
 @dataclass(frozen=True, order=True)
@@ -80,11 +82,16 @@ def existing_patches(config: Config) -> dict[Patch, dict[str, Any]]:
 
 
 def evolutions(config: Config, model: str) -> list[str]:
-    """Evolutions that a model goes through, parents before children."""
+    """Evolutions that a model goes through, parents before children.
+
+    One is left out whose tasks the study does not run, unless another continues it.
+    """
+    tasks = chosen(config, "tasks")
     wanted = [
         name
         for name in config["models"][model].get("evolutions", chosen(config, "evolutions"))
         if name in chosen(config, "evolutions")
+        and not set(scored_tasks(config, name)).isdisjoint(tasks)
     ]
     ordered: list[str] = []
 
@@ -103,6 +110,11 @@ def evolutions(config: Config, model: str) -> list[str]:
 def versions(config: Config, model: str) -> list[str]:
     """All versions of a model: base, releases, evolutions."""
     return [*sources(config, model), *evolutions(config, model)]
+
+
+def scored_tasks(config: Config, version: str) -> list[str]:
+    """Tasks that are scored on a version: those of its evolution where it names some, else all."""
+    return config["evolutions"].get(version, {}).get("tasks", list(config["tasks"]))
 
 
 def updates(config: Config, model: str) -> dict[str, int]:
@@ -164,6 +176,8 @@ def arm_cells(config: Config, arm: str, model: str, task: str) -> Iterator[Cell]
     definition = config["arms"][arm]
     available = versions(config, model)
     for version in _applied_to(definition, available):
+        if task not in scored_tasks(config, version):
+            continue
         trained_on = version if definition["trained_on"] == SAME else definition["trained_on"]
         if trained_on == NONE:
             yield Cell(model, version, task)
@@ -230,6 +244,24 @@ def compared_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
     return list(found.values())
 
 
+def measured_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Compared ports of patches trained on a version of the study, whose update is known."""
+    return [
+        cell
+        for cell in compared_cells(config, settings)
+        if cell.trained_on in versions(config, cell.model)
+    ]
+
+
+def scaled_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
+    """Selected ports that apply a multiple of the patch."""
+    return [
+        cell
+        for cell in selected_cells(config, settings)
+        if cell.is_ported and config["methods"][cell.method]["kind"] == "scaled"
+    ]
+
+
 def moved_versions(config: Config) -> list[tuple[str, str]]:
     """Models and their versions whose distance from the base can be measured."""
     return [
@@ -288,6 +320,10 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
         return bool(jobs_with_items(config, settings))
     if settings["kind"] in ("costs", "provenance"):
         return bool(cells(config))
+    if settings["kind"] in MEASURED:
+        return bool(measured_cells(config, settings))
+    if settings["kind"] == "scaling":
+        return bool(scaled_cells(config, settings))
     return bool(selected_cells(config, settings) or imported_sources(config, settings))
 
 
@@ -346,6 +382,13 @@ def scoring_settings(config: Config, task: str) -> dict[str, Any]:
     return {**_lm_eval_task(config, task), **chosen_here, **config["scoring"]}
 
 
+def loss_slice_settings(config: Config, task: str) -> dict[str, Any]:
+    """What a loss slice needs to know of a task and of how it is scored and trained."""
+    scoring = {name: config["scoring"][name] for name in ("batch_size", "dtype")}
+    length = {"max_length": patch_settings(config, task)["max_length"]}
+    return {**_lm_eval_task(config, task), **config["loss_slices"], **scoring, **length}
+
+
 def recipe_files(config: Config, version: str) -> list[str]:
     """The Axolotl YAMLs of an evolution, each laid over those before it."""
     recipe = config["evolutions"][version]["recipe"]
@@ -386,7 +429,7 @@ def table_settings(config: Config, table: str) -> dict[str, Any]:
     """What a table needs: its own settings, and of the study what its kind reads."""
     settings = config["tables"][table]
     kind = settings["kind"]
-    if kind in ("versions", "norms", "efficiency", "costs", "provenance"):
+    if kind in ("versions", "norms", "efficiency", "costs", "provenance", *MEASURED):
         return settings
     return {**settings, **_of_scores(config, settings)}
 
@@ -394,6 +437,10 @@ def table_settings(config: Config, table: str) -> dict[str, Any]:
 def figure_settings(config: Config, figure: str) -> dict[str, Any]:
     """What a figure of scores needs: its own settings, and of the study what its kind reads."""
     settings = config["figures"][figure]
+    if settings["kind"] in MEASURED:
+        return settings
+    if settings["kind"] == "scaling":
+        return {**settings, "methods": config["methods"]}
     return {**settings, **_of_scores(config, settings)}
 
 

@@ -12,6 +12,7 @@ import pandas
 
 from portllm import (
     manifest,
+    measured,
     paired_tables,
     provenance,
     published,
@@ -200,6 +201,7 @@ KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
     "provenance": origins,
     "temporal": temporal_tables.temporal,
     "trend": temporal_tables.trend,
+    "geometry": measured.geometry,
 }
 
 _LATEX = {

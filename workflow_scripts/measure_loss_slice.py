@@ -1,0 +1,67 @@
+"""Measure the loss along the line from a carried patch to the one that was trained anew."""
+
+import argparse
+from pathlib import Path
+
+from portllm import manifest
+from portllm.command_line import add_names, run
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--version", type=Path, required=True, help="directory of the version")
+    parser.add_argument("--carried", type=Path, required=True, help="patch trained elsewhere")
+    parser.add_argument("--native", type=Path, required=True, help="patch trained on the version")
+    parser.add_argument("--task", type=Path, required=True, help="directory of the task data")
+    parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")
+    parser.add_argument("--include", help="folder of local task YAMLs")
+    parser.add_argument("--allow-unsafe-code", action="store_true")
+    parser.add_argument("--first", type=float, default=-0.25, help="where the line starts")
+    parser.add_argument("--last", type=float, default=1.25, help="where it ends")
+    parser.add_argument("--points", type=int, default=13, help="how many points")
+    parser.add_argument("--items", type=int, help="measure the first so many documents")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-length", type=int, default=256, help="tokens")
+    add_names(parser)
+    parser.add_argument("--output", type=Path, required=True, help="JSON to write")
+    return parser.parse_args()
+
+
+def main() -> None:
+    meter = manifest.Meter()
+    arguments = parse_arguments()
+    from portllm import files, loss_slices, scoring, tasks
+
+    task = tasks.load(
+        arguments.lm_eval,
+        include=arguments.include,
+        dataset=(arguments.task / tasks.DATASET).absolute(),
+        allow_unsafe_code=arguments.allow_unsafe_code,
+    )
+    model, tokenizer = scoring.load_version(arguments.version, arguments.dtype)
+    examples = loss_slices.held_out(task, arguments.items)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    measured = loss_slices.loss_slice(
+        model,
+        loss_slices.encode(tokenizer, examples, arguments.max_length),
+        carried=arguments.carried,
+        retrained=arguments.native,
+        at=loss_slices.positions(arguments.first, arguments.last, arguments.points),
+        padding=padding,
+        batch_size=arguments.batch_size,
+    )
+    cost = meter.read()
+    files.write_json(
+        arguments.output,
+        {
+            **dict(arguments.names),
+            **measured,
+            "device": cost.device,
+            "wall_seconds": cost.wall_seconds,
+        },
+    )
+
+
+if __name__ == "__main__":
+    run(main)
