@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from portllm import files, scores
+from portllm import files
 from portllm.command_line import run
 
 
@@ -12,6 +12,8 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+", help="JSON files of scoring jobs")
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     arguments = parser.parse_args()
+    from portllm import scores
+
     table = scores.collect(arguments.results)
     with files.whole_file(arguments.output) as partial:
         table.to_csv(partial, index=False)

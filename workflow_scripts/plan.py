@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portllm import config as configuration
 from portllm import costs, study
 from portllm.command_line import run
 from portllm.plan import Estimate, Job, Rule, Study, hub_models, read_summary
@@ -172,11 +171,13 @@ def show(title: str, rows: list[list[Any]], headers: list[str]) -> None:
 
 def recipes(config: study.Config) -> dict[str, dict[str, Any]]:
     """The Axolotl keys of each evolution: its files, one over the other, and its overrides."""
+    from portllm.config import read_yaml
+
     found = {}
     for name, definition in config["evolutions"].items():
         keys: dict[str, Any] = {}
         for file in study.recipe_files(config, name):
-            keys |= configuration.read_yaml(Path(file), what=file)
+            keys |= read_yaml(Path(file), what=file)
         found[name] = {**keys, **definition["overrides"]}
     return found
 

@@ -1,6 +1,8 @@
 """A minute-sized study, for real, through every stage on CPU."""
 
 import json
+import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -215,6 +217,75 @@ def test_scores_are_lm_evals_own(
                 assert as_text(row[name]) == as_text(sample[name]), name
             for metric, value in row["metrics"].items():
                 assert value == sample[metric]
+
+
+def score_again(
+    study: Checkout, results: Path, *python: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the scoring program as the study does for one version and task; say what it imports."""
+    patches = "results/patches/tiny/{}/demo_yes_no/seed1234"
+    ports = "results/ports/tiny/base/second/demo_yes_no/{}/seed1234"
+    command = [
+        *(PROJECT / ".venvs/eval/bin/python", *python, "workflow_scripts/score.py"),
+        *("--version", "results/models/tiny/second", "--task", "results/tasks/demo_yes_no"),
+        *("--lm-eval", "demo_yes_no", "--include", "resources/demo", "--limit", "40"),
+        *("--un-patched", "--adapter", f"base/direct/1234={ports.format('direct')}"),
+        *(
+            f"base/half/1234={ports.format('half')}",
+            f"second/direct/1234={patches.format('second')}",
+        ),
+        *("--results", results, "--samples", results.with_suffix(".samples.jsonl")),
+    ]
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=study.directory,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_cells_that_are_known_load_nothing(finished: Checkout, tmp_path: Path) -> None:
+    of_study = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
+    results = tmp_path / "demo_yes_no.json"
+    for ending in (".json", ".samples.jsonl"):
+        shutil.copy(of_study.with_suffix(ending), results.with_suffix(ending))
+    done = score_again(finished, results, "-X", "importtime")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("scored before") == 4
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "portllm.cells" in imported
+    heavy = {"torch", "transformers", "peft", "lm_eval", "datasets", "numpy", "pandas"}
+    assert not imported & heavy
+    before, after = files.read_json(of_study), files.read_json(results)
+    assert before.pop("names").keys() > after.pop("names").keys()
+    assert after == before
+
+
+def test_two_processes_score_as_one_does(finished: Checkout, tmp_path: Path) -> None:
+    # Each would have a GPU of its own; here they meet on the CPU.
+    results = tmp_path / "demo_yes_no.json"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = score_again(finished, results, *launcher, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The second process works without a word.
+    assert done.stderr.count(": scoring") == 4
+    one = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
+    for mine, other in zip(
+        *(files.read_json(path)["cells"] for path in (results, one)), strict=True
+    ):
+        assert mine["metrics"] == other["metrics"]
+        assert mine["key"] != other["key"]
+    rows, others = (
+        list(files.read_json_lines(path.with_suffix(".samples.jsonl"))) for path in (results, one)
+    )
+    assert len(rows) == len(others) == 160
+    for mine, other in zip(rows, others, strict=True):
+        for name in ("trained_on", "method", "doc_id", "filter", "doc_hash", "prompt_hash"):
+            assert mine[name] == other[name]
+        values = [[float(choice[0][0]) for choice in row["resps"]] for row in (mine, other)]
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 def test_equal_seeds_evolve_to_equal_weights_and_others_do_not(

@@ -302,7 +302,7 @@ def _check_scoring(config: Config, blame: _Blame) -> None:
     if config["scoring"]["dtype"] == "float32" and any(cell.patch for cell in study.cells(config)):
         place = blame.at("scoring", "dtype")
         raise InputError(
-            f"{place}: found 'float32', but vLLM attaches patches in 16 bits only; nearest: bfloat16"
+            f"{place}: found 'float32', but vLLM attaches patches in 16 bits; nearest: bfloat16"
         )
 
 
