@@ -43,7 +43,7 @@ COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-hea
 	--no-emit-package triton $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
 
 pins:
-	for name in workflow train eval test; do \
+	for name in workflow train eval vllm test; do \
 		$(COMPILE) envs/$$name.in --output-file envs/$$name.txt; \
 		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \
 	done

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-NAMES = ("workflow", "train", "eval")
+NAMES = ("workflow", "train", "eval", "vllm")
 
 
 def conda_environment(pins: list[str]) -> dict[str, object]:

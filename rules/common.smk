@@ -65,6 +65,15 @@ except InputError as error:
 SHARED = workflow.workflow_settings.cache is not None
 
 
+# Scores are made in the environment of what runs the models.
+SCORING = {"hf": "eval", "vllm": "vllm"}[config["scoring"]["backend"]]
+os.environ["SCORE_PYTHON"] = str(python(SCORING))
+
+
+envvars:
+    "SCORE_PYTHON",
+
+
 def environment_ready(environment):
     """Input of every rule that uses an environment. A changed pin does not redo its work."""
     return [] if WITH_CONDA else ancient(ENVIRONMENTS / f"{environment}.ready")

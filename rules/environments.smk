@@ -10,7 +10,7 @@ rule environment:
     log:
         "<logs>/environment/{environment}.log",
     wildcard_constraints:
-        environment="train|eval",
+        environment="train|eval|vllm",
     # Never used: with conda there is nothing to make. It tells the linter where the tools come from.
     conda:
         "../envs/workflow.yaml"

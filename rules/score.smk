@@ -4,7 +4,7 @@ localrules:
 
 rule score:
     input:
-        environment_ready("eval"),
+        environment_ready(SCORING),
         version="<results>/models/{model}/{applied_to}",
         task="<results>/tasks/{task}",
         files=lambda wildcards: defining_files(wildcards.task),
@@ -16,7 +16,7 @@ rule score:
     log:
         "<logs>/score/{model}/{applied_to}/{task}.log",
     conda:
-        "../envs/eval.yaml"
+        f"../envs/{SCORING}.yaml"
     threads: asks("score", "threads", 1)
     resources:
         gpu=asks("score", "gpu", 1),
@@ -26,7 +26,7 @@ rule score:
         settings=lambda wildcards: options(study.scoring_settings(config, wildcards.task)),
         cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/score.py --version {input.version} --task {input.task}"
+        "$SCORE_PYTHON $SCRIPTS/score.py --gpus {resources.gpu} --version {input.version} --task {input.task}"
         " --names model={wildcards.model} applied_to={wildcards.applied_to} task={wildcards.task}"
         " {params.settings} {params.cells}"
         " --results {output.results} --samples {output.samples} >{log} 2>&1"

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from portllm import files, scores
+from portllm import files
 from portllm.command_line import run
 
 
@@ -15,6 +15,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     arguments = parser.parse_args()
+    from portllm import scores
+
     table = scores.collect(arguments.results, arguments.imported)
     with files.whole_file(arguments.output) as partial:
         table.to_csv(partial, index=False)

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import figures, files
+from portllm import files
 from portllm.command_line import run
 
 
@@ -21,6 +21,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
+    from portllm import figures
+
     figure = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:

@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.hub_mirror:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    from portllm import files, hub, tasks
+    from portllm import files, hub, task_files, tasks
 
     with hub.explained("dataset", f"of task {arguments.lm_eval}"):
         task = tasks.load(
@@ -39,7 +39,7 @@ def main() -> None:
         if not arguments.no_training:
             examples = tasks.training_examples(task, limit=arguments.training_limit)
             count = files.write_json_lines(directory / "train.jsonl", examples)
-        tasks.save_dataset(task, directory / tasks.DATASET)
+        tasks.save_dataset(task, directory / task_files.DATASET)
         manifest.write_for_directory(
             directory,
             stage="task_data",

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portllm import config as configuration
 from portllm import costs, resources, study
 from portllm.command_line import run
 from portllm.plan import Estimate, Job, Rule, Study, hub_models, read_summary
@@ -179,6 +178,8 @@ def main() -> None:
     rules = [Rule(**{**rule, "outputs": tuple(rule["outputs"])}) for rule in described["rules"]]
     jobs = read_summary(arguments.summary.read_text().splitlines(), rules)
     known = hub_models(MODELS)
+    from portllm import config as configuration
+
     priced = Study(config, results=results, known=known, recipes=configuration.recipes(config))
     counted = stages(jobs, rules, priced)
 

@@ -5,7 +5,7 @@ import json
 import logging
 from pathlib import Path
 
-from portllm import manifest
+from portllm import imports, manifest
 from portllm.command_line import run
 
 log = logging.getLogger("pretrain")
@@ -34,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
+    imports.leave_out("sklearn", "scipy")
     import torch
 
     from portllm import files, from_scratch

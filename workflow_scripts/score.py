@@ -2,17 +2,26 @@
 
 import argparse
 import logging
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from portllm import manifest
+from portllm import cells, files, imports, manifest, processes, task_files
+from portllm.cells import Cell
 from portllm.command_line import add_names, run
-from portllm.errors import InputError
 
 log = logging.getLogger("score")
 
-Cell = dict[str, Any]
+
+@dataclass(frozen=True)
+class Wanted:
+    """A cell of the job: its names, its adapter if it has one, its key."""
+
+    names: Cell
+    adapter: Path | None
+    content: str | None
+    key: str
 
 
 def adapter(text: str) -> tuple[Cell, Path]:
@@ -41,99 +50,135 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--few-shot", type=int, default=0, help="examples in the prompt")
     parser.add_argument("--limit", type=int, help="score the first so many items")
+    parser.add_argument("--backend", choices=list(cells.PACKAGES), default="hf")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-length", type=int, help="tokens")
     parser.add_argument("--bootstrap-iterations", type=int, default=1000)
+    parser.add_argument(
+        "--gpus", type=int, default=1, help="use so many of those that are visible, if there are"
+    )
     parser.add_argument("--results", type=Path, required=True, help="JSON to write")
     parser.add_argument("--samples", type=Path, required=True, help="JSON lines to write")
     return parser.parse_args()
 
 
-def wanted_cells(arguments: argparse.Namespace) -> list[tuple[Cell, Path | None]]:
-    """Names and adapter of every cell; the un-patched version has none."""
+def made_from(arguments: argparse.Namespace) -> dict[str, str]:
+    """Content hashes of what every cell of the job is made from."""
+    definition = task_files.definition_hashes(arguments.lm_eval, arguments.include)
+    return {
+        "version": manifest.content_hash(arguments.version),
+        "task": manifest.content_hash(arguments.task),
+        "definition": files.hash_value(definition),
+    }
+
+
+def wanted_cells(arguments: argparse.Namespace, *made_from: Any) -> list[Wanted]:
+    """Every cell of the job, the un-patched version first where it is one of them."""
     un_patched: Cell = {"trained_on": "none", "method": "none", "seed": None}
     first: list[tuple[Cell, Path | None]] = [(un_patched, None)] if arguments.un_patched else []
-    return first + arguments.adapter
+    wanted = []
+    for names, directory in first + arguments.adapter:
+        content = manifest.content_hash(directory) if directory else None
+        wanted.append(Wanted(names, directory, content, cells.key(names, content, *made_from)))
+    return wanted
 
 
-def earlier_cells(arguments: argparse.Namespace) -> dict[str, tuple[Cell, list[Cell]]]:
-    """Cells that an earlier run left, with their samples, by what they were made from."""
-    from portllm import files
+def load_scorer(version: Path, settings: cells.Settings, adapters: list[Path], gpus: int) -> Any:
+    """The version, loaded in what the settings name, to be scored with each of `adapters`."""
+    if settings.backend == "vllm":
+        from portllm import vllm_scoring
 
-    try:
-        cells = files.read_json(arguments.results)["cells"]
-        rows = list(files.read_json_lines(arguments.samples))
-    except (InputError, KeyError, TypeError):
-        return {}
-    by_key: dict[str, list[Cell]] = {}
-    for row in rows:
-        by_key.setdefault(row["cell"], []).append(row)
-    # Every cell says how many rows it has, so a file that was cut off is not taken for whole.
-    whole = (cell for cell in cells if len(by_key.get(cell["key"], ())) == cell["samples"])
-    return {cell["key"]: (cell, by_key[cell["key"]]) for cell in whole}
+        return vllm_scoring.Scorer(version, settings, adapters, gpus=gpus)
+    with imports.without("sklearn", "scipy"):
+        from portllm import scoring
+    return scoring.Scorer(version, settings)
+
+
+def load_task(arguments: argparse.Namespace) -> Any:
+    """lm-eval's task object, on the data that the task-data stage has left."""
+    from portllm import tasks
+
+    return tasks.load(
+        arguments.lm_eval,
+        include=arguments.include,
+        dataset=(arguments.task / task_files.DATASET).absolute(),
+        allow_unsafe_code=arguments.allow_unsafe_code,
+    )
+
+
+def score(
+    arguments: argparse.Namespace, settings: cells.Settings, missing: list[Wanted], gpus: int
+) -> cells.Scored:
+    """Score the cells that are missing, in this process."""
+    meter = manifest.Meter()
+    task = load_task(arguments)
+    adapters = [cell.adapter for cell in missing if cell.adapter]
+    scorer = load_scorer(arguments.version, settings, adapters, gpus)
+    scored = cells.Scored(lm_eval={"task": arguments.lm_eval, "version": task.VERSION})
+    for wanted in missing:
+        log.info("%s: scoring", wanted.names)
+        cell_meter = manifest.Meter()
+        result = scorer.score(task, wanted.adapter)
+        rows = [{"cell": wanted.key, **wanted.names, **sample} for sample in result.samples]
+        scored.samples[wanted.key] = rows
+        scored.cells[wanted.key] = {
+            **wanted.names,
+            "key": wanted.key,
+            "adapter_content": wanted.content,
+            "metrics": result.metrics,
+            "samples": len(rows),
+            "wall_seconds": cell_meter.read().wall_seconds,
+        }
+    return replace(scored, cost=meter.read(**scorer.finish()))
+
+
+def write(arguments: argparse.Namespace, scored: cells.Scored, **about: Any) -> None:
+    """Write the results and their samples, cells in the order in which `scored` has them."""
+    files.write_json_lines(arguments.samples, chain.from_iterable(scored.samples.values()))
+    document = manifest.describe(
+        stage="score",
+        content={arguments.samples.name: files.hash_file(arguments.samples)},
+        cost=scored.cost,
+        names=dict(arguments.names),
+        lm_eval=scored.lm_eval,
+        cells=list(scored.cells.values()),
+        **about,
+    )
+    files.write_json(arguments.results, document)
 
 
 def main() -> None:
-    meter = manifest.Meter()
     arguments = parse_arguments()
-    from portllm import files, scoring, tasks
-
-    packages = manifest.package_versions(("lm_eval", "torch", "transformers", "peft"))
-    settings = scoring.Settings(
-        **{field.name: getattr(arguments, field.name) for field in fields(scoring.Settings)}
+    settings = cells.Settings(
+        **{field.name: getattr(arguments, field.name) for field in fields(cells.Settings)}
     )
-    task = tasks.load(
-        arguments.lm_eval,
-        include=arguments.include,
-        dataset=(arguments.task / tasks.DATASET).absolute(),
-        allow_unsafe_code=arguments.allow_unsafe_code,
-    )
-    inputs = {
-        "version": manifest.content_hash(arguments.version),
-        "task": manifest.content_hash(arguments.task),
-        "definition": files.hash_value(
-            tasks.definition_hashes(arguments.lm_eval, arguments.include)
-        ),
-    }
-    device = manifest.device_cost()["device"]
-    earlier = earlier_cells(arguments)
-    model, tokenizer = scoring.load_version(arguments.version, settings.dtype)
-    cells, rows = [], []
-    for names, path in wanted_cells(arguments):
-        content = manifest.content_hash(path) if path else None
-        key = files.hash_value([names, inputs, content, asdict(settings), packages, device])[:16]
-        if key in earlier:
-            log.info("%s: scored before", names)
-            cell, samples = earlier[key]
-        else:
-            log.info("%s: scoring", names)
-            cell_meter = manifest.Meter()
-            result = scoring.score(model, tokenizer, task, settings, adapter=path)
-            samples = [{"cell": key, **names, **sample} for sample in result.samples]
-            cell = {
-                **names,
-                "key": key,
-                "adapter_content": content,
-                "metrics": result.metrics,
-                "samples": len(samples),
-                "wall_seconds": cell_meter.read().wall_seconds,
-            }
-        cells.append(cell)
-        rows += samples
-    files.write_json_lines(arguments.samples, rows)
-    document = manifest.describe(
-        stage="score",
-        parameters=asdict(settings),
-        inputs=inputs,
-        content={arguments.samples.name: files.hash_file(arguments.samples)},
-        cost=meter.read(),
-        packages=packages,
-        names=dict(arguments.names),
-        lm_eval={"task": arguments.lm_eval, "version": task.VERSION},
-        cells=cells,
-    )
-    files.write_json(arguments.results, document)
+    inputs = made_from(arguments)
+    packages = manifest.package_versions(cells.PACKAGES[settings.backend])
+    visible = processes.visible_gpus()
+    gpus = min(arguments.gpus, len(visible))
+    # Batches, and with them the rounding, differ with the number of processes.
+    place = [visible[0] if visible else "cpu", processes.launched() or max(gpus, 1)]
+    wanted = wanted_cells(arguments, inputs, asdict(settings), packages, place)
+    scored = cells.earlier(arguments.results, arguments.samples)
+    missing = [cell for cell in wanted if cell.key not in scored.cells]
+    if missing and settings.backend == "hf" and gpus > 1 and not processes.launched():
+        processes.launch(gpus)
+    if not processes.is_first():
+        logging.disable(logging.INFO)
+    for cell in wanted:
+        if cell not in missing:
+            log.info("%s: scored before", cell.names)
+    if missing:
+        scored = scored.with_new(score(arguments, settings, missing, gpus))
+    if processes.is_first():
+        write(
+            arguments,
+            scored.only([cell.key for cell in wanted]),
+            parameters=asdict(settings),
+            inputs=inputs,
+            packages=cells.PACKAGES[settings.backend],
+        )
 
 
 if __name__ == "__main__":

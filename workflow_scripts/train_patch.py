@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from portllm import manifest
+from portllm import imports, manifest
 from portllm.command_line import add_names, run
 
 log = logging.getLogger("train_patch")
@@ -43,6 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
+    imports.leave_out(*imports.unused_in_training(arguments.model))
     from portllm import adapters, files, fine_tuning
 
     values = {field.name: getattr(arguments, field.name) for field in fields(fine_tuning.Settings)}

@@ -1,9 +1,13 @@
 """A minute-sized study, for real, through every stage on CPU."""
 
+import importlib.util
 import json
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import pandas
 import pytest
@@ -18,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 STUDY = "tests/studies/minute.yaml"
 CONFIG = ("--configfile", STUDY)
+DEMO = str(PROJECT / "resources" / "demo")
 
 
 @pytest.fixture(scope="module")
@@ -211,22 +216,16 @@ def test_the_merged_checkpoint_is_version_plus_patch(results: Path) -> None:
     assert changed == 14
 
 
-def lm_eval(directory: Path, output: Path, *arguments: str) -> dict[str, list[dict[str, Any]]]:
-    """Samples, by task, of lm-eval's own command line."""
-    command = [str(PROJECT / ".venvs/eval/bin/lm_eval"), "--model", "hf", *arguments]
-    command += ["--include_path", "resources/demo", "--batch_size", "32", "--limit", "40"]
-    command += ["--num_fewshot", "0", "--log_samples", "--output_path", str(output)]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        path.name.removeprefix("samples_").partition("_2")[0]: list(files.read_json_lines(path))
-        for path in output.rglob("samples_*.jsonl")
-    }
-
-
-def as_text(value: Any) -> Any:
-    """Numbers as text, as lm-eval writes them, in the lists that they stand in."""
-    return [as_text(item) for item in value] if isinstance(value, list) else str(value)
+def benchmark() -> ModuleType:
+    """The benchmark that scores both ways. Its name is also that of a package lm-eval uses."""
+    path = PROJECT / "benchmarks" / "evaluate.py"
+    spec = importlib.util.spec_from_file_location("evaluation_benchmark", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -244,26 +243,89 @@ def as_text(value: Any) -> Any:
 def test_scores_are_lm_evals_own(
     finished: Checkout, tmp_path: Path, adapter: str | None, cell: dict[str, str], tasks: str
 ) -> None:
-    version = "results/models/tiny/second"
-    model = f"pretrained={version}" + (f",peft={adapter}" if adapter else "")
-    theirs = lm_eval(
-        finished.directory, tmp_path / "lm_eval", "--model_args", model, "--tasks", tasks
-    )
+    side_by_side = benchmark()
+    version = finished.directory / "results/models/tiny/second"
+    patch = finished.directory / adapter if adapter else None
+    settings = {"batch_size": 32, "few_shot": 0, "limit": 40, "dtype": "auto", "max_length": None}
+    _, theirs = side_by_side.lm_eval(tmp_path, version, tasks, patch, DEMO, settings)
     assert sorted(theirs) == sorted(tasks.split(","))
     for task, samples in theirs.items():
         path = finished.directory / f"results/scores/tiny/second/{task}.samples.jsonl"
-        ours = {
-            (row["filter"], row["doc_id"]): row
-            for row in files.read_json_lines(path)
-            if cell.items() <= row.items()
-        }
-        assert len(ours) == len(samples) >= 40
-        for sample in samples:
-            row = ours[sample["filter"], sample["doc_id"]]
-            for name in ("doc_hash", "prompt_hash", "resps", "filtered_resps"):
-                assert as_text(row[name]) == as_text(sample[name]), name
-            for metric, value in row["metrics"].items():
-                assert value == sample[metric]
+        ours = [row for row in files.read_json_lines(path) if cell.items() <= row.items()]
+        assert len(samples) >= 40
+        assert side_by_side.differences(ours, samples) == []
+        # It would see one.
+        ours[7]["filtered_resps"] = ["something else"]
+        assert len(side_by_side.differences(ours, samples)) == 1
+
+
+def score_again(
+    study: Checkout, results: Path, *python: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the scoring program as the study does for one version and task; say what it imports."""
+    patches = "results/patches/tiny/{}/demo_yes_no/seed1234"
+    ports = "results/ports/tiny/base/second/demo_yes_no/{}/seed1234"
+    command = [
+        *(PROJECT / ".venvs/eval/bin/python", *python, "workflow_scripts/score.py"),
+        *("--version", "results/models/tiny/second", "--task", "results/tasks/demo_yes_no"),
+        *("--lm-eval", "demo_yes_no", "--include", "resources/demo", "--limit", "40"),
+        *("--un-patched", "--adapter", f"base/direct/1234={ports.format('direct')}"),
+        *(
+            f"base/half/1234={ports.format('half')}",
+            f"second/direct/1234={patches.format('second')}",
+        ),
+        *("--results", results, "--samples", results.with_suffix(".samples.jsonl")),
+    ]
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=study.directory,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_cells_that_are_known_load_nothing(finished: Checkout, tmp_path: Path) -> None:
+    of_study = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
+    results = tmp_path / "demo_yes_no.json"
+    for ending in (".json", ".samples.jsonl"):
+        shutil.copy(of_study.with_suffix(ending), results.with_suffix(ending))
+    done = score_again(finished, results, "-X", "importtime")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("scored before") == 4
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "portllm.cells" in imported
+    heavy = {"torch", "transformers", "peft", "lm_eval", "datasets", "numpy", "pandas"}
+    assert not imported & heavy
+    before, after = files.read_json(of_study), files.read_json(results)
+    assert before.pop("names").keys() > after.pop("names").keys()
+    assert after == before
+
+
+def test_two_processes_score_as_one_does(finished: Checkout, tmp_path: Path) -> None:
+    # Each would have a GPU of its own; here they meet on the CPU.
+    results = tmp_path / "demo_yes_no.json"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = score_again(finished, results, *launcher, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    # The second process works without a word.
+    assert done.stderr.count(": scoring") == 4
+    one = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
+    for mine, other in zip(
+        *(files.read_json(path)["cells"] for path in (results, one)), strict=True
+    ):
+        assert mine["metrics"] == other["metrics"]
+        assert mine["key"] != other["key"]
+    rows, others = (
+        list(files.read_json_lines(path.with_suffix(".samples.jsonl"))) for path in (results, one)
+    )
+    assert len(rows) == len(others) == 160
+    for mine, other in zip(rows, others, strict=True):
+        for name in ("trained_on", "method", "doc_id", "filter", "doc_hash", "prompt_hash"):
+            assert mine[name] == other[name]
+        values = [[float(choice[0][0]) for choice in row["resps"]] for row in (mine, other)]
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
 def test_equal_seeds_evolve_to_equal_weights_and_others_do_not(

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 ENVIRONMENTS = Path(__file__).parents[2] / "envs"
-NAMES = ("workflow", "train", "eval")
+NAMES = ("workflow", "train", "eval", "vllm")
 
 
 def pins(name: str) -> list[str]:

@@ -45,7 +45,7 @@ def task_on(name: str, documents: list[dict[str, Any]]) -> Any:
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    path = task_files.find(name, [tasks.LIBRARY])
+    path = task_files.find(name, [task_files.library()])
     assert path is not None
     definition = load_yaml(path, resolve_func=True)
     definition.pop("tag", None)
@@ -138,7 +138,7 @@ def test_files_that_define_a_task() -> None:
 
 def test_the_scan_agrees_with_lm_eval() -> None:
     for name in ("boolq", "sst2", "mrpc", "rte", "winogrande", "wnli", "gsm8k", "arc_easy"):
-        path = task_files.find(name, [tasks.LIBRARY])
+        path = task_files.find(name, [task_files.library()])
         assert path is not None
         ours = task_files.load(path)
         theirs = load_yaml(path, resolve_func=False)

@@ -42,6 +42,18 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: config.pop("tasks"),
         ["config.yaml", "'tasks' is missing"],
     ),
+    "no such backend": (
+        lambda config: config["scoring"].update(backend="vlm"),
+        ["config.yaml: scoring.backend", "'vlm'", "nearest: vllm"],
+    ),
+    "vllm without a GPU": (
+        lambda config: config.update(scoring={"backend": "vllm"}, resources={"score": {"gpu": 0}}),
+        ["config.yaml: resources.score.gpu", "found 0", "vllm needs a GPU"],
+    ),
+    "vllm with float32": (
+        lambda config: config.update(scoring={"backend": "vllm", "dtype": "float32"}),
+        ["config.yaml: scoring.dtype", "found 'float32'", "nearest: bfloat16"],
+    ),
     "no such choice": (
         lambda config: config["patch"].update(loss_on="completions"),
         ["config.yaml: patch.loss_on", "'completions'", "nearest: completion"],

@@ -181,6 +181,20 @@ def test_a_further_multiple_of_the_patch(study: Checkout) -> None:
     assert study.counts() == {"transplant": 1, "score": 1, **LAST}
 
 
+def test_another_backend_scores_again_in_its_own_environment(study: Checkout) -> None:
+    edit(study, lambda config: config["scoring"].update(backend="vllm"))
+    assert study.counts() == {"score": 12, **LAST}
+    shown = study.run("--dry-run", "--printshellcmds").stdout
+    assert "Making the vllm environment" in shown
+    assert shown.count("$SCORE_PYTHON $SCRIPTS/score.py --gpus 1 ") == 12
+    assert shown.count(" --backend vllm ") == 12
+
+
+def test_more_gpus_for_scoring_score_nothing_again(study: Checkout) -> None:
+    edit(study, lambda config: config.update(resources={"score": {"gpu": 4}}))
+    assert study.planned() == []
+
+
 def test_task_definition_redoes_that_task(study: Checkout) -> None:
     file = study.directory / "resources" / "demo" / "demo_sentiment.yaml"
     file.write_text(file.read_text() + "\n# another thought\n")

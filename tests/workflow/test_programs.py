@@ -7,7 +7,10 @@ import tiny
 from conftest import PROJECT, run_program
 
 PROGRAMS = sorted(path.name for path in (PROJECT / "workflow_scripts").glob("*.py"))
-HEAVY = ("torch", "transformers", "peft", "lm_eval", "datasets", "axolotl")
+HEAVY = (
+    *("torch", "transformers", "peft", "accelerate", "lm_eval", "datasets", "axolotl", "vllm"),
+    *("numpy", "scipy", "sklearn", "pandas", "pyarrow", "matplotlib", "statsmodels", "jsonschema"),
+)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -17,6 +20,7 @@ def test_help_explains_and_loads_nothing_heavy(program: str) -> None:
     lines = (PROJECT / "workflow_scripts" / program).read_text().splitlines()
     assert lines[0].strip('"') in " ".join(done.stdout.split())
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
     assert not imported & set(HEAVY)
 
 

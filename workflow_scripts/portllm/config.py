@@ -344,6 +344,19 @@ def _check_methods(config: Config, blame: _Blame) -> None:
             raise InputError(f"{blame.at('methods', name)}: {error}") from None
 
 
+def _check_scoring(config: Config, blame: _Blame) -> None:
+    if config["scoring"]["backend"] != "vllm":
+        return
+    if config["resources"].get("score", {}).get("gpu") == 0:
+        place = blame.at("resources", "score", "gpu")
+        raise InputError(f"{place}: found 0, but scoring.backend: vllm needs a GPU")
+    if config["scoring"]["dtype"] == "float32" and any(cell.patch for cell in study.cells(config)):
+        place = blame.at("scoring", "dtype")
+        raise InputError(
+            f"{place}: found 'float32', but vLLM attaches patches in 16 bits; nearest: bfloat16"
+        )
+
+
 def _check_merged(config: Config, blame: _Blame) -> None:
     for index, wanted in enumerate(config["merged"]):
         if merged_cell(config, wanted) not in study.cells(config):
@@ -435,6 +448,7 @@ def load(
     _check_arms(config, blame)
     _check_tasks(config, task_library, blame)
     _check_merged(config, blame)
+    _check_scoring(config, blame)
     _check_tables(config, blame)
     _check_resources(config, blame)
     return config

@@ -1,55 +1,84 @@
-"""Scoring: lm-eval's own evaluation of a version, un-patched and with each patch on it.
+"""Scoring with transformers: a version, un-patched and with each patch attached to it.
 
 The version is loaded once and adapters are switched, which gives what
-`lm_eval --model hf --model_args pretrained=…,peft=…` gives for each.
+`lm_eval --model hf --model_args pretrained=…,peft=…` gives for each. On several GPUs every one has
+a copy of the version and answers its share of the requests.
 """
 
-import json
 import logging
-import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from datetime import timedelta
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from lm_eval import evaluator
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
-from lm_eval.utils import handle_non_serializable
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from portllm import scores
+from portllm import manifest, processes
+from portllm.cells import Settings
+from portllm.evaluation import Result, evaluate
 
 log = logging.getLogger(__name__)
 
-# lm-eval's own default seeds.
-RANDOM_SEED, OTHER_SEED = 0, 1234
 ADAPTER = "patch"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a task is scored; what moves a score is all here."""
-
-    few_shot: int = 0
-    limit: int | None = None
-    batch_size: int = 32
-    dtype: str = "auto"
-    max_length: int | None = None
-    bootstrap_iterations: int = 1000
-    allow_unsafe_code: bool = False
+def join() -> PartialState:
+    """Meet the other processes of this job, if it has any, each on a GPU of its own."""
+    # Shares differ in length. A process that fails does not keep the others: their launcher ends
+    # them.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(weeks=52))
 
 
-@dataclass(frozen=True)
-class Result:
-    """Metrics by lm-eval's name, filter included, and one row per item and filter."""
+def shared(
+    requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], state: PartialState
+) -> list[Any]:
+    """Answers to all requests, of which each process answers its share; all get all of them."""
+    # The choices of an item stay together, since they share their context.
+    mine = [
+        index
+        for index, request in enumerate(requests)
+        if request.doc_id % state.num_processes == state.process_index
+    ]
+    answers = answer([requests[index] for index in mine]) if mine else []
+    gathered = gather_object(list(zip(mine, answers, strict=True)))
+    return [given for _, given in sorted(gathered, key=itemgetter(0))]
 
-    metrics: dict[str, dict[str, float | int | None]]
-    samples: list[dict[str, Any]]
+
+class Copy(HFLM):
+    """A copy of the model in each of several processes, which share the requests.
+
+    lm-eval's own way deals out items and fills up the shorter shares, so that samples come in
+    another order and with doubled answers. Here every process keeps the books of all items, and
+    results are those of one process but for the rounding of other batches.
+    """
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """Log-likelihood of each request's continuation, and whether it is the greedy one."""
+        return self._shared(super().loglikelihood, requests, disable_tqdm)
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[Any]:
+        """Log-likelihood of each request's whole text."""
+        return self._shared(super().loglikelihood_rolling, requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
+        """The text that follows each request's prompt."""
+        return self._shared(super().generate_until, requests, disable_tqdm)
+
+    def _shared(self, method: Any, requests: list[Instance], disable_tqdm: bool) -> list[Any]:
+        quiet = disable_tqdm or not processes.is_first()
+        state = PartialState()
+        return shared(requests, lambda mine: method(mine, disable_tqdm=quiet), state)
 
 
 def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
@@ -71,47 +100,6 @@ def patched(model: Any, adapter: Path) -> Iterator[PeftModel]:
         wrapped.unload()
 
 
-def _seed() -> None:
-    random.seed(RANDOM_SEED)
-    numpy.random.seed(OTHER_SEED)
-    torch.manual_seed(OTHER_SEED)
-
-
-def evaluate(model: Any, tokenizer: Any, task: ConfigurableTask, settings: Settings) -> Result:
-    """Score a model on a task as lm-eval's command line does."""
-    _seed()
-    # As the command line does it: a task that sets zero examples keeps them.
-    if task.config.num_fewshot != 0:
-        task.set_config(key="num_fewshot", value=settings.few_shot)
-    task.set_fewshot_seed(seed=OTHER_SEED)
-    lm = HFLM(
-        pretrained=model,
-        tokenizer=tokenizer,
-        batch_size=settings.batch_size,
-        max_length=settings.max_length,
-    )
-    name = task.config.task
-    output = evaluator.evaluate(
-        lm=lm,
-        task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
-        limit=settings.limit,
-        bootstrap_iters=settings.bootstrap_iterations,
-        log_samples=True,
-        confirm_run_unsafe_code=settings.allow_unsafe_code,
-    )
-    samples = output["samples"][name]
-    count = len({sample["doc_id"] for sample in samples})
-    return Result(scores.metrics(output["results"][name], count), [_sample(row) for row in samples])
-
-
-def _sample(row: dict[str, Any]) -> dict[str, Any]:
-    # As lm-eval itself writes them, less the document: its hash tells which it was.
-    kept = ("doc_id", "filter", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
-    values = {metric: row[metric] for metric in row["metrics"]}
-    sample = {**{name: row[name] for name in kept}, "metrics": values}
-    return json.loads(json.dumps(sample, default=handle_non_serializable, ensure_ascii=False))
-
-
 def score(
     model: Any,
     tokenizer: Any,
@@ -121,7 +109,36 @@ def score(
     adapter: Path | None = None,
 ) -> Result:
     """Score a version by itself or with an adapter on it; the model is left as it was."""
-    if adapter is None:
-        return evaluate(model, tokenizer, task, settings)
-    with patched(model, adapter) as wrapped:
-        return evaluate(wrapped, tokenizer, task, settings)
+    if adapter is not None:
+        with patched(model, adapter) as wrapped:
+            return score(wrapped, tokenizer, task, settings)
+    lm = (Copy if processes.launched() else HFLM)(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+    )
+    return evaluate(lm, task, settings)
+
+
+class Scorer:
+    """A version, loaded once, that is scored with one adapter after the other."""
+
+    def __init__(self, version: Path, settings: Settings) -> None:
+        if processes.launched():
+            join()
+        self._model, self._tokenizer = load_version(version, settings.dtype)
+        self._settings = settings
+
+    def score(self, task: ConfigurableTask, adapter: Path | None) -> Result:
+        """Score the version by itself or with an adapter attached to it."""
+        return score(self._model, self._tokenizer, task, self._settings, adapter=adapter)
+
+    def finish(self) -> dict[str, Any]:
+        """Part from the other processes; return what devices were used, as a manifest says it."""
+        cost = manifest.device_cost()
+        if processes.launched():
+            peaks = gather_object([cost["peak_device_bytes"]])
+            cost["peak_device_bytes"] = [max(peak) for peak in zip(*peaks, strict=True)]
+            PartialState().destroy_process_group()
+        return cost

@@ -7,37 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from portllm import hub, task_files
-from portllm.errors import InputError, nearest
-from portllm.files import hash_file
+from portllm.errors import InputError
 
 log = logging.getLogger(__name__)
 
-LIBRARY = Path(lm_eval.tasks.__file__).parent
-DATASET = "dataset"
-
-
-def _find(name: str, include: str | None) -> Path:
-    folders = task_files.folders(include, LIBRARY)
-    path = task_files.find(name, folders)
-    if path is None:
-        known = task_files.names(folders)
-        raise InputError(f"lm-eval knows no task {name!r}; {nearest(name, known)}")
-    return path
-
-
-def definition_hashes(name: str, include: str | None) -> dict[str, str]:
-    """Content hashes of the files that define a task, by their names."""
-    found = task_files.defining_files(_find(name, include))
-    return {path.name: hash_file(path) for path in found}
-
 
 def _definition(name: str, include: str | None) -> dict[str, Any]:
-    path = _find(name, include)
+    path = task_files.locate(name, include)
     definition = load_yaml(path, resolve_func=True)
     if "class" in definition:
         raise InputError(
