@@ -12,7 +12,7 @@ ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
 from portllm import config as configuration
-from portllm import study, task_files
+from portllm import devices, study, supervision, task_files
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -33,16 +33,30 @@ os.environ["TRAIN_PYTHON"] = str(python("train"))
 os.environ["EVAL_PYTHON"] = str(python("eval"))
 os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
 
+# Runs a command on devices that no other job holds; jobs that are not started by it see none.
+os.environ["ON_GPUS"] = "{WORKFLOW_PYTHON} {SCRIPTS}/on_gpus.py".format(**os.environ)
+os.environ.update(devices.hidden(os.environ))
+os.environ[supervision.ENGINE] = str(os.getpid())
+
 
 envvars:
     "SCRIPTS",
     "TRAIN_PYTHON",
     "EVAL_PYTHON",
     "WORKFLOW_PYTHON",
+    "ON_GPUS",
 
 
 # None before the eval environment is made; the task-data stage then says what is wrong.
 TASK_LIBRARY = next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
+
+
+def device_limit():
+    """Devices that --resources gpu=N allows on this machine; a cluster has limits of its own."""
+    limit = workflow.global_resources.get("gpu")
+    is_ours = workflow.local_exec and workflow.is_main_process
+    return limit.value if is_ours and limit is not None else None
+
 
 try:
     configuration.load(
@@ -50,6 +64,7 @@ try:
         schema=HERE / "config" / "schema.yaml",
         files=[Path(file) for file in workflow.configfiles],
         task_library=TASK_LIBRARY,
+        device_limit=device_limit(),
     )
 except InputError as error:
     logger.error(f"error: {error}")

@@ -50,6 +50,7 @@ rule evolve:
         prepared=lambda wildcards, input: options({"prepared": input.get("prepared") or None}),
         work=work_directory("evolve"),
     shell:
-        "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
         " --recipe {input.recipe} {params.settings} {params.prepared} --work {params.work} --output {output}"
         " >{log} 2>&1"

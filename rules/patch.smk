@@ -47,7 +47,8 @@ rule patch:
         settings=lambda wildcards: options(study.patch_settings(config, wildcards.task)),
         work=work_directory("patch"),
     shell:
-        "$TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
         " --seed {wildcards.seed} {params.settings} --work {params.work} --output {output}"
         " --names model={wildcards.model} trained_on={wildcards.trained_on} task={wildcards.task}"
         " seed={wildcards.seed} >{log} 2>&1"

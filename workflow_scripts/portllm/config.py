@@ -338,17 +338,29 @@ def _check_tasks(config: Config, library: Path | None, blame: _Blame) -> None:
             )
 
 
+def _check_devices(config: Config, limit: int | None, blame: _Blame) -> None:
+    # Snakemake would lower the number and say nothing.
+    for stage, wanted in config["resources"].items():
+        if limit is not None and wanted.get("gpu", 0) > limit:
+            raise InputError(
+                f"{blame.at('resources', stage, 'gpu')}: found {wanted['gpu']}, but the run may "
+                f"use {limit} (--resources gpu={limit})"
+            )
+
+
 def load(
     config: Config,
     *,
     schema: Path,
     files: Iterable[Path] = (),
     task_library: Path | None = None,
+    device_limit: int | None = None,
 ) -> Config:
     """Check a configuration, fill in its defaults in place, and return it.
 
     `files` are the YAML files that it was merged from, for the messages; `task_library` is the
-    folder of lm-eval's own tasks, None where lm-eval is not installed.
+    folder of lm-eval's own tasks, None where lm-eval is not installed; `device_limit` is how many
+    devices the run may use, None where that is not limited here.
     """
     files = list(files)
     blame = _Blame(files)
@@ -362,4 +374,5 @@ def load(
     _check_tasks(config, task_library, blame)
     _check_merged(config, blame)
     _check_tables(config, blame)
+    _check_devices(config, device_limit, blame)
     return config
