@@ -12,6 +12,9 @@ from portllm.errors import InputError
 
 log = logging.getLogger("score")
 
+LIGHTER = "a smaller scoring.batch_size"
+"""What would make it ask for less of a device's memory."""
+
 Cell = dict[str, Any]
 
 
@@ -137,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, lighter=LIGHTER)
