@@ -74,8 +74,11 @@ def hold(
     if assigned_by_slurm(wanted, found):
         log.info("devices that SLURM has assigned: %s", ", ".join(found.values()))
         return None, devices.shown(found)
-    if not found:
+    if not found and "SLURM_JOB_ID" in GIVEN:
+        log.warning("SLURM has assigned no device, though gpu=%d: running without one", wanted)
+    elif not found:
         log.info("there is no device to use: running without one")
+    if not found:
         return None, devices.untouched(GIVEN)
 
     def pause() -> None:

@@ -185,6 +185,10 @@ def test_in_a_slurm_job_the_devices_are_assigned() -> None:
     assert done.stdout == "0,1\n"
     assert "devices that SLURM has assigned: 0, 1" in done.stderr
     assert not list(Path(os.environ["PORTLLM_LEASE_DIRECTORY"]).glob("*"))
+    # Snakemake on a node where SLURM has assigned nothing.
+    done = run(1, *python(SHOW), SLURM_JOB_ID="12")
+    assert done.returncode == 0
+    assert "WARNING on_gpus: SLURM has assigned no device, though gpu=1" in done.stderr
     # Snakemake with several jobs inside of one allocation.
     assert run(1, *python(SHOW), **given).stdout == "0\n"
 

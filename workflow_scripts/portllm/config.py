@@ -338,13 +338,19 @@ def _check_tasks(config: Config, library: Path | None, blame: _Blame) -> None:
             )
 
 
+ONE_DEVICE = ("base", "patch")
+"""Stages whose programs train on one device; with several their batches would silently grow."""
+
+
 def _check_devices(config: Config, limit: int | None, blame: _Blame) -> None:
-    # Snakemake would lower the number and say nothing.
-    for stage, wanted in config["resources"].items():
-        if limit is not None and wanted.get("gpu", 0) > limit:
+    for stage, asked in config["resources"].items():
+        wanted, place = asked.get("gpu", 0), blame.at("resources", stage, "gpu")
+        if stage in ONE_DEVICE and wanted > 1:
+            raise InputError(f"{place}: found {wanted}, but this stage uses one device (gpu: 1)")
+        # Snakemake would lower the number and say nothing.
+        if limit is not None and wanted > limit:
             raise InputError(
-                f"{blame.at('resources', stage, 'gpu')}: found {wanted['gpu']}, but the run may "
-                f"use {limit} (--resources gpu={limit})"
+                f"{place}: found {wanted}, but the run may use {limit} (--resources gpu={limit})"
             )
 
 

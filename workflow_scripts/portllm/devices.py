@@ -133,9 +133,11 @@ def shown(devices: Mapping[str, str]) -> dict[str, str]:
 def lease_directory(environment: Mapping[str, str]) -> Path:
     """Where the lock files are: one place for all runs of a user on a machine.
 
-    Not in TMPDIR, which differs between runs. Raises InputError where it belongs to someone else.
+    Not in TMPDIR, which differs between runs. A SLURM job has its own, since its devices may be
+    counted from 0 like another job's. Raises InputError where it belongs to someone else.
     """
-    default = Path("/tmp") / f"portllm-devices-{os.getuid()}"
+    job = environment.get("SLURM_JOB_ID")
+    default = Path("/tmp") / "-".join(filter(None, ["portllm-devices", str(os.getuid()), job]))
     directory = Path(environment.get(DIRECTORY) or default)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if directory.stat().st_uid != os.getuid():

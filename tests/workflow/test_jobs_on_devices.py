@@ -89,9 +89,9 @@ def test_devices_are_shared_out(study: Checkout) -> None:
 
 
 def test_the_number_of_devices_changes_no_result(study: Checkout) -> None:
-    target = "results/patches/demo/base/demo_arithmetic/seed1234"
+    target = "results/models/demo/lessons"
     study.complete(target, "--resources", "gpu=1")
-    set_resources(study, patch={"gpu": 2, "mem_mb": 5000})
+    set_resources(study, evolve={"gpu": 2, "mem_mb": 5000})
     for limit in ("gpu=2", "gpu=4"):
         assert study.planned(target, "--resources", limit) == []
 
@@ -105,10 +105,16 @@ def test_more_devices_than_the_run_may_use(study: Checkout, limit: int) -> None:
 
 
 def test_more_devices_than_there_are(study: Checkout) -> None:
-    set_resources(study, patch={"gpu": 5})
-    done = study.run("results/patches/demo/base/demo_arithmetic/seed1234", "--cores", "1")
+    set_resources(study, evolve={"gpu": 5})
+    done = study.run("results/models/demo/lessons", "--cores", "1")
     assert done.returncode != 0
     assert f"error: gpu=5: found 4 devices to draw from ({', '.join(POOL)})" in done.stdout
+
+
+def test_several_devices_for_a_patch(study: Checkout) -> None:
+    set_resources(study, patch={"gpu": 2})
+    line = refusal(study)
+    assert "config.yaml: resources.patch.gpu: found 2, but this stage uses one device" in line
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
