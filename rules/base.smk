@@ -33,7 +33,8 @@ rule pretrain:
             study.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
         ),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/pretrain.py --corpus {input.corpus} {params.settings}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/pretrain.py --corpus {input.corpus} {params.settings}"
         " --output {output} >{log} 2>&1"
 
 

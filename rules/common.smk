@@ -12,7 +12,17 @@ ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
 from portllm import config as configuration
-from portllm import cell_patterns, models, plan, resources, sharing, study, task_files
+from portllm import (
+    cell_patterns,
+    devices,
+    models,
+    plan,
+    resources,
+    sharing,
+    study,
+    supervision,
+    task_files,
+)
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -35,6 +45,11 @@ os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
 # Where trainings keep checkpoints: outside their outputs, which are deleted when a job fails.
 os.environ["CHECKPOINTS"] = workflow.pathvars.apply("<results>/checkpoints")
 
+# Runs a command on devices that no other job holds; jobs that are not started by it see none.
+os.environ["ON_GPUS"] = "{WORKFLOW_PYTHON} {SCRIPTS}/on_gpus.py".format(**os.environ)
+os.environ.update(devices.hidden(os.environ))
+os.environ[supervision.ENGINE] = str(os.getpid())
+
 
 envvars:
     "SCRIPTS",
@@ -42,10 +57,19 @@ envvars:
     "EVAL_PYTHON",
     "WORKFLOW_PYTHON",
     "CHECKPOINTS",
+    "ON_GPUS",
 
 
 # None before the eval environment is made; the task-data stage then says what is wrong.
 TASK_LIBRARY = next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
+
+
+def device_limit():
+    """Devices that --resources gpu=N allows on this machine; a cluster has limits of its own."""
+    limit = workflow.global_resources.get("gpu")
+    is_ours = workflow.local_exec and workflow.is_main_process
+    return limit.value if is_ours and limit is not None else None
+
 
 try:
     if workflow.workflow_settings.cache is not None:
@@ -55,7 +79,16 @@ try:
         schema=HERE / "config" / "schema.yaml",
         files=[Path(file) for file in workflow.configfiles],
         task_library=TASK_LIBRARY,
+        device_limit=device_limit(),
     )
+    RECIPES = configuration.recipes(config)
+    PRICED = plan.Study(
+        config,
+        results=Path(workflow.pathvars.apply("<results>")),
+        known=plan.hub_models(HERE / "resources" / "models"),
+        recipes=RECIPES,
+    )
+    resources.check_devices(PRICED, device_limit())
 except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
@@ -77,15 +110,6 @@ envvars:
 def environment_ready(environment):
     """Input of every rule that uses an environment. A changed pin does not redo its work."""
     return [] if WITH_CONDA else ancient(ENVIRONMENTS / f"{environment}.ready")
-
-
-RECIPES = configuration.recipes(config)
-PRICED = plan.Study(
-    config,
-    results=Path(workflow.pathvars.apply("<results>")),
-    known=plan.hub_models(HERE / "resources" / "models"),
-    recipes=RECIPES,
-)
 
 
 def asks(rule, name, default):

@@ -53,6 +53,7 @@ rule evolve:
         # shared output.
         recipe=lambda wildcards: RECIPES[wildcards.version],
     shell:
-        "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
         " --recipe {input.recipe} {params.settings} --prepared {input.prepared}"
         " --work $CHECKPOINTS/evolve --output {output} >{log} 2>&1"

@@ -53,5 +53,6 @@ rule patch:
         # The key of a shared output covers parameters, not wildcards.
         names=lambda wildcards: options({"seed": wildcards.seed, "names": study.names(wildcards)}),
     shell:
-        "$TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
         " {params.settings} {params.names} --work $CHECKPOINTS/patch --output {output} >{log} 2>&1"

@@ -26,7 +26,8 @@ rule score:
         settings=lambda wildcards: options(study.scoring_settings(config, wildcards.task)),
         cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
     shell:
-        "$SCORE_PYTHON $SCRIPTS/score.py --gpus {resources.gpu} --version {input.version} --task {input.task}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $SCORE_PYTHON $SCRIPTS/score.py --gpus {resources.gpu} --version {input.version} --task {input.task}"
         " --names model={wildcards.model} applied_to={wildcards.applied_to} task={wildcards.task}"
         " {params.settings} {params.cells}"
         " --results {output.results} --samples {output.samples} >{log} 2>&1"

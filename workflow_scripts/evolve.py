@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
     """Let Axolotl train, and make a full checkpoint of what it leaves."""
     import yaml
 
-    from portllm import evolution, files
+    from portllm import devices, evolution, files
 
     recipe = evolution.read_recipes(arguments.recipe)
     inputs = {
@@ -90,9 +91,9 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
     work.mkdir(parents=True, exist_ok=True)
     rendered = work / "axolotl.yaml"
     rendered.write_text(yaml.safe_dump(final, sort_keys=False))
-    evolution.run("train", rendered, cost_file=work / "cost.json")
     cost_file = work / "cost.json"
-    devices = files.read_json(cost_file) if cost_file.exists() else {}
+    held = devices.pool(os.environ)
+    evolution.run("train", rendered, cost_file=cost_file, devices=len(held))
     with files.whole_directory(arguments.output) as directory:
         kind = evolution.collect(arguments.model, work / "output", directory)
         shutil.copyfile(rendered, directory / "axolotl.yaml")
@@ -101,7 +102,7 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
             stage="evolve",
             parameters={"recipe": final, "kind": kind},
             inputs=inputs,
-            cost=meter.read(**devices),
+            cost=meter.read(**evolution.read_cost(cost_file)),
             packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
         )
     shutil.rmtree(work, ignore_errors=True)

@@ -10,6 +10,9 @@ from portllm.command_line import run
 
 log = logging.getLogger("pretrain")
 
+LIGHTER = "a smaller batch_size or sequence_length of the model's base.from_scratch"
+"""What would make it ask for less of a device's memory."""
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -73,4 +76,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, lighter=LIGHTER)

@@ -13,6 +13,9 @@ from portllm.command_line import add_names, run
 
 log = logging.getLogger("score")
 
+LIGHTER = "a smaller scoring.batch_size"
+"""What would make it ask for less of a device's memory."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -182,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, lighter=LIGHTER)

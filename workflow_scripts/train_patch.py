@@ -11,6 +11,12 @@ from portllm.command_line import add_names, run
 
 log = logging.getLogger("train_patch")
 
+LIGHTER = (
+    "a smaller patch.batch_size with more patch.gradient_accumulation, a smaller "
+    "patch.max_length, patch.gradient_checkpointing: true"
+)
+"""What would make it ask for less of a device's memory."""
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -76,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, lighter=LIGHTER)

@@ -57,3 +57,44 @@ def test_a_users_mistake_is_one_line_and_a_bug_is_a_traceback() -> None:
         run(mistake)
     with pytest.raises(KeyError):
         run(bug)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of "
+            "79.25 GiB of which 1.12 GiB is free. Process 7 has 70 GiB memory in use.",
+            "error: out of device memory (Tried to allocate 2.50 GiB, total capacity of 79.25 GiB)"
+            "; what to change: a smaller patch.batch_size, or a larger device",
+        ),
+        (
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate 4 bytes. Error code 12 (Cannot allocate memory)",
+            "error: out of host memory; what to change: a larger mem_mb of the stage under "
+            "resources",
+        ),
+    ],
+)
+def test_lack_of_memory_is_one_line(error: str, line: str) -> None:
+    def too_much() -> None:
+        raise RuntimeError(error)
+
+    with pytest.raises(SystemExit) as ended:
+        run(too_much, lighter="a smaller patch.batch_size")
+    assert ended.value.code == line
+
+
+def test_memory_errors_are_known_by_name() -> None:
+    import torch
+
+    def device() -> None:
+        raise torch.OutOfMemoryError("no words")
+
+    def host() -> None:
+        raise MemoryError
+
+    with pytest.raises(SystemExit, match=r"^error: out of device memory; .* a smaller batch, or"):
+        run(device)
+    with pytest.raises(SystemExit, match=r"^error: out of host memory; "):
+        run(host)

@@ -1,5 +1,9 @@
 """The recipe that Axolotl is given, and the checkpoint that is made of what it leaves."""
 
+import os
+import signal
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -67,6 +71,88 @@ def test_telemetry_and_hub_are_off(tmp_path: Path) -> None:
     assert environment["AXOLOTL_DO_NOT_TRACK"] == "1"
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["PYTHONHASHSEED"] == "0"
+
+
+def test_several_devices_go_through_the_launcher() -> None:
+    recipe = Path("axolotl.yaml")
+    for devices in (0, 1):
+        assert evolution.command("train", recipe, devices)[3:] == ["--launcher", "python"]
+    words = evolution.command("train", recipe, 4)
+    assert words[1:7] == ["train", "axolotl.yaml", "--launcher", "accelerate", "--", "--multi_gpu"]
+    given = dict(pairwise(words[7:]))
+    assert given["--num_processes"] == "4"
+    # Two such jobs on one machine must not meet on one port.
+    assert given["--main_process_port"] == "0"
+    assert evolution.command("preprocess", recipe, 4)[1:] == ["preprocess", "axolotl.yaml"]
+
+
+def test_launchers_are_found(tmp_path: Path) -> None:
+    path = evolution.environment(tmp_path / "cost.json")["PATH"]
+    assert path.split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_cost_is_that_of_all_processes(tmp_path: Path) -> None:
+    cost_file = tmp_path / "cost.json"
+    assert evolution.read_cost(cost_file) == {}
+    for rank, peaks in enumerate([[70, 0, 5], [0, 90, 0], [0, 0, 80]]):
+        cost = {"device": "H200", "devices": 3, "peak_device_bytes": peaks}
+        evolution.write_cost(cost_file, rank, cost)
+    expected = {"device": "H200", "devices": 3, "peak_device_bytes": [70, 90, 80]}
+    assert evolution.read_cost(cost_file) == expected
+
+
+def run_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Run Python code in Axolotl's place."""
+    words = [sys.executable, "-c", code]
+    monkeypatch.setattr(evolution, "command", lambda *_: words)
+    evolution.run("train", tmp_path / "axolotl.yaml", cost_file=tmp_path / "cost.json")
+
+
+def test_what_axolotl_says_is_passed_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cost.3.json").write_text("of an earlier attempt")
+    code = "import sys; print('out'); print('half a line\\r', end='', file=sys.stderr)"
+    run_instead(monkeypatch, tmp_path, code)
+    assert sorted(capfd.readouterr().out) == sorted("out\nhalf a line\r")
+    assert evolution.read_cost(tmp_path / "cost.json") == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("raise SystemExit(3)", r"axolotl\.yaml: what it said stands above$"),
+        (
+            "raise RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB.')",
+            r"axolotl\.yaml: out of device memory \(Tried to allocate 20\.00 MiB\); "
+            r"what to change: a smaller micro_batch_size .*gradient_accumulation_steps",
+        ),
+        ("raise MemoryError", r"axolotl\.yaml: out of host memory; .* larger mem_mb"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+            r"was killed \(signal 9\) on .*axolotl\.yaml, most likely out of host memory",
+        ),
+    ],
+)
+def test_why_axolotl_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_instead(monkeypatch, tmp_path, code)
+
+
+def test_a_lost_process_of_axolotls_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+import os, subprocess
+print(subprocess.Popen(["sleep", "300"]).pid, flush=True)
+os._exit(3)
+"""
+    with pytest.raises(InputError, match="what it said stands above"):
+        run_instead(monkeypatch, tmp_path, code)
+    # It is there still, and so is its end of the pipe.
+    os.kill(int(capfd.readouterr().out), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

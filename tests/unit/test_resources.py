@@ -8,6 +8,7 @@ from conftest import PROJECT
 
 from portllm import config as configuration
 from portllm import plan, resources
+from portllm.errors import InputError
 
 MODELS = plan.hub_models(PROJECT / "resources" / "models")
 NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "seed": "1"}
@@ -83,11 +84,10 @@ def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -
     )
     # 12 bytes a parameter and the activations: more than 87 GB.
     assert resources.wanted(sharded, "evolve", names, "gpu", 1) >= 2
-    assert resources.most_devices(sharded) == (
-        "evolve",
-        resources.wanted(sharded, "evolve", names, "gpu", 1),
-    )
-    assert resources.most_devices(priced(tmp_path, score={"gpu": 8})) == ("score", 8)
+    resources.check_devices(sharded, None)
+    resources.check_devices(plain, 1)
+    with pytest.raises(InputError, match=r"evolutions.v: its recipe shards m over \d devices"):
+        resources.check_devices(sharded, 1)
 
 
 def test_threads_follow_the_size(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ Axolotl seeds the Trainer but not the model that it builds before, so that equal
 different adapters.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from axolotl.integrations.base import BasePlugin
 from datasets import Dataset
 from transformers import set_seed
 
-from portllm.evolution import COST_FILE
+from portllm.evolution import COST_FILE, write_cost
 from portllm.manifest import device_cost
 
 LARGE = 200_000
@@ -44,6 +43,7 @@ class PortLLMPlugin(BasePlugin):
         set_seed(cfg.seed)
 
     def post_train(self, cfg: Any, model: Any) -> None:
-        """Write what the devices' memory peaked at; only the training process can know."""
-        if os.environ.get("LOCAL_RANK", "0") == "0" and COST_FILE in os.environ:
-            Path(os.environ[COST_FILE]).write_text(json.dumps(device_cost()))
+        """Write what the devices' memory peaked at; only the training processes can know."""
+        if COST_FILE in os.environ:
+            rank = int(os.environ.get("RANK", "0"))
+            write_cost(Path(os.environ[COST_FILE]), rank, device_cost())

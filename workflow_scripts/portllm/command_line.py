@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from portllm.errors import InputError
+from portllm.errors import InputError, out_of_memory
 
 
 def options(settings: dict[str, Any]) -> str:
@@ -49,10 +49,11 @@ def _set_environment(hub: bool) -> None:
         os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
-def run(main: Callable[[], None], *, hub: bool = False) -> None:
-    """Run a program's `main`; a mistake of the user's ends it with one line.
+def run(main: Callable[[], None], *, hub: bool = False, lighter: str = "") -> None:
+    """Run a program's `main`; a mistake of the user's, or a lack of memory, ends it with one line.
 
     Without `hub`, the program cannot reach the model and data hubs and fails at once if it tries.
+    `lighter` is what would make the program ask for less of the devices' memory.
     """
     _set_environment(hub)
     logging.basicConfig(
@@ -65,3 +66,10 @@ def run(main: Callable[[], None], *, hub: bool = False) -> None:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        # By name: the libraries that define these errors are not imported here.
+        names = " ".join(kind.__name__ for kind in type(error).__mro__)
+        reason = out_of_memory(f"{names}: {error}", lighter=lighter)
+        if reason is None:
+            raise
+        sys.exit(f"error: {reason}")

@@ -402,13 +402,19 @@ def _check_tasks(config: Config, library: Path | None, blame: _Blame) -> None:
             )
 
 
-def _check_resources(config: Config, blame: _Blame) -> None:
-    for stage in ("base", "patch"):
-        asked = config["resources"].get(stage, {}).get("gpu", 1)
-        if asked > 1:
+ONE_DEVICE = ("base", "patch")
+"""Stages whose programs train on one device; with several their batches would silently grow."""
+
+
+def _check_devices(config: Config, limit: int | None, blame: _Blame) -> None:
+    for stage, asked in config["resources"].items():
+        wanted, place = asked.get("gpu", 0), blame.at("resources", stage, "gpu")
+        if stage in ONE_DEVICE and wanted > 1:
+            raise InputError(f"{place}: found {wanted}, but this stage uses one device (gpu: 1)")
+        # Snakemake would lower the number and say nothing.
+        if limit is not None and wanted > limit:
             raise InputError(
-                f"{blame.at('resources', stage, 'gpu')}: found {asked}, expected 0 or 1: such a "
-                "training runs on one device; evolutions and scores can take several"
+                f"{place}: found {wanted}, but the run may use {limit} (--resources gpu={limit})"
             )
 
 
@@ -429,11 +435,13 @@ def load(
     schema: Path,
     files: Iterable[Path] = (),
     task_library: Path | None = None,
+    device_limit: int | None = None,
 ) -> Config:
     """Check a configuration, fill in its defaults in place, and return it.
 
     `files` are the YAML files that it was merged from, for the messages; `task_library` is the
-    folder of lm-eval's own tasks, None where lm-eval is not installed.
+    folder of lm-eval's own tasks, None where lm-eval is not installed; `device_limit` is how many
+    devices the run may use, None where that is not limited here.
     """
     files = list(files)
     blame = _Blame(files)
@@ -450,5 +458,5 @@ def load(
     _check_merged(config, blame)
     _check_scoring(config, blame)
     _check_tables(config, blame)
-    _check_resources(config, blame)
+    _check_devices(config, device_limit, blame)
     return config

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import select
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +13,23 @@ from typing import Any
 
 import yaml
 
-from portllm import adapters, checkpoints, merging
-from portllm.errors import InputError
+from portllm import adapters, checkpoints, files, merging, supervision
+from portllm.errors import HOST_MEMORY, InputError, out_of_memory
 
 log = logging.getLogger(__name__)
 
 PLUGIN = "portllm.axolotl_plugin.PortLLMPlugin"
 COST_FILE = "PORTLLM_COST_FILE"
 """Environment variable that tells the plugin where to write the devices' cost."""
+
+LIGHTER = (
+    "a smaller micro_batch_size with more gradient_accumulation_steps, a shorter sequence_len or "
+    "gradient_checkpointing in the recipe, more devices (resources.evolve.gpu) with FSDP or "
+    "DeepSpeed"
+)
+
+LAST_BYTES = 65_536
+"""How much of what Axolotl has said last is searched for why it failed."""
 
 
 def render(
@@ -55,7 +67,10 @@ def environment(cost_file: Path) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+        # Axolotl starts its launchers by name.
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONHASHSEED": "0",
+        "PYTHONUNBUFFERED": "1",
         "AXOLOTL_DO_NOT_TRACK": "1",
         "DO_NOT_TRACK": "1",
         "WANDB_MODE": "disabled",
@@ -65,17 +80,96 @@ def environment(cost_file: Path) -> dict[str, str]:
     }
 
 
-def run(command_name: str, recipe: Path, *, cost_file: Path) -> None:
+def command(command_name: str, recipe: Path, devices: int) -> list[str]:
+    """A command of Axolotl's own: with several devices, one training process for each of them.
+
+    Whether they share the work by DDP, FSDP or DeepSpeed is the recipe's choice.
+    """
+    words = [str(Path(sys.executable).with_name("axolotl")), command_name, str(recipe)]
+    if command_name != "train":
+        return words
+    if devices < 2:
+        # Spares the start of a launcher.
+        return [*words, "--launcher", "python"]
+    # All that a person's own default configuration of accelerate could say otherwise is said, and
+    # two jobs must not meet on its default port.
+    launch = {
+        "num_machines": 1,
+        "num_processes": devices,
+        "gpu_ids": "all",
+        "main_process_port": 0,
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+    }
+    given = [word for name, value in launch.items() for word in (f"--{name}", str(value))]
+    return [*words, "--launcher", "accelerate", "--", "--multi_gpu", *given]
+
+
+def run(command_name: str, recipe: Path, *, cost_file: Path, devices: int = 0) -> None:
     """Run a command of Axolotl's own, `train` or `preprocess`, on a rendered recipe.
 
-    Raises InputError, pointing at the log, when Axolotl fails.
+    Raises InputError when Axolotl fails: with the reason where it ran out of memory, else pointing
+    at the log.
     """
-    command = [str(Path(sys.executable).with_name("axolotl")), command_name, str(recipe)]
-    if command_name == "train":
-        command += ["--launcher", "python"]
-    log.info("running %s", " ".join(command))
-    if subprocess.run(command, env=environment(cost_file), check=False).returncode != 0:
-        raise InputError(f"Axolotl failed on {recipe}; what it said stands above")
+    for file in _cost_files(cost_file):
+        file.unlink()
+    words = command(command_name, recipe, devices)
+    log.info("running %s", shlex.join(words))
+    status, said = _stream(words, environment(cost_file))
+    if status == 0:
+        return
+    if status == -signal.SIGKILL:
+        raise InputError(f"Axolotl was killed (signal 9) on {recipe}, most likely {HOST_MEMORY}")
+    reason = out_of_memory(said, lighter=LIGHTER)
+    raise InputError(f"Axolotl failed on {recipe}: {reason or 'what it said stands above'}")
+
+
+def _stream(words: list[str], variables: dict[str, str]) -> tuple[int, str]:
+    """Run a program, passing on what it says as it says it; its status and its last words."""
+    last, ready = b"", True
+    process = subprocess.Popen(
+        words,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=supervision.die_with_parent(),
+    )
+    assert process.stdout is not None
+    # Not to the end of the pipe alone: processes that it has lost may keep that open.
+    while ready or process.poll() is None:
+        ready = bool(select.select([process.stdout], [], [], 1.0)[0])
+        if ready:
+            # Not by lines: a progress bar has none.
+            said = process.stdout.read1()
+            if not said:
+                break
+            sys.stdout.buffer.write(said)
+            sys.stdout.buffer.flush()
+            last = (last + said)[-LAST_BYTES:]
+    process.wait()
+    return process.returncode, last.decode(errors="replace")
+
+
+def _cost_files(cost_file: Path) -> list[Path]:
+    return sorted(cost_file.parent.glob(f"{cost_file.stem}.*{cost_file.suffix}"))
+
+
+def write_cost(cost_file: Path, rank: int, cost: dict[str, Any]) -> None:
+    """Note the devices' cost as one of several training processes sees it, beside the others'."""
+    files.write_json(cost_file.with_suffix(f".{rank}{cost_file.suffix}"), cost)
+
+
+def read_cost(cost_file: Path) -> dict[str, Any]:
+    """The devices' cost over all training processes; empty where none wrote any.
+
+    Each process sees every device but knows only of its own memory there, so that a device's
+    peak is the highest that any of them saw.
+    """
+    costs = [files.read_json(file) for file in _cost_files(cost_file)]
+    if not costs:
+        return {}
+    peaks = zip(*(cost["peak_device_bytes"] for cost in costs), strict=True)
+    return {**costs[0], "peak_device_bytes": [max(seen) for seen in peaks]}
 
 
 def collect(model: Path, trained: Path, directory: Path) -> str:

@@ -7,6 +7,7 @@ attempt, since a retried job has often died of having too little.
 
 from portllm import costs, study
 from portllm.costs import UnknownError
+from portllm.errors import InputError
 from portllm.plan import Job, Study
 
 # Rules that share the settings of another stage.
@@ -113,16 +114,18 @@ def _parameters(priced: Study, names: dict[str, str]) -> int:
     return costs.parameters(priced.version(names["model"], wanted_version).architecture)
 
 
-def most_devices(priced: Study) -> tuple[str, int]:
-    """The stage that asks for the most devices, and how many."""
-    asked = {
-        stage: settings["gpu"]
-        for stage, settings in priced.config["resources"].items()
-        if "gpu" in settings
-    }
-    if "evolve" not in asked:
-        for model, version in priced.versions:
-            if version in priced.config["evolutions"]:
-                devices = _devices(priced, {"model": model, "version": version}) or 1
-                asked["evolve"] = max(devices, asked.get("evolve", 1))
-    return max(asked.items(), key=lambda item: item[1], default=("patch", 1))
+def check_devices(priced: Study, limit: int | None) -> None:
+    """Refuse an evolution that shards its training over more devices than a run may use.
+
+    What the study itself asks for is checked with its configuration. Raises InputError.
+    """
+    for model, version in priced.versions:
+        if limit is None or version not in priced.config["evolutions"]:
+            continue
+        asked = wanted(priced, "evolve", {"model": model, "version": version}, "gpu", 1)
+        if asked > limit:
+            raise InputError(
+                f"evolutions.{version}: its recipe shards {model} over {asked} devices of "
+                f"{DEVICE_BYTES / 1e9:.0f} GB, but the run may use {limit} (--resources "
+                f"gpu={limit}); resources.evolve.gpu sets another number"
+            )

@@ -1,0 +1,151 @@
+"""Jobs on a machine's devices: who sees which, what is refused, what stops with Snakemake."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from conftest import SNAKEMAKE, Checkout, use_stand_ins
+from test_bad_input import refusal
+
+POOL = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
+VERSIONS = ("base", "tales", "lessons")
+RECORDING = """#!/bin/sh
+echo "$(date +%s%N) $$ $(basename "$1") $CUDA_VISIBLE_DEVICES" >>started
+sleep 0.2
+"{stand_in}" "$@"
+echo "$(date +%s%N) $$" >>ended
+"""
+LONG = """#!/bin/sh
+trap 'echo $$ >>told; exit 1' TERM
+echo $$ >>running
+sleep 300 &
+wait
+"""
+
+
+@pytest.fixture
+def study(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkout:
+    """The default study with stand-ins, on a machine with four devices."""
+    use_stand_ins(checkout)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(POOL))
+    monkeypatch.setenv("PORTLLM_LEASE_DIRECTORY", str(tmp_path / "leases"))
+    return checkout
+
+
+def let(study: Checkout, environment: str, script: str) -> None:
+    """Let the programs of an environment do what a shell script says."""
+    interpreter = study.directory / ".venvs" / environment / "bin" / "python"
+    stand_in = interpreter.with_name("stand-in")
+    interpreter.rename(stand_in)
+    interpreter.write_text(script.format(stand_in=stand_in))
+    interpreter.chmod(0o755)
+
+
+def set_resources(study: Checkout, **stages: dict[str, int]) -> None:
+    config = study.read("config.yaml")
+    config["resources"] = stages
+    study.write("config.yaml", config)
+
+
+def lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
+
+
+def test_devices_are_shared_out(study: Checkout) -> None:
+    for environment in ("train", "eval"):
+        let(study, environment, RECORDING)
+    set_resources(study, evolve={"gpu": 2}, base={"gpu": 0})
+    targets = [f"results/scores/demo/{version}/demo_arithmetic.json" for version in VERSIONS]
+    study.complete(*targets, "--cores", "8", "--resources", "gpu=4")
+    ends = {}
+    for line in lines(study.directory / "ended"):
+        when, process = line.split()
+        ends[process] = int(when)
+    spans: dict[str, list[tuple[int, int]]] = {name: [] for name in POOL}
+    seen: dict[str, set[int]] = {}
+    for line in lines(study.directory / "started"):
+        when, process, program, *visible = line.split()
+        names = visible[0].split(",") if visible else []
+        seen.setdefault(program, set()).add(len(names))
+        for name in names:
+            spans[name].append((int(when), ends[process]))
+    assert seen == {
+        "make_corpus.py": {0},
+        "make_task_data.py": {0},
+        "pretrain.py": {0},
+        "train_patch.py": {1},
+        "evolve.py": {2},
+        "transplant.py": {0},
+        "score.py": {1},
+    }
+    for name, held in spans.items():
+        held.sort()
+        assert held, f"{name} was never used"
+        assert all(one[1] <= other[0] for one, other in pairwise(held)), name
+
+
+def test_the_number_of_devices_changes_no_result(study: Checkout) -> None:
+    target = "results/models/demo/lessons"
+    study.complete(target, "--resources", "gpu=1")
+    set_resources(study, evolve={"gpu": 2, "mem_mb": 5000})
+    for limit in ("gpu=2", "gpu=4"):
+        assert study.planned(target, "--resources", limit) == []
+
+
+@pytest.mark.parametrize("limit", [0, 4])
+def test_more_devices_than_the_run_may_use(study: Checkout, limit: int) -> None:
+    set_resources(study, evolve={"gpu": 8})
+    line = refusal(study, "--resources", f"gpu={limit}")
+    assert "config.yaml: resources.evolve.gpu: found 8" in line
+    assert f"--resources gpu={limit}" in line
+
+
+def test_more_devices_than_there_are(study: Checkout) -> None:
+    set_resources(study, evolve={"gpu": 5})
+    done = study.run("results/models/demo/lessons", "--cores", "1")
+    assert done.returncode != 0
+    assert f"error: gpu=5: found 4 devices to draw from ({', '.join(POOL)})" in done.stdout
+
+
+def test_several_devices_for_a_patch(study: Checkout) -> None:
+    set_resources(study, patch={"gpu": 2})
+    line = refusal(study)
+    assert "config.yaml: resources.patch.gpu: found 2, but this stage uses one device" in line
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_jobs_stop_when_snakemake_is_gone(study: Checkout, number: int) -> None:
+    let(study, "train", LONG)
+    patches = [
+        f"results/patches/demo/base/demo_{task}/seed1234" for task in ("arithmetic", "yes_no")
+    ]
+    running, told = study.directory / "running", study.directory / "told"
+    snakemake = subprocess.Popen(
+        [SNAKEMAKE, *patches, "--cores", "2", "--resources", "gpu=4"],
+        cwd=study.directory,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for(lambda: len(lines(running)) == 2)
+        snakemake.send_signal(number)
+        wait_for(lambda: not any(Path(f"/proc/{job}").exists() for job in lines(running)))
+    finally:
+        snakemake.kill()
+        snakemake.wait()
+    assert sorted(lines(told)) == sorted(lines(running))
+    logs = [path.read_text() for path in (study.directory / "logs/patch").rglob("*.log")]
+    assert len(logs) == 2
+    assert all("Snakemake is gone: the command is told to stop" in log for log in logs)
