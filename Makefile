@@ -16,6 +16,8 @@ demo: .venvs/workflow.ready
 	@echo
 	@cat results/tables/main.md
 	@echo
+	@cat results/tables/lifetime.md
+	@echo
 	@echo "Tables:  results/tables/    scores: results/scores.csv"
 	@echo "Figures: results/figures/"
 	@echo "Report:  results/report.html"

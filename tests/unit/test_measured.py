@@ -88,6 +88,8 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert by_layer["cos(Δθ, θ′ − θ)"].tolist() == ["–", "+0.100 (±0.010)"]
     assert by_layer["cos(Δθ, Δθ′)"].tolist() == ["–", "+0.100 (±0.010)"]
     assert by_layer["smallest angle, degrees"].tolist() == ["–", "30"]
+    alone = measured.geometry([save(tmp_path / "2.json", [bare])], {"kind": "geometry"}).text
+    assert alone.iloc[0, 2:].tolist() == ["–"] * 6
 
 
 def shown_labels(axis: Axis) -> list[Text]:

@@ -186,7 +186,7 @@ def place_of(weight: str) -> tuple[int | None, str]:
 
 
 def _total(rows: list[dict[str, Any]], kind: str) -> float | None:
-    """Cosine of all weights together; a weight that one side leaves alone adds nothing to it."""
+    """Cosine of all weights that the patch changes, as one vector."""
     inner = sum(row.get(f"{kind}_inner", 0.0) for row in rows)
     squares = [sum(row.get(name, 0.0) ** 2 for row in rows) for name in ("norm", f"{kind}_norm")]
     return _ratio(inner, math.sqrt(squares[0] * squares[1]))

@@ -40,19 +40,24 @@ def together(group: pandas.DataFrame) -> dict[str, float]:
     deviation 1/√(number of elements). Missing values, of weights that one of the patches or the
     update leaves alone, are left out of means and add nothing to the sums.
     """
+
+    def values(name: str) -> pandas.Series:
+        # No weight has a measure that the patches share no weight for.
+        return pandas.to_numeric(group.get(name, pandas.Series(math.nan, index=group.index)))
+
     found: dict[str, float] = {}
     for kind in ("update", "native"):
-        inner, norm = group[f"{kind}_inner"].sum(), (group[f"{kind}_norm"] ** 2).sum()
-        scale = math.sqrt((group["norm"] ** 2).sum() * norm)
+        inner, square = values(f"{kind}_inner").sum(), (values(f"{kind}_norm") ** 2).sum()
+        scale = math.sqrt((values("norm") ** 2).sum() * square)
         found[f"{kind}_cosine"] = inner / scale if scale > 0 else math.nan
         for side in ("column", "row"):
             for measure in ("angles", "similarity", "expected"):
                 name = f"{kind}_{side}_{measure}"
-                found[name] = pandas.to_numeric(group[name]).mean()
+                found[name] = values(name).mean()
     for side in ("column", "row"):
         for name in (f"update_{side}_energy", f"update_{side}_energy_expected"):
-            found[name] = pandas.to_numeric(group[name]).mean()
-    found["expected_cosine"] = 1 / math.sqrt((group["expected_cosine"] ** -2.0).sum())
+            found[name] = values(name).mean()
+    found["expected_cosine"] = 1 / math.sqrt((values("expected_cosine") ** -2.0).sum())
     return found
 
 
