@@ -84,13 +84,14 @@ rule loss_slice:
         "../envs/eval.yaml"
     threads: asks("score", "threads", 1)
     resources:
-        gpu=asks("score", "gpu", 1),
+        gpu=asks("analyse", "gpu", 1),
         mem_mb=asks("score", "mem_mb", 4000),
         runtime=asks("score", "runtime", 720),
     params:
         settings=lambda wildcards: options(study.loss_slice_settings(config, wildcards.task)),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/measure_loss_slice.py --version {input.version}"
+        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/measure_loss_slice.py --version {input.version}"
         " --carried {input.ported} --native {input.native} --task {input.task} {params.settings}"
         " --names model={wildcards.model} version={wildcards.applied_to}"
         " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
