@@ -127,6 +127,7 @@ def main() -> None:
         parameters=asdict(settings),
         inputs=inputs,
         content={arguments.samples.name: files.hash_file(arguments.samples)},
+        sizes={arguments.samples.name: arguments.samples.stat().st_size},
         cost=meter.read(),
         packages=packages,
         names=dict(arguments.names),

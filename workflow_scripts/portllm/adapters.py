@@ -34,6 +34,7 @@ def load(directory: Path) -> Adapter:
     check_directory(directory)
     from safetensors.torch import load_file
 
+    checkpoints.read_header(directory / WEIGHTS)  # refuses weights that are cut off
     return Adapter(read_json(directory / CONFIG), load_file(directory / WEIGHTS))
 
 
