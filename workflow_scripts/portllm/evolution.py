@@ -3,14 +3,16 @@
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from portllm import adapters, checkpoints, merging
+from portllm import adapters, checkpoints, files, merging, processes, resuming
 from portllm.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,12 @@ log = logging.getLogger(__name__)
 PLUGIN = "portllm.axolotl_plugin.PortLLMPlugin"
 COST_FILE = "PORTLLM_COST_FILE"
 """Environment variable that tells the plugin where to write the devices' cost."""
+TRAINING = "training.json"
+"""What the plugin writes beside the cost when, and only when, the last step has been done."""
+INTERVALS = ("save_steps", "saves_per_epoch", "save_strategy", "save_total_limit")
+"""Axolotl's keys that say when checkpoints are written; they change no weights."""
+ALMOST_FULL = 2**20
+"""Free bytes below which a failure is put down to the disk."""
 
 
 def render(
@@ -33,6 +41,7 @@ def render(
     """The recipe that Axolotl runs: the user's, the overrides, and what only the workflow knows.
 
     An entry of `datasets` without a `path` is given the corpus. A recipe's own `plugins` stay.
+    Where nothing says when to save, a checkpoint is written every `resuming.SAVE_STEPS` steps.
     """
     final = {**recipe, **overrides}
     datasets = final.get("datasets") or [{"type": "completion"}]
@@ -46,7 +55,15 @@ def render(
     final["seed"] = seed
     final["plugins"] = [*final.get("plugins", []), PLUGIN]
     final.setdefault("auto_resume_from_checkpoints", True)
+    if not any(final.get(key) for key in INTERVALS[:3]):
+        final["save_steps"] = resuming.SAVE_STEPS
+    final.setdefault("save_total_limit", resuming.KEPT)
     return final
+
+
+def decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that decides the weights, as far as checkpoints are concerned."""
+    return {key: value for key, value in recipe.items() if key not in INTERVALS}
 
 
 def environment(cost_file: Path) -> dict[str, str]:
@@ -65,29 +82,69 @@ def environment(cost_file: Path) -> dict[str, str]:
     }
 
 
-def run(command_name: str, recipe: Path, *, cost_file: Path) -> None:
+def _run_to_end(
+    command: Sequence[str], environment: dict[str, str], keep_open: Sequence[int]
+) -> int:
+    """Run a command and return its status; SIGTERM and SIGINT are passed on and waited out."""
+    noted: list[int] = []
+    process: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, frame: Any) -> None:
+        noted.append(number)
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+
+    previous = {
+        number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            pass_fds=keep_open,
+            preexec_fn=processes.ends_with_its_parent(),
+        )
+        if noted:
+            process.terminate()
+        status = process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if noted:
+        sys.exit(128 + noted[0])
+    return status
+
+
+def run(command_name: str, recipe: Path, *, cost_file: Path, keep_open: Sequence[int] = ()) -> None:
     """Run a command of Axolotl's own, `train` or `preprocess`, on a rendered recipe.
 
-    Raises InputError, pointing at the log, when Axolotl fails.
+    The descriptors `keep_open` stay open in Axolotl. Raises InputError, pointing at the log, when
+    Axolotl fails, and SystemExit when a signal has ended it.
     """
     command = [str(Path(sys.executable).with_name("axolotl")), command_name, str(recipe)]
     if command_name == "train":
         command += ["--launcher", "python"]
     log.info("running %s", " ".join(command))
-    if subprocess.run(command, env=environment(cost_file), check=False).returncode != 0:
-        raise InputError(f"Axolotl failed on {recipe}; what it said stands above")
+    if _run_to_end(command, environment(cost_file), keep_open) != 0:
+        free = files.free_bytes(recipe.parent)
+        full = f" (the disk is full: {free:,} bytes are free)" if free < ALMOST_FULL else ""
+        raise InputError(f"Axolotl failed on {recipe}{full}; what it said stands above")
 
 
 def collect(model: Path, trained: Path, directory: Path) -> str:
     """Turn what Axolotl left in `trained` into a full checkpoint; return how it was trained.
 
-    A LoRA adapter is merged into `model`; full weights are moved.
+    A LoRA adapter is merged into `model`; full weights are linked, so that an interruption leaves
+    what was trained where it is.
     """
     if (trained / adapters.CONFIG).exists():
         merging.merge(model, adapters.load(trained), directory)
         return "lora"
     for shard in checkpoints.shards(trained):
-        shutil.move(shard, directory / shard.name)
+        try:
+            (directory / shard.name).hardlink_to(shard)
+        except OSError:
+            shutil.copyfile(shard, directory / shard.name)
     index = trained / checkpoints.INDEX
     if index.exists():
         shutil.copyfile(index, directory / index.name)
