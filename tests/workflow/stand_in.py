@@ -24,7 +24,7 @@ def main() -> None:
     for path in outputs(arguments):
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("{}")
+            path.write_text("{}\n")
             if Path(arguments[0]).name == "make_corpus.py":
                 path.with_suffix(".manifest.json").write_text("{}")
         else:
