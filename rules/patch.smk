@@ -43,11 +43,18 @@ rule patch:
         gpu=asks("patch", "gpu", 1),
         mem_mb=asks("patch", "mem_mb", 4000),
         runtime=asks("patch", "runtime", 720),
+        # No parameter: how often checkpoints are written changes no patch and redoes none.
+        checkpoint_steps=lambda wildcards: study.patch_settings(config, wildcards.task)[
+            "checkpoint_steps"
+        ],
     params:
-        settings=lambda wildcards: options(study.patch_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(
+            study.without(study.patch_settings(config, wildcards.task), "checkpoint_steps")
+        ),
         work=work_directory("patch"),
     shell:
         "$TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
-        " --seed {wildcards.seed} {params.settings} --work {params.work} --output {output}"
+        " --seed {wildcards.seed} {params.settings}"
+        " --checkpoint-steps {resources.checkpoint_steps} --work {params.work} --output {output}"
         " --names model={wildcards.model} trained_on={wildcards.trained_on} task={wildcards.task}"
         " seed={wildcards.seed} >{log} 2>&1"

@@ -6,24 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import SNAKEMAKE, Checkout, make_checkout, use_stand_ins
+from conftest import Checkout, make_checkout, use_stand_ins, wait_for
 
 CONFIG = ("--configfile", "tests/studies/minute.yaml")
 PATCH = "results/patches/tiny/base/demo_yes_no/seed1234"
 PATIENT = Path(__file__).with_name("patient.py")
-
-
-def wait_for(what: Callable[[], object], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -44,14 +36,7 @@ def start(study: Checkout) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     def begin() -> subprocess.Popen[str]:
         started = study.directory / "started"
         before = started.read_text() if started.exists() else ""
-        log = (study.directory / f"run{len(runs)}.log").open("w")
-        run = subprocess.Popen(
-            [SNAKEMAKE, "--cores", "1", PATCH, *CONFIG],
-            cwd=study.directory,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        run = study.start(f"run{len(runs)}.log", PATCH, *CONFIG)
         runs.append(run)
         wait_for(lambda: started.exists() and started.read_text() != before)
         return run

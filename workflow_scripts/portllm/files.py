@@ -163,6 +163,15 @@ def hash_files(directory: Path, *, leave_out: frozenset[str] = frozenset()) -> d
     }
 
 
+# safetensors passes the system's words on; PyTorch's writers have their own.
+_WORDS_OF_A_FULL_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing",
+    "basic_ios::clear: iostream error",
+)
+
+
 def told_disk_is_full(error: BaseException | None) -> str | None:
     """What an error says about a full disk, in one line; None where it is about something else.
 
@@ -172,7 +181,7 @@ def told_disk_is_full(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place = f"{error.filename}: " if error.filename else ""
             return f"{place}{error.strerror}"
-        if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
+        if any(words in str(error) for words in _WORDS_OF_A_FULL_DISK):
             return "No space left on device"
         error = error.__cause__ or error.__context__
     return None

@@ -68,10 +68,11 @@ class Interruption(TrainerCallback):
         if state.global_step:
             checkpoint = Path(args.output_dir, f"checkpoint-{state.global_step}")
             self.earlier_seconds = resuming.read_seal(checkpoint).get("seconds", 0.0)
-            log.info("resumed after step %d of %d", state.global_step, state.max_steps)
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
         os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
+        if state.global_step:
+            log.info("resumed after step %d of %d", state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
