@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -82,39 +81,6 @@ def environment(cost_file: Path) -> dict[str, str]:
     }
 
 
-def _run_to_end(
-    command: Sequence[str], environment: dict[str, str], keep_open: Sequence[int]
-) -> int:
-    """Run a command and return its status; SIGTERM and SIGINT are passed on and waited out."""
-    noted: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
-
-    def pass_on(number: int, frame: Any) -> None:
-        noted.append(number)
-        if process is not None:
-            process.send_signal(signal.SIGTERM)
-
-    previous = {
-        number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        process = subprocess.Popen(
-            command,
-            env=environment,
-            pass_fds=keep_open,
-            preexec_fn=processes.ends_with_its_parent(),
-        )
-        if noted:
-            process.terminate()
-        status = process.wait()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    if noted:
-        sys.exit(128 + noted[0])
-    return status
-
-
 def run(command_name: str, recipe: Path, *, cost_file: Path, keep_open: Sequence[int] = ()) -> None:
     """Run a command of Axolotl's own, `train` or `preprocess`, on a rendered recipe.
 
@@ -125,7 +91,16 @@ def run(command_name: str, recipe: Path, *, cost_file: Path, keep_open: Sequence
     if command_name == "train":
         command += ["--launcher", "python"]
     log.info("running %s", " ".join(command))
-    if _run_to_end(command, environment(cost_file), keep_open) != 0:
+    with processes.passing_on_signals() as pass_to:
+        process = subprocess.Popen(
+            command,
+            env=environment(cost_file),
+            pass_fds=keep_open,
+            preexec_fn=processes.ends_with_its_parent(),
+        )
+        pass_to(process)
+        process.wait()
+    if process.returncode != 0:
         free = files.free_bytes(recipe.parent)
         full = f" (the disk is full: {free:,} bytes are free)" if free < ALMOST_FULL else ""
         raise InputError(f"Axolotl failed on {recipe}{full}; what it said stands above")

@@ -1,10 +1,13 @@
-"""Processes that must not outlive the one that has started them."""
+"""Processes that hear the signals of the one that has started them, and do not outlive it."""
 
 import ctypes
 import os
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,3 +38,34 @@ def end_workers_with_this_process() -> None:
     Libraries fork workers that wait for their parent's words for ever, with its files open.
     """
     os.register_at_fork(after_in_child=lambda: receive_when_parent_ends(signal.SIGKILL))
+
+
+@contextmanager
+def passing_on_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Send SIGTERM to a process when this one is told to end, and wait for it.
+
+    Yields a function that takes the process. When the block has ended, the program exits with the
+    signal's status, whatever status the process has ended with.
+    """
+    noted: list[int] = []
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        for process in processes:
+            process.terminate()
+
+    def add(process: subprocess.Popen[bytes]) -> None:
+        processes.append(process)
+        if noted:
+            process.terminate()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    previous = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield add
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if noted:
+        sys.exit(128 + noted[0])
