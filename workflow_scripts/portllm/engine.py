@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -192,13 +193,13 @@ class Attendant(logging.Handler):
 
     @staticmethod
     def _tell(program: psutil.Process, kill: bool) -> None:
-        try:
-            if kill:
-                program.kill()
-            else:
+        with suppress(psutil.NoSuchProcess):
+            if not kill:
                 program.terminate()
-        except psutil.NoSuchProcess:
-            pass
+                return
+            # Those below it first: they would hear of its end with a mere SIGTERM, if at all.
+            for process in (*program.children(recursive=True), program):
+                process.kill()
 
 
 def attend(workflow: Any, logger: logging.Logger) -> None:

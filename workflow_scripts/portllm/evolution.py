@@ -102,8 +102,8 @@ def run(command_name: str, recipe: Path, *, cost_file: Path, keep_open: Sequence
         process.wait()
     if process.returncode != 0:
         free = files.free_bytes(recipe.parent)
-        full = f" (the disk is full: {free:,} bytes are free)" if free < ALMOST_FULL else ""
-        raise InputError(f"Axolotl failed on {recipe}{full}; what it said stands above")
+        full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
+        raise InputError(f"Axolotl failed on {recipe}: {full or 'what it said stands above'}")
 
 
 def collect(model: Path, trained: Path, directory: Path) -> str:
