@@ -15,6 +15,7 @@ from portllm import config as configuration
 from portllm import (
     cell_patterns,
     devices,
+    engine,
     models,
     plan,
     resources,
@@ -92,6 +93,9 @@ try:
 except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
+
+# One run at a time on the results; damaged ones are made again; signals stop the jobs.
+engine.attend(workflow, logger)
 
 # Named by a rule whose outputs several checkouts can share (`--cache`). Said only where it is
 # asked for, or Snakemake would advertise it for each rule of each run.

@@ -48,11 +48,18 @@ rule patch:
         gpu=asks("patch", "gpu", 1),
         mem_mb=asks("patch", "mem_mb", 4000),
         runtime=asks("patch", "runtime", 720),
+        # No parameter: how often checkpoints are written changes no patch and redoes none.
+        checkpoint_steps=lambda wildcards: study.patch_settings(config, wildcards.task)[
+            "checkpoint_steps"
+        ],
     params:
-        settings=lambda wildcards: options(study.patch_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(
+            study.without(study.patch_settings(config, wildcards.task), "checkpoint_steps")
+        ),
         # The key of a shared output covers parameters, not wildcards.
         names=lambda wildcards: options({"seed": wildcards.seed, "names": study.names(wildcards)}),
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
-        " {params.settings} {params.names} --work $CHECKPOINTS/patch --output {output} >{log} 2>&1"
+        " {params.settings} {params.names} --checkpoint-steps {resources.checkpoint_steps}"
+        " --work $CHECKPOINTS/patch --output {output} >{log} 2>&1"

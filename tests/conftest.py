@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,17 @@ class Checkout:
         assert done.returncode == 0, done.stdout[-6000:]
         return done.stdout
 
+    def start(self, log: str, *arguments: str) -> subprocess.Popen[str]:
+        """Start Snakemake and do not wait for it; what it says goes to the file `log`."""
+        with (self.directory / log).open("w") as said:
+            return subprocess.Popen(
+                [SNAKEMAKE, "--cores", "1", *arguments],
+                cwd=self.directory,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+
     def planned(self, *arguments: str) -> list[tuple[str, dict[str, str]]]:
         """Rule and wildcards of every job that a dry run names, `all` left out."""
         done = self.run("--dry-run", *arguments)
@@ -91,6 +104,14 @@ def make_checkout(directory: Path) -> Checkout:
             shutil.copy2(source, target)
     (directory / ".venvs").symlink_to(PROJECT / ".venvs")
     return Checkout(directory)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until something is true."""
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 def run_program(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from portllm import manifest
 from portllm.command_line import run
+from portllm.errors import InputError
 
 log = logging.getLogger("evolve")
 
@@ -69,7 +70,7 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
     """Let Axolotl train, and make a full checkpoint of what it leaves."""
     import yaml
 
-    from portllm import devices, evolution, files
+    from portllm import devices, evolution, files, resuming
 
     recipe = evolution.read_recipes(arguments.recipe)
     inputs = {
@@ -77,8 +78,8 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
         "corpus": manifest.content_hash(arguments.corpus),
     }
     # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
-    key = files.hash_value([recipe, arguments.overrides, arguments.seed, inputs])[:16]
-    work = arguments.work / key
+    decisive = [evolution.decisive(recipe), evolution.decisive(arguments.overrides)]
+    work = arguments.work / files.hash_value([*decisive, arguments.seed, inputs])[:16]
     final = evolution.render(
         recipe,
         arguments.overrides,
@@ -88,24 +89,36 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
         prepared=arguments.prepared or work / "prepared",
         seed=arguments.seed,
     )
-    work.mkdir(parents=True, exist_ok=True)
-    rendered = work / "axolotl.yaml"
-    rendered.write_text(yaml.safe_dump(final, sort_keys=False))
-    cost_file = work / "cost.json"
-    held = devices.pool(os.environ)
-    evolution.run("train", rendered, cost_file=cost_file, devices=len(held))
-    with files.whole_directory(arguments.output) as directory:
-        kind = evolution.collect(arguments.model, work / "output", directory)
-        shutil.copyfile(rendered, directory / "axolotl.yaml")
-        manifest.write_for_directory(
-            directory,
-            stage="evolve",
-            parameters={"recipe": final, "kind": kind},
-            inputs=inputs,
-            cost=meter.read(**evolution.read_cost(cost_file)),
-            packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
-        )
-    shutil.rmtree(work, ignore_errors=True)
+    with resuming.held(work) as lock:
+        rendered = work / "axolotl.yaml"
+        rendered.write_text(yaml.safe_dump(final, sort_keys=False))
+        cost_file, finished = work / "cost.json", work / evolution.TRAINING
+        held = devices.pool(os.environ)
+        finished.unlink(missing_ok=True)
+        # Axolotl resumes from the last checkpoint that is left. Where there is none, it may have
+        # been killed while it prepared the dataset, and would take half of it for the whole.
+        if resuming.last_whole(work / "output") is None:
+            shutil.rmtree(work / "prepared", ignore_errors=True)
+        evolution.run("train", rendered, cost_file=cost_file, devices=len(held), keep_open=[lock])
+        if not finished.exists():
+            raise InputError(f"Axolotl ended on {rendered} before the last step of its training")
+        training = files.read_json(finished)
+        peaks = evolution.read_cost(cost_file)
+        with files.whole_directory(arguments.output) as directory:
+            kind = evolution.collect(arguments.model, work / "output", directory)
+            shutil.copyfile(rendered, directory / "axolotl.yaml")
+            manifest.write_for_directory(
+                directory,
+                stage="evolve",
+                parameters={"recipe": final, "kind": kind},
+                inputs=inputs,
+                cost=meter.read(earlier_seconds=training["earlier_seconds"], **peaks),
+                packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
+                training=training,
+            )
+        # Only now can nothing be lost any more.
+        files.flush_directory(arguments.output)
+        shutil.rmtree(work)
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ def write(arguments: argparse.Namespace, scored: cells.Scored, **about: Any) -> 
     document = manifest.describe(
         stage="score",
         content={arguments.samples.name: files.hash_file(arguments.samples)},
+        sizes={arguments.samples.name: arguments.samples.stat().st_size},
         cost=scored.cost,
         names=dict(arguments.names),
         lm_eval=scored.lm_eval,

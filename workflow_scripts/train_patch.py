@@ -5,6 +5,7 @@ import logging
 import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from portllm import imports, manifest
 from portllm.command_line import add_names, run
@@ -50,7 +51,7 @@ def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
     imports.leave_out(*imports.unused_in_training(arguments.model))
-    from portllm import adapters, files, fine_tuning
+    from portllm import files, fine_tuning, resuming
 
     values = {field.name: getattr(arguments, field.name) for field in fields(fine_tuning.Settings)}
     targets = arguments.target_modules
@@ -61,24 +62,44 @@ def main() -> None:
         "task": manifest.content_hash(arguments.task),
     }
     # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
-    work = arguments.work / files.hash_value([asdict(settings), inputs])[:16]
+    decisive = {**asdict(settings), "checkpoint_steps": None}
+    work = arguments.work / files.hash_value([decisive, inputs])[:16]
     examples = list(files.read_json_lines(arguments.task / "train.jsonl"))
-    model, metrics = fine_tuning.train(arguments.model, examples, settings, work)
+    with resuming.held(work):
+        model, training = fine_tuning.train(
+            arguments.model, examples, settings, work, seconds=meter.seconds
+        )
+        write(arguments, asdict(settings), inputs, model, training, meter)
+        # Only now can nothing be lost any more.
+        files.flush_directory(arguments.output)
+        shutil.rmtree(work)
+
+
+def write(
+    arguments: argparse.Namespace,
+    parameters: dict[str, Any],
+    inputs: dict[str, str],
+    model: Any,
+    training: dict[str, float],
+    meter: manifest.Meter,
+) -> None:
+    """Write the adapter and its manifest."""
+    from portllm import adapters, files
+
     with files.whole_directory(arguments.output) as directory:
         model.save_pretrained(directory, safe_serialization=True)
         manifest.write_for_directory(
             directory,
             stage="patch",
-            parameters=asdict(settings),
+            parameters=parameters,
             inputs=inputs,
-            cost=meter.read(),
+            cost=meter.read(earlier_seconds=training["earlier_seconds"]),
             packages=("torch", "transformers", "peft", "accelerate"),
             fingerprint=adapters.fingerprint(adapters.adapter_shapes(directory), arguments.model),
             trainable_parameters=model.get_nb_trainable_parameters()[0],
             names=dict(arguments.names),
-            training={name: round(value, 6) for name, value in metrics.items()},
+            training={name: round(value, 6) for name, value in training.items()},
         )
-    shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,14 +3,16 @@
 import os
 import signal
 import sys
+import threading
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from conftest import wait_for
 
-from portllm import checkpoints, evolution, movement
+from portllm import checkpoints, evolution, movement, resuming
 from portllm.errors import InputError
 
 
@@ -193,3 +195,70 @@ def test_movement_names_what_differs(tmp_path: Path) -> None:
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
     with pytest.raises(InputError, match=r"mlp.* has shape \[.*48.*\], \[.*32.*\] in"):
         movement.movement(base, wider)
+
+
+def test_checkpoints_are_written_unless_the_recipe_says_when() -> None:
+    final = rendered({})
+    assert (final["save_steps"], final["save_total_limit"]) == (resuming.SAVE_STEPS, resuming.KEPT)
+    for own in ({"save_steps": 7}, {"saves_per_epoch": 2}, {"save_strategy": "no"}):
+        final = rendered(own)
+        assert {key: final[key] for key in evolution.INTERVALS if key in final} == {
+            **own,
+            "save_total_limit": resuming.KEPT,
+        }
+    assert rendered({"save_strategy": None}, {"save_total_limit": 5})["save_total_limit"] == 5
+
+
+def test_how_often_checkpoints_are_written_decides_no_weights() -> None:
+    recipe = {"learning_rate": 1, "save_steps": 7, "save_total_limit": 1}
+    assert evolution.decisive(recipe) == evolution.decisive({"learning_rate": 1})
+    assert evolution.decisive(recipe) != evolution.decisive({"learning_rate": 2})
+
+
+@pytest.fixture
+def axolotl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program that stands where Axolotl would; it is empty."""
+    program = tmp_path / "bin" / "axolotl"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    return program
+
+
+STOPPABLE = """#!/bin/sh
+trap 'touch stopped; exit 0' TERM
+cd "$(dirname "$2")"
+touch running
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_axolotl_and_is_no_success(
+    axolotl: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    axolotl.write_text(STOPPABLE)
+
+    def stop() -> None:
+        wait_for((tmp_path / "running").exists, 30)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=stop).start()
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        evolution.run("train", tmp_path / "axolotl.yaml", cost_file=tmp_path / "cost.json")
+    assert ended.value.code == 128 + number
+    assert (tmp_path / "stopped").exists()
+    assert signal.getsignal(number) == before
+
+
+def test_a_failure_on_a_full_disk_says_so(
+    axolotl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axolotl.write_text("#!/bin/sh\nexit 3\n")
+    recipe = tmp_path / "axolotl.yaml"
+    with pytest.raises(InputError, match=r"Axolotl failed on .*axolotl\.yaml: what it said"):
+        evolution.run("train", recipe, cost_file=tmp_path / "cost.json")
+    monkeypatch.setattr(evolution.files, "free_bytes", lambda path: 4096)
+    with pytest.raises(InputError, match=r"\.yaml: the disk is full: 4,096 bytes are free"):
+        evolution.run("train", recipe, cost_file=tmp_path / "cost.json")

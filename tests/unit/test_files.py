@@ -1,5 +1,6 @@
 """Artefacts appear whole or not at all, and manifests say what they are."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -90,7 +91,42 @@ def test_content_hashes_tell_contents_apart(tmp_path: Path) -> None:
     assert manifest.content_hash(first) != manifest.content_hash(second)
 
 
+def test_what_says_that_the_disk_is_full() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "results/x.json")
+    assert files.told_disk_is_full(full) == "results/x.json: No space left on device"
+    wrapped = RuntimeError("could not save")
+    wrapped.__cause__ = full
+    assert files.told_disk_is_full(wrapped) == "results/x.json: No space left on device"
+    torch = RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0")
+    assert files.told_disk_is_full(torch) == "No space left on device"
+    assert files.told_disk_is_full(OSError(errno.ENOENT, "No such file", "x")) is None
+    assert files.told_disk_is_full(ValueError("other")) is None
+
+
+def test_sizes_tell_what_is_missing_or_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards/one").write_bytes(b"12345")
+    (tmp_path / "empty").touch()
+    sizes = files.sizes(tmp_path)
+    assert sizes == {"empty": 0, "shards/one": 5}
+    assert files.misfit(tmp_path, sizes) is None
+    (tmp_path / "shards/one").write_bytes(b"1234")
+    assert files.misfit(tmp_path, sizes) == "shards/one has 4 bytes, 5 were written"
+    (tmp_path / "empty").unlink()
+    assert files.misfit(tmp_path, sizes) == "empty is missing"
+
+
 def test_nearest() -> None:
     assert nearest("learning_rat", ["rank", "learning_rate"]) == "nearest: learning_rate"
     assert nearest("zzz", ["rank", "alpha"]) == "known: rank, alpha"
     assert nearest("zzz", []) == "known: none"
+
+
+def test_a_linked_directory_is_replaced_and_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "kept").touch()
+    (tmp_path / "mine").symlink_to(tmp_path / "shared")
+    with files.whole_directory(tmp_path / "mine") as directory:
+        (directory / "new").touch()
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["kept"]

@@ -24,7 +24,8 @@ def main() -> None:
     for path in outputs(arguments):
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("{}")
+            # Each ends as what is whole ends.
+            path.write_bytes(b"IEND\xaeB`\x82" if path.suffix == ".png" else b"{}\n")
             if Path(arguments[0]).name == "make_corpus.py":
                 path.with_suffix(".manifest.json").write_text("{}")
         else:

@@ -65,6 +65,11 @@ def test_learning_rate_of_patches(study: Checkout) -> None:
     assert study.counts() == {"patch": 17, "transplant": 21, "score": 17, **PATCHED}
 
 
+def test_more_frequent_checkpoints_change_nothing(study: Checkout) -> None:
+    edit(study, lambda config: config["patch"].update(checkpoint_steps=7))
+    assert study.planned() == []
+
+
 def test_new_task(study: Checkout) -> None:
     def add(config: Any) -> None:
         config["tasks"]["again"] = {**config["tasks"]["demo_yes_no"], "lm_eval": "demo_yes_no"}

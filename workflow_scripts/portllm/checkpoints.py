@@ -59,7 +59,10 @@ def read_header(path: Path) -> dict[str, Any]:
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if 8 + length > size:
             raise InputError(f"{path}: cut off, its header is not whole")
-        header = json.loads(file.read(length))
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise InputError(f"{path}: damaged, its header is not JSON") from None
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != METADATA]
     expected = 8 + length + max(ends, default=0)
     if size != expected:

@@ -5,11 +5,13 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from portllm.errors import InputError, out_of_memory
+from portllm.files import told_disk_is_full
 
 
 def options(settings: dict[str, Any]) -> str:
@@ -62,11 +64,16 @@ def run(main: Callable[[], None], *, hub: bool = False, lighter: str = "") -> No
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    # By exception, so that what is half written is removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
+        full = told_disk_is_full(error)
+        if full is not None:
+            sys.exit(f"error: {full}; make room and run again, nothing half written is used")
         # By name: the libraries that define these errors are not imported here.
         names = " ".join(kind.__name__ for kind in type(error).__mro__)
         reason = out_of_memory(f"{names}: {error}", lighter=lighter)

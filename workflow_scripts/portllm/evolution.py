@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from portllm import adapters, checkpoints, files, merging, supervision
+from portllm import adapters, checkpoints, files, merging, resuming, signals
 from portllm.errors import HOST_MEMORY, InputError, out_of_memory
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,12 @@ log = logging.getLogger(__name__)
 PLUGIN = "portllm.axolotl_plugin.PortLLMPlugin"
 COST_FILE = "PORTLLM_COST_FILE"
 """Environment variable that tells the plugin where to write the devices' cost."""
+TRAINING = "training.json"
+"""What the plugin writes beside the cost when, and only when, the last step has been done."""
+INTERVALS = ("save_steps", "saves_per_epoch", "save_strategy", "save_total_limit")
+"""Axolotl's keys that say when checkpoints are written; they change no weights."""
+ALMOST_FULL = 2**20
+"""Free bytes below which a failure is put down to the disk."""
 
 LIGHTER = (
     "a smaller micro_batch_size with more gradient_accumulation_steps, a shorter sequence_len or "
@@ -45,6 +52,7 @@ def render(
     """The recipe that Axolotl runs: the user's, the overrides, and what only the workflow knows.
 
     An entry of `datasets` without a `path` is given the corpus. A recipe's own `plugins` stay.
+    Where nothing says when to save, a checkpoint is written every `resuming.SAVE_STEPS` steps.
     """
     final = {**recipe, **overrides}
     datasets = final.get("datasets") or [{"type": "completion"}]
@@ -58,7 +66,15 @@ def render(
     final["seed"] = seed
     final["plugins"] = [*final.get("plugins", []), PLUGIN]
     final.setdefault("auto_resume_from_checkpoints", True)
+    if not any(final.get(key) for key in INTERVALS[:3]):
+        final["save_steps"] = resuming.SAVE_STEPS
+    final.setdefault("save_total_limit", resuming.KEPT)
     return final
+
+
+def decisive(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The part of a recipe that decides the weights, as far as checkpoints are concerned."""
+    return {key: value for key, value in recipe.items() if key not in INTERVALS}
 
 
 def environment(cost_file: Path) -> dict[str, str]:
@@ -105,48 +121,63 @@ def command(command_name: str, recipe: Path, devices: int) -> list[str]:
     return [*words, "--launcher", "accelerate", "--", "--multi_gpu", *given]
 
 
-def run(command_name: str, recipe: Path, *, cost_file: Path, devices: int = 0) -> None:
+def run(
+    command_name: str,
+    recipe: Path,
+    *,
+    cost_file: Path,
+    devices: int = 0,
+    keep_open: Sequence[int] = (),
+) -> None:
     """Run a command of Axolotl's own, `train` or `preprocess`, on a rendered recipe.
 
-    Raises InputError when Axolotl fails: with the reason where it ran out of memory, else pointing
-    at the log.
+    The descriptors `keep_open` stay open in Axolotl. Raises InputError when Axolotl fails, with the
+    reason where memory or the disk ran out, else pointing at the log; and SystemExit when a signal
+    has ended it.
     """
     for file in _cost_files(cost_file):
         file.unlink()
     words = command(command_name, recipe, devices)
     log.info("running %s", shlex.join(words))
-    status, said = _stream(words, environment(cost_file))
+    status, said = _stream(words, environment(cost_file), keep_open)
     if status == 0:
         return
     if status == -signal.SIGKILL:
         raise InputError(f"Axolotl was killed (signal 9) on {recipe}, most likely {HOST_MEMORY}")
-    reason = out_of_memory(said, lighter=LIGHTER)
+    free = files.free_bytes(recipe.parent)
+    full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
+    reason = full or out_of_memory(said, lighter=LIGHTER)
     raise InputError(f"Axolotl failed on {recipe}: {reason or 'what it said stands above'}")
 
 
-def _stream(words: list[str], variables: dict[str, str]) -> tuple[int, str]:
+def _stream(
+    words: list[str], variables: dict[str, str], keep_open: Sequence[int]
+) -> tuple[int, str]:
     """Run a program, passing on what it says as it says it; its status and its last words."""
     last, ready = b"", True
-    process = subprocess.Popen(
-        words,
-        env=variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=supervision.die_with_parent(),
-    )
-    assert process.stdout is not None
-    # Not to the end of the pipe alone: processes that it has lost may keep that open.
-    while ready or process.poll() is None:
-        ready = bool(select.select([process.stdout], [], [], 1.0)[0])
-        if ready:
-            # Not by lines: a progress bar has none.
-            said = process.stdout.read1()
-            if not said:
-                break
-            sys.stdout.buffer.write(said)
-            sys.stdout.buffer.flush()
-            last = (last + said)[-LAST_BYTES:]
-    process.wait()
+    with signals.passing_on_signals() as pass_to:
+        process = subprocess.Popen(
+            words,
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=keep_open,
+            preexec_fn=signals.ends_with_its_parent(),
+        )
+        pass_to(process)
+        assert process.stdout is not None
+        # Not to the end of the pipe alone: processes that it has lost may keep that open.
+        while ready or process.poll() is None:
+            ready = bool(select.select([process.stdout], [], [], 1.0)[0])
+            if ready:
+                # Not by lines: a progress bar has none.
+                said = process.stdout.read1()
+                if not said:
+                    break
+                sys.stdout.buffer.write(said)
+                sys.stdout.buffer.flush()
+                last = (last + said)[-LAST_BYTES:]
+        process.wait()
     return process.returncode, last.decode(errors="replace")
 
 
@@ -175,13 +206,17 @@ def read_cost(cost_file: Path) -> dict[str, Any]:
 def collect(model: Path, trained: Path, directory: Path) -> str:
     """Turn what Axolotl left in `trained` into a full checkpoint; return how it was trained.
 
-    A LoRA adapter is merged into `model`; full weights are moved.
+    A LoRA adapter is merged into `model`; full weights are linked, so that an interruption leaves
+    what was trained where it is.
     """
     if (trained / adapters.CONFIG).exists():
         merging.merge(model, adapters.load(trained), directory)
         return "lora"
     for shard in checkpoints.shards(trained):
-        shutil.move(shard, directory / shard.name)
+        try:
+            (directory / shard.name).hardlink_to(shard)
+        except OSError:
+            shutil.copyfile(shard, directory / shard.name)
     index = trained / checkpoints.INDEX
     if index.exists():
         shutil.copyfile(index, directory / index.name)

@@ -1,10 +1,11 @@
-"""Files and directories that appear whole or not at all, and their content hashes."""
+"""Files and directories that appear whole or not at all, their sizes and content hashes."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,21 +34,52 @@ def whole_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if path.exists():
+    if path.is_symlink():
+        # What other checkouts share stays as it is.
+        path.unlink()
+    elif path.exists():
         shutil.rmtree(path)
     partial.rename(path)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a new file beside `path` that replaces it when the block ends well."""
+    """Yield the path of a new file beside `path` that replaces it when the block ends well.
+
+    It is on the disk, not only in memory, before it does.
+    """
     partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
+        _flush(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot flush a directory, or anything.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_directory(directory: Path) -> None:
+    """Wait until all files below `directory` are on the disk.
+
+    To be called before something is deleted that could make them again.
+    """
+    for path in directory.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    _flush(directory)
+    _flush(directory.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,6 +125,27 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise InputError(f"{path}: line {number} is not whole JSON ({error})") from None
 
 
+def sizes(directory: Path, *, leave_out: frozenset[str] = frozenset()) -> dict[str, int]:
+    """Bytes of every file below `directory`, by its path relative to it."""
+    return {
+        str(path.relative_to(directory)): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in leave_out
+    }
+
+
+def misfit(directory: Path, expected: Mapping[str, int]) -> str | None:
+    """Say which file below `directory` is missing or has another size than it had; None if none."""
+    for name, size in expected.items():
+        try:
+            found = (directory / name).stat().st_size
+        except OSError:
+            return f"{name} is missing"
+        if found != size:
+            return f"{name} has {found:,} bytes, {size:,} were written"
+    return None
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -111,3 +164,34 @@ def hash_files(directory: Path, *, leave_out: frozenset[str] = frozenset()) -> d
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in leave_out
     }
+
+
+# safetensors passes the system's words on; PyTorch's writers have their own.
+_WORDS_OF_A_FULL_DISK = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed writing",
+    "basic_ios::clear: iostream error",
+)
+
+
+def told_disk_is_full(error: BaseException | None) -> str | None:
+    """What an error says about a full disk, in one line; None where it is about something else.
+
+    PyTorch and safetensors report it as errors of their own, without the system's number for it.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            place = f"{error.filename}: " if error.filename else ""
+            return f"{place}{error.strerror}"
+        if any(words in str(error) for words in _WORDS_OF_A_FULL_DISK):
+            return "No space left on device"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes on the file system where `path` is or would be."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

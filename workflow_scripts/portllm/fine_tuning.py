@@ -2,6 +2,8 @@
 
 import logging
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+
+from portllm import resuming
+from portllm.interruption import Interruption
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +144,7 @@ def _arguments(settings: Settings, work: Path, steps: int) -> TrainingArguments:
         gradient_checkpointing=settings.gradient_checkpointing,
         save_strategy="steps" if saves else "no",
         save_steps=settings.checkpoint_steps or 500,
-        save_total_limit=1,
+        save_total_limit=resuming.KEPT,
         logging_steps=max(1, steps // 20),
         disable_tqdm=True,
         report_to=[],
@@ -161,12 +165,20 @@ def load_model(directory: Path, settings: Settings) -> Any:
 
 
 def train(
-    directory: Path, examples: list[dict[str, str]], settings: Settings, work: Path
+    directory: Path,
+    examples: list[dict[str, str]],
+    settings: Settings,
+    work: Path,
+    *,
+    seconds: Callable[[], float] = time.perf_counter,
 ) -> tuple[PeftModel, dict[str, float]]:
-    """Train a patch on the version in `directory`; resume from a checkpoint below `work`.
+    """Train a patch on the version in `directory`; resume from the last whole checkpoint in `work`.
 
-    Returns the model with its adapter and the Trainer's measurements. Equal seeds give equal
-    adapters on one kind of machine.
+    Returns the model with its adapter and the Trainer's measurements, with the step that it was
+    resumed from. Equal seeds give equal adapters on one kind of machine, interrupted or not.
+    `seconds` tells how long the process has been at work, for the checkpoints.
+
+    Raises SystemExit on SIGTERM and SIGINT, with a checkpoint of the step that was being made.
     """
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -176,14 +188,16 @@ def train(
     padding = tokenizer.eos_token_id if padding is None else padding
     steps = total_steps(len(encoded), settings)
     log.info("%d examples, %d steps", len(encoded), steps)
+    interruption = Interruption(seconds)
     trainer = Trainer(
         model=model,
         args=_arguments(settings, work, steps),
         train_dataset=Examples(encoded),
         data_collator=lambda batch: pad(batch, padding),
+        callbacks=[interruption],
     )
-    checkpoint = get_last_checkpoint(str(work)) if work.exists() else None
+    checkpoint = resuming.last_whole(work)
     if checkpoint:
         log.info("resuming from %s", checkpoint)
-    metrics = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    return model, metrics
+    metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    return model, {**metrics, **interruption.described()}

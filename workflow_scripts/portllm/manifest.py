@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import portllm
-from portllm.files import hash_file, hash_files, hash_value, read_json, write_json
+from portllm.errors import InputError
+from portllm.files import hash_file, hash_files, hash_value, misfit, read_json, sizes, write_json
 
 NAME = "manifest.json"
 # Snakemake puts this file into directories that it tracks; it is no part of the content.
@@ -50,12 +51,19 @@ class Meter:
     def __init__(self) -> None:
         self._start = time.perf_counter()
 
-    def read(self, **devices: Any) -> Cost:
-        """The cost so far. `devices` replaces what this process knows of the devices."""
+    def seconds(self) -> float:
+        """Wall seconds so far."""
+        return time.perf_counter() - self._start
+
+    def read(self, *, earlier_seconds: float = 0, **devices: Any) -> Cost:
+        """The cost so far, on top of `earlier_seconds` of a run that this one continues.
+
+        `devices` replaces what this process knows of the devices.
+        """
         # Linux counts ru_maxrss in KiB. Children matter where the work is another program's.
         usage = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
         return Cost(
-            wall_seconds=round(time.perf_counter() - self._start, 3),
+            wall_seconds=round(earlier_seconds + self.seconds(), 3),
             peak_host_bytes=max(resource.getrusage(who).ru_maxrss for who in usage) * 1024,
             **(devices or device_cost()),
         )
@@ -115,7 +123,8 @@ def describe(
 def write_for_directory(directory: Path, **parts: Any) -> None:
     """Hash the files of `directory` and write its manifest into it. Parts as in `describe`."""
     content = hash_files(directory, leave_out=FOREIGN)
-    write_json(directory / NAME, describe(content=content, **parts))
+    found = sizes(directory, leave_out=FOREIGN)
+    write_json(directory / NAME, describe(content=content, sizes=found, **parts))
 
 
 def beside(file: Path) -> Path:
@@ -126,12 +135,38 @@ def beside(file: Path) -> Path:
 def write_for_file(file: Path, **parts: Any) -> None:
     """Write the manifest of a single-file artefact beside it. Parts as in `describe`."""
     content = {file.name: hash_file(file)}
-    write_json(beside(file), describe(content=content, **parts))
+    found = {file.name: file.stat().st_size}
+    write_json(beside(file), describe(content=content, sizes=found, **parts))
+
+
+def _written_for(artefact: Path) -> Path:
+    return artefact / NAME if artefact.is_dir() else beside(artefact)
+
+
+def check_whole(artefact: Path) -> None:
+    """Raise InputError where an artefact is no longer what its manifest says.
+
+    Quick: a file that is missing or cut off is noticed, one whose bytes were changed is not.
+    """
+    written = _written_for(artefact)
+    if not written.exists():
+        return
+    folder = artefact if artefact.is_dir() else artefact.parent
+    problem = misfit(folder, read_json(written).get("sizes", {}))
+    if problem:
+        raise InputError(
+            f"{artefact} was damaged after it was made: {problem}; run Snakemake again, which "
+            "makes it anew"
+        )
 
 
 def content_hash(artefact: Path) -> str:
-    """Content hash of an artefact, from its manifest or, where it has none, from its files."""
-    written = artefact / NAME if artefact.is_dir() else beside(artefact)
+    """Content hash of an artefact, from its manifest or, where it has none, from its files.
+
+    Raises InputError where files of the artefact are missing or cut off.
+    """
+    check_whole(artefact)
+    written = _written_for(artefact)
     if written.exists():
         return read_json(written)["content_hash"]
     if artefact.is_dir():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from portllm import signals
 from portllm.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ DEFAULT_GRACE = 300.0
 LEFT_OVER_SECONDS = 10.0
 """Seconds that processes get that a command has left behind."""
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK_SECONDS = 1.0
 
@@ -95,20 +95,6 @@ def _prctl(option: int, value: int) -> None:
     # Where the kernel has no such thing, only the locks protect what a killed wrapper leaves.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-
-
-def die_with_parent() -> Callable[[], None]:
-    """A `preexec_fn` that has the child get SIGTERM when this process is gone."""
-    parent = os.getpid()
-
-    def arrange() -> None:
-        # A handler of the parent's would swallow the signal until the program is loaded.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(128 + signal.SIGTERM)
-
-    return arrange
 
 
 def _children() -> list[int]:
@@ -205,7 +191,7 @@ def run(
             env=dict(environment),
             pass_fds=keep_open,
             start_new_session=True,
-            preexec_fn=die_with_parent(),
+            preexec_fn=signals.ends_with_its_parent(),
         )
     except OSError as error:
         raise InputError(f"{command[0]}: {error.strerror}") from None

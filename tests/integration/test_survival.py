@@ -1,0 +1,193 @@
+"""Trainings that are killed or stopped in the middle, for real: nothing is lost or done twice."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Checkout, copy_state, make_checkout, wait_for
+
+from portllm import files, resuming
+
+pytestmark = pytest.mark.slow
+
+STUDY = "tests/studies/minute.yaml"
+CONFIG = ("--configfile", STUDY)
+PATCH = "results/patches/tiny/base/demo_yes_no/seed1234"
+VERSION = "results/models/tiny/first"
+Start = Callable[[Checkout, str], subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """All that trainings need, and trainings that are long enough to be interrupted thrice."""
+    checkout = make_checkout(tmp_path_factory.mktemp("survival") / "checkout")
+    config = checkout.read(STUDY)
+    config["patch"].update(max_steps=400, checkpoint_steps=100)
+    overrides = {"max_steps": 160, "save_steps": 40, "save_strategy": "steps", "lora_dropout": 0.1}
+    config["evolutions"]["first"]["overrides"].update(overrides)
+    checkout.write(STUDY, config)
+    checkout.complete(
+        "results/models/tiny/base",
+        "results/tasks/demo_yes_no",
+        "results/corpora/tales.jsonl",
+        *CONFIG,
+    )
+    return checkout
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a run that makes a target; whatever a test leaves running is killed."""
+    runs: list[subprocess.Popen[str]] = []
+
+    def begin(checkout: Checkout, target: str) -> subprocess.Popen[str]:
+        runs.append(checkout.start("run.log", target, *CONFIG))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.kill()
+        run.wait()
+
+
+def processes(checkout: Checkout, program: str) -> list[psutil.Process]:
+    """Processes of a program, not of its wrappers, that work in a checkout."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            called = [Path(word).name for word in process.cmdline()[:2]]
+            if program in called and process.cwd() == str(checkout.directory):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def checkpoint(checkout: Checkout, stage: str, step: int) -> Path | None:
+    """The last whole checkpoint of a training, if it has come as far as a step."""
+    seals = (checkout.directory / "results/checkpoints" / stage).rglob(resuming.SEAL)
+    found = [seal.parent for seal in seals if step_of(seal.parent) >= step]
+    return max(found, default=None, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def said(checkout: Checkout, log: str) -> str:
+    path = checkout.directory / "logs" / log
+    return path.read_text() if path.exists() else ""
+
+
+def stopped_after(text: str) -> int:
+    """The step after which a training says that it was stopped."""
+    return int(text.rpartition("stopped after step ")[2].split()[0])
+
+
+def test_an_interrupted_patch_is_the_same_patch(
+    ready: Checkout, tmp_path: Path, start: Start
+) -> None:
+    whole = copy_state(ready, tmp_path / "whole")
+    whole.complete(PATCH, *CONFIG)
+    broken = copy_state(ready, tmp_path / "broken")
+    log = "patch/tiny/base/demo_yes_no/seed1234.log"
+
+    # The job is killed.
+    run = start(broken, PATCH)
+    wait_for(lambda: checkpoint(broken, "patch", 100))
+    (training,) = processes(broken, "train_patch.py")
+    training.kill()
+    assert run.wait() != 0
+    assert not (broken.directory / PATCH).exists()
+
+    # Snakemake and the job are killed, and a checkpoint is damaged.
+    run = start(broken, PATCH)
+    wait_for(lambda: "resumed after step" in said(broken, log) and checkpoint(broken, "patch", 200))
+    run.kill()
+    run.wait()
+    for training in processes(broken, "train_patch.py"):
+        training.kill()
+        training.wait()
+    damaged = checkpoint(broken, "patch", 200)
+    assert damaged is not None
+    os.truncate(damaged / "optimizer.pt", 100)
+
+    # Snakemake is told to stop.
+    run = start(broken, PATCH)
+    wait_for(lambda: "resumed after step" in said(broken, log))
+    run.terminate()
+    assert run.wait() > 0
+    assert processes(broken, "train_patch.py") == []
+    text = said(broken, log)
+    assert f"{damaged.name} is damaged and not used: optimizer.pt has 100 bytes" in text
+    step = stopped_after(text)
+    assert 100 < step < 400
+    assert checkpoint(broken, "patch", step)
+
+    broken.complete(PATCH, *CONFIG)
+    before, after = (
+        files.read_json(checkout.directory / PATCH / "manifest.json")
+        for checkout in (whole, broken)
+    )
+    assert before["training"]["resumed_from_step"] == 0
+    assert after["training"]["resumed_from_step"] == step
+    assert after["training"]["steps"] == before["training"]["steps"] == 400
+    assert after["content_hash"] == before["content_hash"], "the weights are the same in every bit"
+    assert after["cost"]["wall_seconds"] > after["training"]["earlier_seconds"] > 0
+    left = (broken.directory / "results/checkpoints").rglob("*")
+    assert [path for path in left if path.is_file()] == []
+
+
+def test_an_interrupted_evolution_is_the_same_version(
+    ready: Checkout, tmp_path: Path, start: Start
+) -> None:
+    whole = copy_state(ready, tmp_path / "whole")
+    whole.complete(VERSION, *CONFIG)
+    broken = copy_state(ready, tmp_path / "broken")
+    log = "evolve/tiny/first.log"
+
+    # The job is killed, but not the Axolotl that it has started: that ends by itself.
+    run = start(broken, VERSION)
+    wait_for(lambda: checkpoint(broken, "evolve", 40))
+    (training,) = processes(broken, "evolve.py")
+    training.kill()
+    assert run.wait() != 0
+    assert not (broken.directory / VERSION).exists()
+    wait_for(lambda: not processes(broken, "axolotl"))
+    left = checkpoint(broken, "evolve", 40)
+    assert left is not None
+    first = step_of(left)
+
+    # Ctrl-C.
+    run = start(broken, VERSION)
+    wait_for(lambda: checkpoint(broken, "evolve", first + 1))
+    run.send_signal(signal.SIGINT)
+    assert run.wait() > 0
+    assert processes(broken, "evolve.py") + processes(broken, "axolotl") == []
+    second = stopped_after(said(broken, log))
+    assert first < second < 160
+
+    broken.complete(VERSION, *CONFIG)
+    before, after = (
+        files.read_json(checkout.directory / VERSION / "manifest.json")
+        for checkout in (whole, broken)
+    )
+    assert before["training"]["resumed_from_step"] == 0
+    assert after["training"]["resumed_from_step"] == second
+    assert after["training"]["steps"] == before["training"]["steps"] == 160
+    assert after["content_hash"] == before["content_hash"], "the weights are the same in every bit"
+
+
+def test_truncated_results_are_made_again(ready: Checkout, tmp_path: Path) -> None:
+    study = copy_state(ready, tmp_path / "study")
+    base = study.directory / "results/models/tiny/base"
+    weights = base / "model.safetensors"
+    before = weights.read_bytes()
+    os.truncate(weights, len(before) // 2)
+    text = study.complete("results/models/tiny/base", *CONFIG)
+    assert "results/models/tiny/base is damaged (model.safetensors has " in text
+    assert weights.read_bytes() == before

@@ -1,0 +1,173 @@
+"""One run at a time on the results; runs that are stopped or killed leave nothing to clear away."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Checkout, make_checkout, use_stand_ins, wait_for
+
+CONFIG = ("--configfile", "tests/studies/minute.yaml")
+PATCH = "results/patches/tiny/base/demo_yes_no/seed1234"
+PATIENT = Path(__file__).with_name("patient.py")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Checkout:
+    """A study whose trainings wait for a file called `go`; nothing else takes time."""
+    checkout = make_checkout(tmp_path / "checkout")
+    use_stand_ins(checkout)
+    interpreter = checkout.directory / ".venvs/train/bin/python"
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PATIENT}" "$@"\n')
+    return checkout
+
+
+@pytest.fixture
+def start(study: Checkout) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts a run and waits until its training is going on."""
+    runs = []
+
+    def begin() -> subprocess.Popen[str]:
+        started = study.directory / "started"
+        before = started.read_text() if started.exists() else ""
+        run = study.start(f"run{len(runs)}.log", PATCH, *CONFIG)
+        runs.append(run)
+        wait_for(lambda: started.exists() and started.read_text() != before)
+        return run
+
+    yield begin
+    for run in runs:
+        run.kill()
+        run.wait()
+    for number in (study.directory / "started").read_text().split():
+        if psutil.pid_exists(int(number)):
+            os.kill(int(number), signal.SIGKILL)
+
+
+def training(study: Checkout) -> int:
+    return int((study.directory / "started").read_text().split()[-1])
+
+
+def made(said: str) -> list[str]:
+    """Rules of the jobs that a run says it has started."""
+    return [
+        line.split()[1].rstrip(":")
+        for line in said.splitlines()
+        if line.startswith(("rule ", "localrule "))
+    ]
+
+
+def test_a_second_run_says_so_and_stops(
+    study: Checkout, start: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    first = start()
+    expected = (
+        f"error: another Snakemake run is working on results: process {first.pid} on "
+        f"{socket.gethostname()}, since "
+    )
+    second = study.run("--cores", "1", PATCH, *CONFIG)
+    assert second.returncode != 0
+    assert expected in second.stdout
+    assert "--unlock" not in second.stdout
+
+    # The same results, from another working directory.
+    other = make_checkout(tmp_path / "other")
+    use_stand_ins(other)
+    config = other.read("tests/studies/minute.yaml")
+    config["pathvars"] = {"results": str(study.directory / "results")}
+    other.write("tests/studies/minute.yaml", config)
+    third = other.run("--cores", "1", *CONFIG)
+    assert third.returncode != 0
+    assert f"process {first.pid} on" in third.stdout
+
+    # What only looks is not in the way.
+    assert study.counts(PATCH, *CONFIG) == {"patch": 1}
+    assert study.run("--summary", *CONFIG).returncode == 0
+    assert "another Snakemake" not in study.run("--cores", "1", "plan", *CONFIG).stdout
+    assert first.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_jobs_and_run_cleanly(
+    study: Checkout, start: Callable[[], subprocess.Popen[str]], number: signal.Signals
+) -> None:
+    run = start()
+    run.send_signal(number)
+    assert run.wait(60) not in (0, -number)
+    assert (study.directory / "stopped").read_text() == "SIGTERM"
+    assert not psutil.pid_exists(training(study))
+    assert f"{number.name}: jobs are stopped" in (study.directory / "run0.log").read_text()
+    assert list((study.directory / ".snakemake/locks").glob("*")) == []
+    assert not (study.directory / PATCH).exists()
+    (study.directory / "go").touch()
+    again = study.complete(PATCH, *CONFIG)
+    assert made(again) == ["patch"]
+    assert "was killed" not in again
+
+
+def test_a_second_signal_kills_the_jobs(
+    study: Checkout, start: Callable[[], subprocess.Popen[str]]
+) -> None:
+    run = start()
+    os.kill(training(study), signal.SIGSTOP)  # so that it cannot stop by itself
+    run.terminate()
+    wait_for(lambda: "SIGTERM: jobs" in (study.directory / "run0.log").read_text())
+    run.terminate()
+    assert run.wait(60) > 0
+    assert not psutil.pid_exists(training(study))
+    assert not (study.directory / "stopped").exists()
+
+
+def test_a_killed_run_needs_no_unlocking(
+    study: Checkout, start: Callable[[], subprocess.Popen[str]]
+) -> None:
+    run = start()
+    run.kill()
+    run.wait()
+    os.kill(training(study), signal.SIGKILL)
+    assert list((study.directory / ".snakemake/locks").glob("*.lock"))
+    (study.directory / "go").touch()
+    again = study.complete(PATCH, *CONFIG)
+    assert "An earlier run was killed" in again
+    assert made(again) == ["patch"]
+
+
+def damage_manifest(directory: Path) -> None:
+    """Write a manifest that promises more than lies there, as if the file had been cut off."""
+    sizes = {"made_by": (directory / "made_by").stat().st_size + 1000}
+    (directory / "manifest.json").write_text(json.dumps({"sizes": sizes}))
+
+
+def test_damaged_results_are_named_and_made_again(study: Checkout) -> None:
+    (study.directory / "go").touch()
+    scores = "results/scores/tiny"
+    # The second one scores a port of the patch, but does not need the patch itself any more.
+    targets = (f"{scores}/base/demo_arithmetic.json", f"{scores}/second/demo_yes_no.json")
+    study.complete(*targets, *CONFIG)
+    assert study.planned(*targets, *CONFIG) == []
+    patch, result = study.directory / PATCH, study.directory / targets[0]
+    damage_manifest(patch)
+    result.write_text('{"cells": [1, ')
+    # Of no study: not our business.
+    (study.directory / "results/scores/mine.json").write_text('{"cut')
+
+    seen = study.run("--dry-run", *targets, *CONFIG).stdout
+    assert f"{targets[0]} is damaged (not whole JSON" in seen
+    assert f"{PATCH} is damaged (made_by has " in seen
+    assert "mine.json" not in seen
+    assert result.read_text() == '{"cells": [1, '
+    assert study.planned(*targets, *CONFIG) == []
+
+    said = study.complete(*targets, *CONFIG)
+    assert f"{PATCH} is damaged (made_by has " in said
+    # The patch, its two ports, what scores them; and the cut off result.
+    assert sorted(made(said)) == ["patch", "score", "score", "transplant", "transplant"]
+    assert not (patch / "manifest.json").exists()
+    assert json.loads(result.read_text()) == {}
+    assert "is damaged" not in study.complete(*targets, *CONFIG)

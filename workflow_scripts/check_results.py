@@ -1,0 +1,26 @@
+"""Name results that are damaged: cut off, emptied, changed, or with files missing."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from portllm import artefacts
+from portllm.command_line import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    parser.add_argument(
+        "--contents", action="store_true", help="compare every byte, not only sizes and endings"
+    )
+    arguments = parser.parse_args()
+    damaged = list(artefacts.damaged(arguments.results, contents=arguments.contents))
+    for path, problem in damaged:
+        print(f"{path}: {problem}")
+    if damaged:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(main)
