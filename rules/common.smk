@@ -12,7 +12,7 @@ ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
 from portllm import config as configuration
-from portllm import study, task_files
+from portllm import clusters, study, task_files
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -54,6 +54,9 @@ try:
 except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
+
+# Jobs that a killed run left on a cluster are not submitted again.
+clusters.attend(workflow)
 
 
 def environment_ready(environment):
