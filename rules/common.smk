@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 from portllm import config as configuration
 from portllm import (
     cell_patterns,
+    clusters,
     devices,
     engine,
     models,
@@ -96,6 +97,8 @@ except InputError as error:
 
 # One run at a time on the results; damaged ones are made again; signals stop the jobs.
 engine.attend(workflow, logger)
+# Jobs that a killed run left on a cluster are not submitted again.
+clusters.attend(workflow)
 
 # Named by a rule whose outputs several checkouts can share (`--cache`). Said only where it is
 # asked for, or Snakemake would advertise it for each rule of each run.
