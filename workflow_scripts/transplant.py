@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -12,10 +13,10 @@ from portllm.errors import InputError
 log = logging.getLogger("transplant")
 
 
-def parameter(text: str) -> tuple[str, float]:
-    """Parse `name=value`."""
+def parameter(text: str) -> tuple[str, float | int]:
+    """Parse `name=value`, the value a whole number where it is written as one."""
     name, _, value = text.partition("=")
-    return name, float(value)
+    return name, int(value) if re.fullmatch(r"[+-]?\d+", value) else float(value)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import tiny
-import torch
 
 from portllm import adapters, methods
 from portllm.errors import InputError
@@ -100,7 +100,7 @@ def test_direct_changes_nothing_and_scaled_scales_the_product(tmp_path: Path) ->
     for parts in adapters.factors(list(adapter.tensors)).values():
         a, b = parts["lora_A"], parts["lora_B"]
         before = adapter.tensors[b] @ adapter.tensors[a]
-        torch.testing.assert_close(scaled[b] @ scaled[a], -2.5 * before)
+        numpy.testing.assert_allclose(scaled[b] @ scaled[a], -2.5 * before, rtol=1e-5, atol=1e-7)
         checked += 1
     assert checked == 14
 
@@ -110,7 +110,38 @@ def test_parameters_of_methods() -> None:
     assert methods.check("scaled", {"scale": 2}) == {"scale": 2}
     with pytest.raises(InputError, match=r"scaled\.scale: found 'two', expected a number"):
         methods.check("scaled", {"scale": "two"})
+    with pytest.raises(InputError, match=r"random_direction\.seed: found 1\.5, expected a whole"):
+        methods.check("random_direction", {"seed": 1.5})
+    with pytest.raises(InputError, match=r"random_direction\.seed: found -1, expected a whole"):
+        methods.check("random_direction", {"seed": -1})
     assert all(methods.get(name).source for name in methods.known())
+
+
+@pytest.mark.parametrize("modules", ["all-linear", ["embed_tokens"]])
+def test_a_random_direction_has_the_patchs_rank_and_norm(
+    tmp_path: Path, modules: str | list[str]
+) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model, target_modules=modules))
+    drawn, other = (
+        adapters.transplanted(adapter, "random_direction", {"seed": seed}) for seed in (0, 1)
+    )
+    again = adapters.transplanted(adapter, "random_direction", {"seed": 0})
+    checked = 0
+    for parts in adapters.factors(list(adapter.tensors)).values():
+        a, b = sorted(parts.values())
+        patch, control, second = (
+            these.tensors[b].astype(float) @ these.tensors[a] for these in (adapter, drawn, other)
+        )
+        assert numpy.linalg.norm(control) == pytest.approx(numpy.linalg.norm(patch), rel=1e-6)
+        assert numpy.linalg.matrix_rank(control, rtol=1e-5) == adapter.tensors[a].shape[0]
+        for one in (patch, second):
+            cosine = (one * control).sum() / numpy.linalg.norm(one) / numpy.linalg.norm(control)
+            assert abs(cosine) < 0.6
+        assert (again.tensors[a] == drawn.tensors[a]).all()
+        assert (again.tensors[b] == drawn.tensors[b]).all()
+        checked += 1
+    assert checked
 
 
 def test_a_port_leaves_the_old_embedding_behind(tmp_path: Path) -> None:

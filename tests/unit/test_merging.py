@@ -41,7 +41,7 @@ def test_sum_is_within_one_step_of_float64(
     out, inner = (columns, rows) if transposed else (rows, columns)
     a = torch.randn(rank, inner, generator=generator)
     b = torch.randn(out, rank, generator=generator)
-    merged = merging.add_delta(weight, merging.Delta(a, b, factor, transposed))
+    merged = merging.add_delta(weight, merging.Delta(a.numpy(), b.numpy(), factor, transposed))
     product = factor * (b.double() @ a.double())
     exact = weight.double() + (product.T if transposed else product)
     assert merged.dtype == dtype

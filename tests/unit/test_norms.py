@@ -56,7 +56,7 @@ def test_norms_against_expanded_weights(tmp_path: Path) -> None:
     def expanded(adapter: Path) -> dict[str, torch.Tensor]:
         deltas = merging.deltas_of(adapters.load(adapter))
         return {
-            name: delta.factor * delta.b.double() @ delta.a.double()
+            name: torch.from_numpy(delta.factor * delta.b.astype(float) @ delta.a)
             for name, delta in deltas.items()
         }
 

@@ -10,7 +10,7 @@ from portllm.errors import InputError, nearest
 from portllm.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from numpy import ndarray
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -23,32 +23,35 @@ _FACTOR = re.compile(r"^(?P<module>.+)\.(?P<factor>lora_[AB]|lora_embedding_[AB]
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: its PEFT configuration and its tensors by PEFT's names."""
+    """A LoRA adapter: its PEFT configuration and its tensors, in float32, by PEFT's names."""
 
     config: dict[str, Any]
-    tensors: dict[str, "Tensor"]
+    tensors: dict[str, "ndarray"]
 
 
 def load(directory: Path) -> Adapter:
     """Read an adapter; InputError where `directory` holds none that can be used."""
     check_directory(directory)
-    from safetensors.torch import load_file
-
-    return Adapter(read_json(directory / CONFIG), load_file(directory / WEIGHTS))
+    return Adapter(read_json(directory / CONFIG), checkpoints.read_arrays(directory / WEIGHTS))
 
 
 def save(adapter: Adapter, directory: Path, *, base: Path) -> None:
     """Write an adapter for the version `base`, in PEFT's layout."""
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     save_file(adapter.tensors, directory / WEIGHTS, metadata={"format": "pt"})
     write_json(directory / CONFIG, {**adapter.config, "base_model_name_or_path": str(base)})
 
 
-def transplanted(adapter: Adapter, method: str, parameters: dict[str, float]) -> Adapter:
+def transplanted(adapter: Adapter, method: str, parameters: dict[str, float | int]) -> Adapter:
     """What a transplant method makes of an adapter. `parameters` are complete."""
-    patch = {name: value for name, value in adapter.tensors.items() if not _is_base_copy(name)}
-    return Adapter(adapter.config, methods.get(method).apply(patch, **parameters))
+    apply = methods.get(method).apply
+    tensors = {}
+    for weight, parts in factors(list(adapter.tensors)).items():
+        names = sorted(parts.values())  # A before B
+        a, b = (adapter.tensors[name] for name in names)
+        tensors.update(zip(names, apply(weight, a, b, **parameters), strict=True))
+    return Adapter(adapter.config, tensors)
 
 
 def check_directory(directory: Path) -> None:

@@ -11,9 +11,11 @@ from portllm.errors import InputError
 from portllm.files import read_json
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
+METADATA = "__metadata__"
 
 
 def check_directory(directory: Path, place: str) -> None:
@@ -58,11 +60,17 @@ def read_header(path: Path) -> dict[str, Any]:
         if 8 + length > size:
             raise InputError(f"{path}: cut off, its header is not whole")
         header = json.loads(file.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != METADATA]
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise InputError(f"{path}: cut off: {size} bytes, expected {expected}")
     return header
+
+
+def header_length(path: Path) -> int:
+    """Bytes before a safetensors file's first tensor: the header and its own length."""
+    with path.open("rb") as file:
+        return 8 + struct.unpack("<Q", file.read(8))[0]
 
 
 def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
@@ -71,7 +79,7 @@ def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         name: tuple(entry["shape"])
         for shard in shards(directory)
         for name, entry in read_header(shard).items()
-        if name != "__metadata__"
+        if name != METADATA
     }
 
 
@@ -79,7 +87,7 @@ def locations(directory: Path) -> Iterator[tuple[str, Path]]:
     """Name of each weight and the shard that holds it, in the shards' order."""
     for shard in shards(directory):
         for name in read_header(shard):
-            if name != "__metadata__":
+            if name != METADATA:
                 yield name, shard
 
 
@@ -89,6 +97,31 @@ def read_tensor(shard: Path, name: str) -> "Tensor":
 
     with safe_open(shard, framework="pt") as file:
         return file.get_tensor(name)
+
+
+def read_arrays(path: Path) -> "dict[str, ndarray]":
+    """Read a small safetensors file, such as an adapter's, as float32 arrays by name.
+
+    Raises InputError where it is cut off or holds numbers that are no floats.
+    """
+    import numpy
+
+    from portllm import dtypes
+
+    header = read_header(path)
+    start = header_length(path)
+    content = numpy.fromfile(path, numpy.uint8, offset=start)
+    arrays = {}
+    for name, entry in header.items():
+        if name == METADATA:
+            continue
+        if entry["dtype"] not in dtypes.STORED:
+            raise InputError(f"{path}: {name} is {entry['dtype']}, {dtypes.EXPECTED}")
+        begin, end = entry["data_offsets"]
+        stored = content[begin:end].view(dtypes.STORED[entry["dtype"]])
+        wide = dtypes.widened(stored, entry["dtype"]).astype(numpy.float32, copy=False)
+        arrays[name] = wide.reshape(entry["shape"])
+    return arrays
 
 
 def tensors(directory: Path) -> Iterator[tuple[str, "Tensor"]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy import ndarray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -47,8 +48,8 @@ def scaling(config: dict[str, Any], module: str, rank: int) -> float:
 class Delta:
     """The change of one weight: factor · B·A with A (rank, in) and B (out, rank)."""
 
-    a: Tensor
-    b: Tensor
+    a: ndarray
+    b: ndarray
     factor: float
     transposed: bool = False
 
@@ -69,7 +70,7 @@ def deltas_of(adapter: adapters.Adapter) -> dict[str, Delta]:
 
 def add_delta(weight: Tensor, delta: Delta) -> Tensor:
     """Add a change to a weight, in float32 and rounded once to the weight's dtype."""
-    product = delta.b.float() @ delta.a.float() * delta.factor
+    product = torch.from_numpy(delta.b @ delta.a) * delta.factor
     if delta.transposed:
         product = product.T
     return (weight.float() + product).to(weight.dtype)

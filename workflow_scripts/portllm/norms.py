@@ -23,7 +23,8 @@ TOLERANCE = 1e-6
 
 def oriented(delta: Delta) -> tuple[Tensor, Tensor]:
     """Factors (out, rank) and (rank, in) in float64 whose product is the weight's change."""
-    left, right = delta.b.double() * delta.factor, delta.a.double()
+    left = torch.from_numpy(delta.b).double() * delta.factor
+    right = torch.from_numpy(delta.a).double()
     return (right.T, left.T) if delta.transposed else (left, right)
 
 
