@@ -77,7 +77,7 @@ def earlier_cells(arguments: argparse.Namespace) -> dict[str, tuple[Cell, list[C
 def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
-    from portllm import files, scoring, tasks
+    from portllm import files, ports, scoring, tasks
 
     packages = manifest.package_versions(("lm_eval", "torch", "transformers", "peft"))
     settings = scoring.Settings(
@@ -119,7 +119,7 @@ def main() -> None:
                 "samples": len(samples),
                 "wall_seconds": cell_meter.read().wall_seconds,
             }
-        cells.append(cell)
+        cells.append({**cell, "applied": ports.how_applied(path)})
         rows += samples
     files.write_json_lines(arguments.samples, rows)
     document = manifest.describe(

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,11 @@ def is_sum(adapter: Adapter) -> bool:
 def transplanted(adapter: Adapter, method: str, parameters: dict[str, float | int]) -> Adapter:
     """What a transplant method makes of an adapter. `parameters` are complete.
 
-    Raises InputError where the method changes a sum and the adapter is none.
+    Raises InputError where the method's result is no adapter, or it changes a sum and the adapter
+    is none.
     """
+    if methods.get(method).dense:
+        raise InputError(f"what method {method} makes of a patch is no adapter")
     apply = methods.get(method).apply
     if method != "direct" and not is_sum(adapter):
         raise InputError(
@@ -201,6 +205,12 @@ def changes(shapes: Shapes, *, fan_in_fan_out: bool = False) -> Shapes:
     return result
 
 
+def _is_named(weight: str, modules: list[str]) -> bool:
+    # As PEFT names modules: by how their path ends. A module may hold the weight further down.
+    parents = list(accumulate(weight.split(".")[:-1], "{}.{}".format))
+    return any(parent.endswith(module) for parent in parents for module in modules)
+
+
 def directory_changes(directory: Path) -> Shapes:
     """Shape of each weight that an adapter changes, from its header alone.
 
@@ -211,7 +221,7 @@ def directory_changes(directory: Path) -> Shapes:
     saved = config.get("modules_to_save") or []
     for weight, parts in factors(list(shapes)).items():
         # PEFT may save an embedding unasked; on another version it would put the old one back.
-        if WHOLE in parts and not any(f".{module}." in f".{weight}" for module in saved):
+        if WHOLE in parts and not _is_named(weight, saved):
             raise InputError(
                 f"{directory / WEIGHTS}: {parts[WHOLE]} is a whole weight that modules_to_save in "
                 f"{CONFIG} does not name"

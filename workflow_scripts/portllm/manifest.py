@@ -7,9 +7,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import portllm
@@ -112,9 +113,14 @@ def describe(
     }
 
 
-def write_for_directory(directory: Path, **parts: Any) -> None:
-    """Hash the files of `directory` and write its manifest into it. Parts as in `describe`."""
-    content = hash_files(directory, leave_out=FOREIGN)
+def write_for_directory(
+    directory: Path, *, known: Mapping[str, str] = MappingProxyType({}), **parts: Any
+) -> None:
+    """Hash the files of `directory` and write its manifest into it. Parts as in `describe`.
+
+    Files whose hash is `known` are not read again.
+    """
+    content = hash_files(directory, leave_out=FOREIGN, known=known)
     write_json(directory / NAME, describe(content=content, **parts))
 
 
@@ -129,11 +135,14 @@ def write_for_file(file: Path, **parts: Any) -> None:
     write_json(beside(file), describe(content=content, **parts))
 
 
-def content_hash(artefact: Path) -> str:
-    """Content hash of an artefact, from its manifest or, where it has none, from its files."""
+def content_hash(artefact: Path, *, known: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Content hash of an artefact, from its manifest or, where it has none, from its files.
+
+    Files whose hash is `known` are not read.
+    """
     written = artefact / NAME if artefact.is_dir() else beside(artefact)
     if written.exists():
         return read_json(written)["content_hash"]
     if artefact.is_dir():
-        return hash_value(hash_files(artefact, leave_out=FOREIGN))
+        return hash_value(hash_files(artefact, leave_out=FOREIGN, known=known))
     return hash_value({artefact.name: hash_file(artefact)})

@@ -8,7 +8,8 @@ import logging
 import math
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ import torch
 from numpy import ndarray
 from torch import Tensor
 
-from portllm import adapters, checkpoints, methods, streaming
+from portllm import adapters, checkpoints, methods, ports, streaming
 from portllm.adapters import Adapter
-from portllm.errors import InputError
+from portllm.errors import InputError, nearest
 from portllm.files import read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -237,11 +238,38 @@ def weighted_sum(patches: Sequence[tuple[Adapter, float]]) -> Edits:
     return {name: Sum(terms) for name, terms in _terms(patches).items()}
 
 
-def dense(
-    patches: Sequence[tuple[Adapter, float]], method: str, parameters: dict[str, float | int]
-) -> Edits:
-    """What a dense method makes of several adapters, each times its weight."""
-    return {name: Dense(name, terms, method, parameters) for name, terms in _terms(patches).items()}
+def edits_of_port(port: ports.Port) -> Edits:
+    """What a port does to each weight of a model."""
+    patches = port.adapters()
+    if not port.dense:
+        return weighted_sum(patches)
+    return {
+        name: Dense(name, terms, port.method, port.parameters or {})
+        for name, terms in _terms(patches).items()
+    }
+
+
+@contextmanager
+@torch.no_grad()
+def applied(weights: Mapping[str, Tensor], edits: Edits) -> Iterator[None]:
+    """Edit the weights of a loaded model, on any device; the block's end puts back what was there.
+
+    What was there is kept in host memory. Raises InputError for a weight that is not among them.
+    """
+    for name in edits:
+        if name not in weights:
+            raise InputError(f"the loaded model has no weight {name}; {nearest(name, weights)}")
+    before = {name: weights[name].detach().to("cpu", copy=True) for name in edits}
+    try:
+        for name, edit in edits.items():
+            dtype = streaming.arithmetic(before[name].dtype)
+            wide = before[name].to(dtype, copy=True)
+            edit.prepared(dtype)(wide.view(len(wide), -1), 0)
+            weights[name].copy_(wide)
+        yield
+    finally:
+        for name, kept in before.items():
+            weights[name].copy_(kept)
 
 
 def copy_companions(model: Path, directory: Path) -> None:
@@ -264,6 +292,11 @@ def _targets(model: Path, edits: Edits, names: Iterable[str]) -> streaming.Targe
         targets.pop(checkpoints.HEAD, None)
         targets[embedding] = [(name, edits.get(name)) for name in both]
     return targets
+
+
+def planned(model: Path, edits: Edits) -> streaming.Plan:
+    """What a merged checkpoint would be made of, from headers alone."""
+    return streaming.plan(model, _targets(model, edits, checkpoints.shapes(model)))
 
 
 def merge_many(model: Path, outputs: dict[Path, Edits], **options: Any) -> streaming.Written:

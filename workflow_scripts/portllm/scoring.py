@@ -22,6 +22,8 @@ from lm_eval.utils import handle_non_serializable
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from portllm import merging, ports
+
 log = logging.getLogger(__name__)
 
 # lm-eval's own default seeds.
@@ -59,8 +61,16 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def patched(model: Any, adapter: Path) -> Iterator[PeftModel]:
-    """The model with an adapter attached to it; it is as before when the block ends."""
+def patched(model: Any, adapter: Path) -> Iterator[Any]:
+    """The model with an adapter attached to it; it is as before when the block ends.
+
+    A port that is no adapter is added to the model's weights for as long.
+    """
+    if ports.is_dense(adapter):
+        edits = merging.edits_of_port(ports.read(adapter))
+        with merging.applied(dict(model.named_parameters()), edits):
+            yield model
+        return
     wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)
     wrapped.eval()
     try:
