@@ -33,7 +33,7 @@ rule merge:
         "<logs>/merge/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}.log",
     conda:
         "../envs/eval.yaml"
-    threads: asks("transplant", "threads", 1)
+    threads: asks("transplant", "threads", 2)
     resources:
         mem_mb=asks("transplant", "mem_mb", 2000),
         runtime=asks("transplant", "runtime", 60),

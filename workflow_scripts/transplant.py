@@ -59,7 +59,11 @@ def parse_arguments() -> argparse.Namespace:
         "--merged", "--output", type=Path, nargs="+", default=[], help="checkpoints to write"
     )
     parser.add_argument("--unmerge", action="store_true", help="subtract, not add, the patches")
-    parser.add_argument("--threads", type=int, help="threads that merge; absent means all cores")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads that merge; absent means OMP_NUM_THREADS, else all cores (at most four)",
+    )
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the checkpoint there")
     parser.add_argument("--check", action="store_true", help="only say whether the patches fit")
     parser.add_argument(

@@ -235,7 +235,7 @@ def test_what_is_no_sum_is_ported_as_it_is_only(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model, use_dora=True))
     assert adapters.transplanted(adapter, "direct", {}).tensors.keys() == adapter.tensors.keys()
-    with pytest.raises(InputError, match="method scaled changes the sum .* only direct"):
+    with pytest.raises(InputError, match=r"method scaled changes the sum .* only direct"):
         adapters.transplanted(adapter, "scaled", {"scale": 2.0})
     with pytest.raises(InputError, match="what method dare makes of a patch is no adapter"):
         adapters.transplanted(adapter, "dare", {})

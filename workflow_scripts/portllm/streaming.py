@@ -448,7 +448,10 @@ class _Pass:
 
 
 def default_threads() -> int:
-    """Cores that this process may use, four at most: more only wait for the disk."""
+    """What OMP_NUM_THREADS says, as for every job of the workflow; else the cores, four at most."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdecimal() and int(said) > 0:
+        return int(said)
     return min(4, len(os.sched_getaffinity(0)))
 
 
