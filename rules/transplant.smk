@@ -33,7 +33,7 @@ rule merge:
         "<logs>/merge/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}.log",
     conda:
         "../envs/eval.yaml"
-    threads: asks("merge", "threads", 1)
+    threads: asks("merge", "threads", 2)
     resources:
         mem_mb=asks("merge", "mem_mb", 2000),
         runtime=asks("merge", "runtime", 60),

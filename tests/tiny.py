@@ -57,7 +57,7 @@ def save_adapter(directory: Path, model: Path, *, seed: int = 1, **settings: Any
     torch.manual_seed(seed)
     with torch.no_grad():
         for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
+            if "lora_" in name or "modules_to_save" in name:
                 parameter.normal_(0, 0.1)
     wrapped.save_pretrained(directory)
     return directory

@@ -26,7 +26,6 @@ def main() -> None:
         else:
             revision = models.download_adapter(arguments.hub, arguments.revision, directory)
         adapters.check_directory(directory)
-        shapes = adapters.adapter_shapes(directory)
         manifest.write_for_directory(
             directory,
             stage="patch",
@@ -36,7 +35,7 @@ def main() -> None:
             packages=("huggingface_hub",),
             revision=revision,
             names=dict(arguments.names),
-            fingerprint=adapters.known_fingerprint(local or directory, shapes),
+            fingerprint=adapters.known_fingerprint(local or directory),
             trainable_parameters=0,
         )
 

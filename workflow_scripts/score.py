@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from portllm import cells, files, imports, manifest, processes, task_files
+from portllm import cells, files, imports, manifest, ports, processes, task_files
 from portllm.cells import Cell
 from portllm.command_line import add_names, run
 
@@ -129,6 +129,7 @@ def score(
             **wanted.names,
             "key": wanted.key,
             "adapter_content": wanted.content,
+            "applied": ports.how_applied(wanted.adapter),
             "metrics": result.metrics,
             "samples": len(rows),
             "wall_seconds": cell_meter.read().wall_seconds,

@@ -95,7 +95,9 @@ def write(
             inputs=inputs,
             cost=meter.read(earlier_seconds=training["earlier_seconds"]),
             packages=("torch", "transformers", "peft", "accelerate"),
-            fingerprint=adapters.fingerprint(adapters.adapter_shapes(directory), arguments.model),
+            fingerprint=adapters.fingerprint(
+                adapters.directory_changes(directory), arguments.model
+            ),
             trainable_parameters=model.get_nb_trainable_parameters()[0],
             names=dict(arguments.names),
             training={name: round(value, 6) for name, value in training.items()},

@@ -79,9 +79,9 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save holds whole weights \(lm_head\)"),
-        ({"use_dora": True}, r"use_dora is on"),
         ({"bias": "all"}, r"bias is 'all'"),
+        ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices is set: .*rows"),
+        ({"init_lora_weights": "pissa"}, r"init_lora_weights is 'pissa'.*convert it"),
     ],
 )
 def test_what_is_no_sum_is_refused(tmp_path: Path, settings: dict, message: str) -> None:

@@ -45,5 +45,5 @@ def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
 def test_uploading_wants_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     arguments = ["transplant.py", "--patch", "p", "--base", "b", "--adapter", "a"]
     monkeypatch.setattr("sys.argv", [*arguments, "--push-to-hub", "owner/ported"])
-    with pytest.raises(InputError, match=r"--push-to-hub uploads the checkpoint that --merged"):
+    with pytest.raises(InputError, match=r"--push-to-hub uploads the one checkpoint that --merged"):
         transplant.main()

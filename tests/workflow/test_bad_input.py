@@ -115,6 +115,12 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         ),
         ["config.yaml: methods.half", "no transplant method 'scald'", "nearest: scaled"],
     ),
+    "parameter of a method out of its range": (
+        lambda config: config.update(
+            methods={"trimmed": {"kind": "ties", "density": 2}, "direct": {"kind": "direct"}}
+        ),
+        ["config.yaml: methods.trimmed", "ties.density: found 2, expected a number from 0 to 1"],
+    ),
     "unknown parameter of a method": (
         lambda config: config.update(
             methods={"half": {"kind": "scaled", "scal": 1}, "direct": {"kind": "direct"}}

@@ -59,6 +59,20 @@ def test_transplant_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
+def test_a_port_by_itself_needs_no_torch(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    adapter = tiny.save_adapter(tmp_path / "adapter", model)
+    arguments = ("--patch", adapter, "--version", model, "--method", "random_direction")
+    written = ("--adapter", tmp_path / "port")
+    done = run_program(
+        "transplant.py", *map(str, (*arguments, *written)), python=("-X", "importtime")
+    )
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "numpy" in imported
+    assert not imported & set(HEAVY)
+
+
 def test_a_wrong_parameter_is_refused(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 METADATA = "__metadata__"
+HEAD = "lm_head.weight"
+"""The output layer of causal language models; absent from a checkpoint where it is tied."""
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
 
 def check_directory(directory: Path, place: str) -> None:
@@ -76,6 +80,33 @@ def header_length(path: Path) -> int:
         return 8 + struct.unpack("<Q", file.read(8))[0]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a safetensors file; `begin` and `end` are bytes from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def stored(shard: Path) -> list[Stored]:
+    """The tensors of a safetensors file, in the order in which they lie there."""
+    start = header_length(shard)
+    found = [
+        Stored(
+            name,
+            entry["dtype"],
+            tuple(entry["shape"]),
+            *(start + at for at in entry["data_offsets"]),
+        )
+        for name, entry in read_header(shard).items()
+        if name != METADATA
+    ]
+    return sorted(found, key=lambda tensor: (tensor.begin, tensor.end))
+
+
 def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of a checkpoint, by name, from the headers alone."""
     return {
@@ -84,6 +115,18 @@ def shapes(directory: Path) -> dict[str, tuple[int, ...]]:
         for name, entry in read_header(shard).items()
         if name != METADATA
     }
+
+
+def tied_embedding(directory: Path, names: Iterable[str]) -> str | None:
+    """The embedding that is the output layer's weight as well; None where each has its own.
+
+    `names` are the checkpoint's weights. A causal model whose checkpoint has no output layer uses
+    its embedding, whatever its configuration leaves unsaid.
+    """
+    names = list(names)
+    if HEAD in names or not architecture(directory).endswith(("ForCausalLM", "LMHeadModel")):
+        return None
+    return next((name for name in names if name.endswith(_EMBEDDINGS)), None)
 
 
 def locations(directory: Path) -> Iterator[tuple[str, Path]]:

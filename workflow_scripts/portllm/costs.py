@@ -71,12 +71,12 @@ IMPORTS = {
     "patch": 650_000_000,
     "evolve": 900_000_000,
     "score": 590_000_000,
-    "transplant": 235_000_000,
+    "transplant": 45_000_000,
     "merge": 235_000_000,
     "movement": 235_000_000,
 }
-# The largest shard of a checkpoint that is not here yet; Mistral-7B-v0.1 has one of 9.9 GB.
-LARGEST_SHARD = 10_000_000_000
+# A merge holds a few blocks of a megabyte for each thread, as read, in float32 and as written.
+BLOCKS = 50_000_000
 
 
 class UnknownError(Exception):
@@ -287,11 +287,13 @@ def transplant_host_bytes(adapter: int) -> int:
     return IMPORTS["transplant"] + 2 * adapter
 
 
-def merge_host_bytes(model: Architecture, checkpoint: int, largest_shard: int | None = None) -> int:
-    """Host memory of a merge: one shard, and the largest projection thrice in float32."""
-    shard = min(checkpoint, LARGEST_SHARD) if largest_shard is None else largest_shard
+def merge_host_bytes(model: Architecture, adapter: int, *, dense: bool = False) -> int:
+    """Host memory of a merge: the adapter as read and as changed, and blocks of weights.
+
+    A dense method holds, twice, a whole projection and the steps of its change, six in float32.
+    """
     largest = max(inner * out for inner, out in projections(model).values())
-    return IMPORTS["merge"] + shard + 3 * FLOAT32 * largest
+    return IMPORTS["merge"] + BLOCKS + 2 * adapter + dense * 2 * 6 * FLOAT32 * largest
 
 
 def movement_host_bytes(model: Architecture) -> int:

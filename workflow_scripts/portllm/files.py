@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from portllm.errors import InputError
@@ -157,13 +158,22 @@ def hash_value(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def hash_files(directory: Path, *, leave_out: frozenset[str] = frozenset()) -> dict[str, str]:
-    """Hash every file below `directory`, by its path relative to it."""
-    return {
-        str(path.relative_to(directory)): hash_file(path)
+def hash_files(
+    directory: Path,
+    *,
+    leave_out: frozenset[str] = frozenset(),
+    known: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """Hash every file below `directory`, by its path relative to it.
+
+    Files whose hash is `known` are not read.
+    """
+    found = {
+        str(path.relative_to(directory)): path
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in leave_out
     }
+    return {name: known.get(name) or hash_file(path) for name, path in found.items()}
 
 
 # safetensors passes the system's words on; PyTorch's writers have their own.

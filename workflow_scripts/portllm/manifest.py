@@ -7,9 +7,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import portllm
@@ -120,9 +121,14 @@ def describe(
     }
 
 
-def write_for_directory(directory: Path, **parts: Any) -> None:
-    """Hash the files of `directory` and write its manifest into it. Parts as in `describe`."""
-    content = hash_files(directory, leave_out=FOREIGN)
+def write_for_directory(
+    directory: Path, *, known: Mapping[str, str] = MappingProxyType({}), **parts: Any
+) -> None:
+    """Hash the files of `directory` and write its manifest into it. Parts as in `describe`.
+
+    Files whose hash is `known` are not read again.
+    """
+    content = hash_files(directory, leave_out=FOREIGN, known=known)
     found = sizes(directory, leave_out=FOREIGN)
     write_json(directory / NAME, describe(content=content, sizes=found, **parts))
 
@@ -160,15 +166,16 @@ def check_whole(artefact: Path) -> None:
         )
 
 
-def content_hash(artefact: Path) -> str:
+def content_hash(artefact: Path, *, known: Mapping[str, str] = MappingProxyType({})) -> str:
     """Content hash of an artefact, from its manifest or, where it has none, from its files.
 
-    Raises InputError where files of the artefact are missing or cut off.
+    Files whose hash is `known` are not read. Raises InputError where files of the artefact are
+    missing or cut off.
     """
     check_whole(artefact)
     written = _written_for(artefact)
     if written.exists():
         return read_json(written)["content_hash"]
     if artefact.is_dir():
-        return hash_value(hash_files(artefact, leave_out=FOREIGN))
+        return hash_value(hash_files(artefact, leave_out=FOREIGN, known=known))
     return hash_value({artefact.name: hash_file(artefact)})

@@ -1,14 +1,17 @@
 """Transplant methods: what becomes of a patch when it moves to another version of its model.
 
 A method is a function of one weight's LoRA factors, A (rank, in) and B (out, rank), that gives the
-factors to apply. To add one, write the function and register it with its parameters and its source.
+factors to apply, so that the result is an adapter again. A dense method is a function of the
+changes themselves, one array for each patch, that gives the change to add; no adapter holds its
+result. To add a method, write the function and register it with its parameters and its source.
 numpy is imported where it is used, so that a configuration is checked without it.
 """
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from portllm.errors import InputError, nearest
 
@@ -16,37 +19,41 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 Factors = tuple["ndarray", "ndarray"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a method takes; a whole one, not below zero, where its default is whole."""
+    """A number that a method takes; a whole one where its default is whole."""
 
     description: str
     default: float | int
+    least: float | None = None
+    most: float | None = None
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method. `apply` maps the factors A and B of a weight to new ones."""
+    """A registered method. `apply` gets factors A and B of a weight, or its dense changes."""
 
     name: str
     source: str
     parameters: dict[str, Parameter]
-    apply: Callable[..., Factors]
+    apply: Callable[..., Any]
+    dense: bool = False
 
 
 _registry: dict[str, Method] = {}
 
 
 def register(
-    *, source: str, **parameters: Parameter
-) -> Callable[[Callable[..., Factors]], Callable[..., Factors]]:
+    *, source: str, dense: bool = False, **parameters: Parameter
+) -> Callable[[Function], Function]:
     """Register the decorated function under its own name."""
 
-    def add(function: Callable[..., Factors]) -> Callable[..., Factors]:
+    def add(function: Function) -> Function:
         name = function.__name__
-        _registry[name] = Method(name, source, parameters, function)
+        _registry[name] = Method(name, source, parameters, function, dense)
         return function
 
     return add
@@ -65,11 +72,13 @@ def get(kind: str) -> Method:
 
 
 def _check_number(place: str, value: Any, parameter: Parameter) -> None:
-    whole = isinstance(parameter.default, int)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{place}: found {value!r}, expected a {'whole ' if whole else ''}number")
-    if whole and (not isinstance(value, int) or value < 0):
-        raise InputError(f"{place}: found {value!r}, expected a whole number, zero or more")
+    kind = "whole number" if isinstance(parameter.default, int) else "number"
+    wanted = int if kind == "whole number" else int | float
+    least, most = parameter.least, parameter.most
+    range_ = "" if least is None else f" from {least} to {most}" if most else f", {least} or more"
+    usable = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
+    if not usable or (least is not None and value < least) or (most is not None and value > most):
+        raise InputError(f"{place}: found {value!r}, expected a {kind}{range_}")
 
 
 def check(kind: str, parameters: dict[str, Any]) -> dict[str, float | int]:
@@ -113,7 +122,7 @@ def product_norm(a: "ndarray", b: "ndarray") -> float:
 @register(
     source="control of this project; norms are matched as in Li et al., Visualizing the loss "
     "landscape of neural nets, NeurIPS 2018, here for each weight",
-    seed=Parameter("seed of the directions", 0),
+    seed=Parameter("seed of the directions", 0, least=0),
 )
 def random_direction(weight: str, a: "ndarray", b: "ndarray", *, seed: int) -> Factors:
     """Replace each weight's change by a random one of its rank and its Frobenius norm.
@@ -129,3 +138,65 @@ def random_direction(weight: str, a: "ndarray", b: "ndarray", *, seed: int) -> F
     new_b = generator.standard_normal(b.shape, dtype=numpy.float32)
     drawn = product_norm(new_a, new_b)
     return new_a, (new_b * (product_norm(a, b) / drawn)).astype(numpy.float32)
+
+
+@register(
+    source="Yadav et al., TIES-merging, NeurIPS 2023, arXiv 2306.01708, algorithm 1, with each "
+    "weight trimmed by itself, as mergekit does",
+    dense=True,
+    density=Parameter("part of each change's numbers that is kept, the largest", 0.2, 0, 1),
+    scale=Parameter("λ, the factor of the merged change", 1.0),
+)
+def ties(weight: str, changes: Sequence["ndarray"], *, density: float, scale: float) -> "ndarray":
+    """Trim each patch's change, elect each number's sign, average those that agree with it.
+
+    With one patch, that is to trim it.
+    """
+    import numpy
+
+    trimmed = [_largest(change, density) for change in changes]
+    elected = numpy.sign(sum(trimmed))
+    total = numpy.zeros_like(trimmed[0])
+    count = numpy.zeros_like(trimmed[0])
+    for change in trimmed:
+        agrees = (numpy.sign(change) == elected) & (change != 0)
+        total += numpy.where(agrees, change, 0)
+        count += agrees
+    return total / numpy.maximum(count, 1) * numpy.float32(scale)
+
+
+def _largest(change: "ndarray", density: float) -> "ndarray":
+    import numpy
+
+    dropped = change.size - round(change.size * density)
+    if dropped == 0:
+        return change
+    size = numpy.abs(change).ravel()
+    # Exactly so many, whatever numbers are equal.
+    smallest = numpy.argpartition(size, dropped - 1)[:dropped]
+    kept = change.copy()
+    kept.ravel()[smallest] = 0
+    return kept
+
+
+@register(
+    source="Yu et al., Language models are super Mario (DARE), ICML 2024, arXiv 2311.03099: "
+    "numbers of Δ are dropped with probability p, the others divided by 1 − p",
+    dense=True,
+    drop=Parameter("p, the probability that a number is dropped", 0.9, 0, 0.9999),
+    seed=Parameter("seed of the draws", 0, least=0),
+)
+def dare(weight: str, changes: Sequence["ndarray"], *, drop: float, seed: int) -> "ndarray":
+    """Drop numbers of each patch's change at random, rescale the rest, and add the patches.
+
+    The draw depends on the seed, the weight's name and the patch's place among the patches.
+    """
+    import numpy
+
+    name = numpy.frombuffer(hashlib.sha256(weight.encode()).digest(), "<u4")
+    total = numpy.zeros_like(changes[0])
+    for place, change in enumerate(changes):
+        generator = numpy.random.default_rng([seed, place, *name])
+        kept = generator.random(change.shape, dtype=numpy.float32) >= drop
+        total += numpy.where(kept, change / numpy.float32(1 - drop), 0)
+    return total

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from portllm import costs, study
+from portllm import costs, methods, study
 from portllm.costs import Architecture, Training, UnknownError
 from portllm.errors import InputError
 from portllm.files import read_json
@@ -29,7 +29,6 @@ class Version:
     origin: str
     checkpoint_bytes: int
     linked: bool = False
-    largest_shard: int | None = None
 
 
 def hub_models(directory: Path) -> dict[str, dict[str, Any]]:
@@ -71,7 +70,6 @@ def obtained_version(
         origin,
         checkpoint_bytes=sum(shards) or costs.parameters(found) * found.dtype_bytes,
         linked="path" in source or ("hub" in source and mirror is not None),
-        largest_shard=max(shards, default=None),
     )
 
 
@@ -289,10 +287,13 @@ class Study:
                 return "one adapter", Estimate(None, size, size)
             case "merge":
                 version = self.version(names["model"], names["applied_to"])
+                kind = self.config["methods"][names["method"]]["kind"]
                 size = costs.merge_host_bytes(
-                    version.architecture, version.checkpoint_bytes, version.largest_shard
+                    version.architecture,
+                    self.adapter_bytes(_patch_of(names)),
+                    dense=methods.get(kind).dense,
                 )
-                return "largest shard", Estimate(None, size, size)
+                return "blocks of weights", Estimate(None, size, size)
             case "geometry":
                 version = self.version(names["model"], names["applied_to"])
                 size = costs.geometry_host_bytes(version.architecture)

@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from portllm import manifest, processes
+from portllm import manifest, merging, ports, processes
 from portllm.cells import Settings
 from portllm.evaluation import Result, evaluate
 
@@ -90,8 +90,16 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
 
 
 @contextmanager
-def patched(model: Any, adapter: Path) -> Iterator[PeftModel]:
-    """The model with an adapter attached to it; it is as before when the block ends."""
+def patched(model: Any, adapter: Path) -> Iterator[Any]:
+    """The model with an adapter attached to it; it is as before when the block ends.
+
+    A port that is no adapter is added to the model's weights for as long.
+    """
+    if ports.is_dense(adapter):
+        edits = merging.edits_of_port(ports.read(adapter))
+        with merging.applied(dict(model.named_parameters()), edits):
+            yield model
+        return
     wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)
     wrapped.eval()
     try:
