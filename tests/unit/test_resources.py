@@ -58,8 +58,8 @@ def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
     asked = resources.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
     large = resources.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
     # 7.24 billion parameters in bfloat16; a merge and a movement never hold all of them.
-    assert asked > (14_483 if rule in ("patch", "evolve", "score") else 1_000)
-    assert large > 1000
+    assert asked > (14_483 if rule in ("patch", "evolve", "score") else 0)
+    assert large > asked or rule == "merge"
     assert asked % 500 == 0
 
 
