@@ -1,5 +1,7 @@
 """Encoding of training examples, and trainings that repeat."""
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 
-from portllm import fine_tuning
+from portllm import fine_tuning, resuming
 from portllm.fine_tuning import IGNORED, Settings
 
 TOKENIZER = tiny.tokenizer()
@@ -121,4 +123,38 @@ def test_an_interrupted_training_resumes_to_the_same_patch(
     )
     resumed, _ = _train(model, tmp_path / "interrupted", seed=1, checkpoint_steps=2)
     assert len(steps) == 2, "steps 1 and 2 are not done again"
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_training_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    model, work = tiny.save_model(tmp_path / "model"), tmp_path / "stopped"
+    whole, metrics = _train(model, tmp_path / "whole", seed=1, checkpoint_steps=0)
+    assert (metrics["steps"], metrics["resumed_from_step"]) == (4, 0)
+
+    pad, batches = fine_tuning.pad, []
+
+    def signalling_pad(batch: list, padding: int) -> dict:
+        batches.append(batch)
+        if len(batches) == 3:
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), number)
+        return pad(batch, padding)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(fine_tuning, "pad", signalling_pad)
+    with pytest.raises(SystemExit) as ended:
+        _train(model, work, seed=1, checkpoint_steps=0)
+    monkeypatch.setattr(fine_tuning, "pad", pad)
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
+    checkpoint = resuming.last_whole(work)
+    # The Trainer may fetch a batch ahead.
+    assert checkpoint in (work / "checkpoint-2", work / "checkpoint-3")
+
+    resumed, metrics = _train(model, work, seed=1, checkpoint_steps=0)
+    assert f"checkpoint-{metrics['resumed_from_step']}" == checkpoint.name
+    assert metrics["earlier_seconds"] > 0
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

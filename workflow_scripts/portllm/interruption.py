@@ -7,6 +7,7 @@ its step, from where a resumed training goes another way, and it ends as if all 
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,10 +23,17 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+_in_training = threading.Event()
+
+
 def _leave_signals_to_the_parent() -> None:
     # Who stops a job signals all of its processes. A data loader's worker that ended at once would
     # take the training with it before the checkpoint is written.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    if _in_training.is_set():
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
 
 
 def _distributed() -> bool:
@@ -70,7 +78,7 @@ class Interruption(TrainerCallback):
             self.earlier_seconds = resuming.read_seal(checkpoint).get("seconds", 0.0)
         for number in SIGNALS:
             self._previous[number] = signal.signal(number, self._note)
-        os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
+        _in_training.set()
         if state.global_step:
             log.info("resumed after step %d of %d", state.global_step, state.max_steps)
 
@@ -98,6 +106,7 @@ class Interruption(TrainerCallback):
     ) -> None:
         """End the process where a signal has stopped the training before its last step."""
         self.steps = state.global_step
+        _in_training.clear()
         # SIGINT is not given back to Axolotl, which would end with status 0.
         signal.signal(signal.SIGTERM, self._previous[signal.SIGTERM])
         signal.signal(signal.SIGINT, signal.default_int_handler)
