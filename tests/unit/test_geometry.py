@@ -35,7 +35,8 @@ def test_principal_angles_are_scipys(n: int, p: int, q: int, seed: int) -> None:
     # scipy lists them in descending order.
     expected = scipy.linalg.subspace_angles(first.numpy(), second.numpy())[::-1]
     found = angles(first, second)
-    numpy.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
+    # Spaces that must meet, p + q > n, do so at 1e-16 here and at 1e-8 there.
+    numpy.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
     overlap = torch.linalg.matrix_norm(geometry.basis(first).T @ geometry.basis(second)) ** 2
     share = float(overlap) / min(first.shape[1], second.shape[1])
     assert geometry.similarity(found) == pytest.approx(share, abs=1e-12)

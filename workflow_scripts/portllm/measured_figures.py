@@ -108,8 +108,11 @@ def geometry(sources: list[Path], settings: Settings) -> Figure:
 
     Dashed grey is what random directions give: the 95 % band of a cosine, of a share its mean.
     """
-    found = measured.angles(sources, ["model", "module", "layer"])
-    found = found[found["layer"].notna()]
+    place = ["model", "module", "layer"]
+    # The updates of a chain are no independent draws: the band is that of one version.
+    each = measured.angles(sources, [*measured.NAMES, "module", "layer"])
+    found = each[each["layer"].notna()].groupby(place, sort=False, as_index=False)
+    found = found.mean(numeric_only=True)
     models = list(dict.fromkeys(found["model"]))
     figure, grid = _panels(settings, len(_GEOMETRY) * len(models), widest=2)
     modules = list(dict.fromkeys(found["module"]))
