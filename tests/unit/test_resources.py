@@ -11,7 +11,7 @@ from portllm import plan, resources
 from portllm.errors import InputError
 
 MODELS = plan.hub_models(PROJECT / "resources" / "models")
-NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "seed": "1"}
+NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "method": "direct", "seed": "1"}
 
 
 def priced(
