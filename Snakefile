@@ -36,7 +36,7 @@ rule all:
             "<results>/tables/{table}.{kind}", table=with_rows("tables"), kind=["csv", "md", "tex"]
         ),
         expand(
-            "<results>/figures/{figure}.{kind}", figure=with_rows("figures"), kind=["svg", "png"]
+            "<results>/figures/{figure}.{kind}", figure=with_rows("figures"), kind=["svg", "png", "csv"]
         ),
         "<results>/report.html",
         merged_checkpoints(),

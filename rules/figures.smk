@@ -15,6 +15,7 @@ rule figure:
             labels={"figure": "{figure}"},
         ),
         "<results>/figures/{figure}.png",
+        "<results>/figures/{figure}.csv",
     log:
         "<logs>/figure/{figure}.log",
     conda:

@@ -1,4 +1,4 @@
-"""Draw one figure as SVG and PNG."""
+"""Draw one figure as SVG and PNG, and write the numbers that it shows as CSV."""
 
 import argparse
 import json
@@ -23,13 +23,16 @@ def main() -> None:
     arguments = parser.parse_args()
     from portllm import figures
 
-    figure = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    drawing = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:
             kind = path.suffix.lstrip(".")
+            if kind == "csv":
+                drawing.numbers.to_csv(partial, index=False)
+                continue
             # An SVG would carry the time of day.
             metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
+            drawing.figure.savefig(partial, format=kind, dpi=150, metadata=metadata)
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def test_recovery_has_an_interval_from_the_items(tmp_path: Path) -> None:
     text = paired_tables.recovery(sources, SETTINGS).text.iloc[0]
     assert text["recovery"] == f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
     assert text["n"] == "200"
-    figure = figures.recovery(sources, {**SETTINGS, "width": 6, "height": 3})
+    figure = figures.recovery(sources, {**SETTINGS, "width": 6, "height": 3}).figure
     lines = [
         segment[:, 1]
         for line in figure.axes[0].collections

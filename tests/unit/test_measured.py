@@ -118,7 +118,7 @@ def test_figure_of_angles(sources: list[Path]) -> None:
         document = files.read_json(path)
         names = {"version": "v3", "seed": document["seed"]}
         again.append(save(path.with_name(f"v3-{path.name}"), document["weights"], **names))
-    figure = measured_figures.geometry([*sources, *again], {"width": 7.0, "height": 2.6})
+    figure = measured_figures.geometry([*sources, *again], {"width": 7.0, "height": 2.6}).figure
     assert len(figure.axes) == 4
     for axes in figure.axes:
         assert axes.get_xlabel() == "layer"
@@ -150,7 +150,7 @@ def test_figure_of_loss_slices(tmp_path: Path) -> None:
         for version in ("v2", "v3")
         for seed, loss in (("1", 1.0), ("2", 2.0))
     ]
-    figure = measured_figures.loss_slices(sources, {"width": 7.0, "height": 3.2})
+    figure = measured_figures.loss_slices(sources, {"width": 7.0, "height": 3.2}).figure
     assert [axes.get_title() for axes in figure.axes] == [
         "v2, 2 seeds\nun-patched: 4.00",
         "v3, 2 seeds\nun-patched: 4.00",
@@ -214,7 +214,7 @@ def test_scores_against_scale(swept: Path) -> None:
 
 def test_figure_of_scale(swept: Path) -> None:
     settings = {"methods": METHODS, "width": 4.0, "height": 3.0}
-    figure = measured_figures.scaling([swept], settings)
+    figure = measured_figures.scaling([swept], settings).figure
     (axes,) = figure.axes
     assert axes.get_title() == "v2\nt"
     assert axes.get_ylabel() == "score (%)"

@@ -8,7 +8,7 @@ import pandas
 import pytest
 from conftest import PROJECT
 
-from portllm import report, tables
+from portllm import figures, report, tables
 from portllm.errors import InputError
 
 SECTIONS = PROJECT / "report" / "sections.yaml"
@@ -87,3 +87,9 @@ def test_sections_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "sections.yaml").write_text("title: [")
     with pytest.raises(InputError, match=r"sections.yaml: no list of sections"):
         report.read_sections(tmp_path / "sections.yaml")
+
+
+def test_every_kind_of_figure_has_a_place() -> None:
+    sections = report.read_sections(SECTIONS)
+    placed = {kind for section in sections for kind in section["figures"]}
+    assert set(figures.KINDS) == placed

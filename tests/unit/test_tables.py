@@ -140,7 +140,7 @@ def test_versions_table(tmp_path: Path) -> None:
 
 
 def test_the_figure_shows_every_version(source: Path) -> None:
-    figure = figures.recovery([source], {**SETTINGS, "width": 6, "height": 3})
+    figure = figures.recovery([source], {**SETTINGS, "width": 6, "height": 3}).figure
     axes = figure.axes[0]
     assert "v2" in [label.get_text() for label in axes.get_xticklabels()]
     assert "%" in axes.get_ylabel()

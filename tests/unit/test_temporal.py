@@ -73,7 +73,7 @@ def test_a_selection_of_metrics_without_scores_is_refused(source: Path) -> None:
 
 def test_figure_over_updates(source: Path) -> None:
     settings = {**SETTINGS, "width": 7.0, "height": 2.5}
-    figure = figures.lifetime([source], settings)
+    figure = figures.lifetime([source], settings).figure
     assert [axes.get_title() for axes in figure.axes] == ["easy", "hard"]
     for axes in figure.axes:
         assert axes.get_ylabel() == "accuracy (%)"

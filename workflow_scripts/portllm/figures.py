@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from portllm import measured_figures, paired_tables, scores, temporal
-from portllm.figure_style import COLOURS, HATCHES, LINES, MARKERS, NORMAL_95, Settings
+from portllm.figure_style import COLOURS, HATCHES, LINES, MARKERS, NORMAL_95, Drawing, Settings
 from portllm.table_text import column_names
 
 
@@ -79,7 +79,7 @@ def _version_label(models: pandas.Series) -> Callable[[pandas.Series], str]:
     return lambda row: row["applied_to"] if single else f"{row['model']}\n{row['applied_to']}"
 
 
-def recovery(sources: list[Path], settings: Settings) -> Figure:
+def recovery(sources: list[Path], settings: Settings) -> Drawing:
     """Share of re-fine-tuning's gain that the port recovers, with intervals, per version and task.
 
     `sources` are the table of scores and the result files of scoring jobs.
@@ -101,7 +101,7 @@ def recovery(sources: list[Path], settings: Settings) -> Figure:
     intervals = percent("low"), percent("high")
     figure = _bars(percent("recovery"), settings, "recovered gain (%)", intervals)
     figure.axes[0].axhline(100, color="0.3", linewidth=0.8, linestyle="--")
-    return figure
+    return Drawing(figure, numbers.drop(columns=["version", "column"]))
 
 
 def _lines(axes: Axes, part: pandas.DataFrame, arms: list[str], factor: float) -> None:
@@ -135,7 +135,7 @@ def _measure(metric: str) -> str:
     return words if scores.factor(metric) == 1 else f"{words} (%)"
 
 
-def lifetime(sources: list[Path], settings: Settings) -> Figure:
+def lifetime(sources: list[Path], settings: Settings) -> Drawing:
     """Scores over updates: a panel for each task, a line for each arm, with 95 % intervals."""
     numbers = temporal.numbers(sources[0], settings)
     names = column_names(numbers)
@@ -170,10 +170,10 @@ def lifetime(sources: list[Path], settings: Settings) -> Figure:
         title="bars: 95 % intervals over the items",
         title_fontsize=8,
     )
-    return figure
+    return Drawing(figure, numbers)
 
 
-KINDS: dict[str, Callable[[list[Path], Settings], Figure]] = {
+KINDS: dict[str, Callable[[list[Path], Settings], Drawing]] = {
     "recovery": recovery,
     "lifetime": lifetime,
     "geometry": measured_figures.geometry,

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from statsmodels.stats.proportion import proportion_confint
 
 from portllm import measured, scores
-from portllm.figure_style import COLOURS, LINES, MARKERS, NORMAL_95, Settings
+from portllm.figure_style import COLOURS, LINES, MARKERS, NORMAL_95, Drawing, Settings
 from portllm.table_text import column_names
 
 GREY = "0.35"
@@ -103,7 +103,7 @@ def _cosine_axes(axes: Axes, part: pandas.DataFrame, measure: str) -> None:
     axes.set_ylim(min(-0.05, 1.1 * part[measure].min()), max(0.05, 1.1 * part[measure].max()))
 
 
-def geometry(sources: list[Path], settings: Settings) -> Figure:
+def geometry(sources: list[Path], settings: Settings) -> Drawing:
     """Cosines and shared subspaces per layer, a line for each module; means over the rest.
 
     Dashed grey is what random directions give: the 95 % band of a cosine, of a share its mean.
@@ -140,10 +140,10 @@ def geometry(sources: list[Path], settings: Settings) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes)
     _legend(figure, settings["width"])
-    return figure
+    return Drawing(figure, found)
 
 
-def loss_slices(sources: list[Path], settings: Settings) -> Figure:
+def loss_slices(sources: list[Path], settings: Settings) -> Drawing:
     """Loss from the carried patch (t = 0) to the re-trained one (t = 1): a panel for each version.
 
     Means over seeds, whose number is in the title where there are several; bars are the 95 %
@@ -184,7 +184,7 @@ def loss_slices(sources: list[Path], settings: Settings) -> Figure:
     for axes in grid:
         axes.set_ylim(bottom=0)
     _legend(figure, settings["width"])
-    return figure
+    return Drawing(figure, found)
 
 
 def scale_of(method: dict[str, Any]) -> float | None:
@@ -244,7 +244,7 @@ def scaled_scores(source: Path, settings: Settings) -> pandas.DataFrame:
     return means.sort_values(["place", "random", "scale"], ignore_index=True).drop(columns="place")
 
 
-def scaling(sources: list[Path], settings: Settings) -> Figure:
+def scaling(sources: list[Path], settings: Settings) -> Drawing:
     """Scores against the factor λ of the patch, with 95 % intervals, and random directions beside.
 
     A panel for each version, task and metric. λ = 0 is the un-patched model, λ = 1 the port.
@@ -283,4 +283,4 @@ def scaling(sources: list[Path], settings: Settings) -> Figure:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _tidy(axes)
     _legend(figure, settings["width"])
-    return figure
+    return Drawing(figure, found)

@@ -68,11 +68,8 @@ def _table(number: int, name: str, caption: str, path: Path) -> Exhibit:
 
 
 def _figure(number: int, name: str, caption: str, path: Path) -> Exhibit:
-    files = {
-        kind: data_uri(path.with_suffix(f".{kind.lower()}"))
-        for kind in ("CSV", "SVG", "PNG")
-        if path.with_suffix(f".{kind.lower()}").exists()
-    }
+    found = {kind: path.with_suffix(f".{kind.lower()}") for kind in ("CSV", "SVG", "PNG")}
+    files = {kind: data_uri(file) for kind, file in found.items()}
     return Exhibit(number, name, caption, files, image=files["SVG"])
 
 
