@@ -32,7 +32,7 @@ def proportion_interval(share: float, n: int, level: float = 0.95) -> tuple[floa
 
 
 def normal_interval(value: float, stderr: float, level: float = 0.95) -> tuple[float, float]:
-    """Value ± z standard errors (Efron and Tibshirani 1993, 13.3, where they are the bootstrap's).
+    """Value ± z standard errors (Efron and Tibshirani 1993, chapter 13, for the bootstrap's).
 
     For scores whose standard error is known and whose items are not.
     """

@@ -62,7 +62,7 @@ def mixed(values: NDArray, level: float = 0.95) -> Mixed:
     The model is value = mean + item + seed + residual, all random, with items and seeds crossed,
     since every seed answers the same items. Its variances are estimated from the mean squares of
     the two-way table without replication (Searle, Casella and McCulloch 1992, Variance Components,
-    section 4.3; negative ones are zero), the degrees of freedom by Satterthwaite (1946). Values may
+    chapter 4; negative ones are zero), the degrees of freedom by Satterthwaite (1946). Values may
     be right and wrong: no step needs them to be normal but the interval of the mean.
     Raises InputError with fewer than two seeds or items.
     """
