@@ -1,6 +1,7 @@
 # make demo       make what is needed and run the default study
 # make test       make what is needed and run all tests
 # make test-fast  the tests that train nothing
+# make test-slurm the tests on a real SLURM with fake GPUs on this machine (root, Debian's packages)
 # make envs       make every environment (on a cluster: on the login node, once)
 # make lint       check style: ruff, snakefmt, snakemake --lint
 # make pins       resolve envs/*.in anew into envs/*.txt and envs/*.yaml
@@ -9,7 +10,7 @@ SNAKEMAKE := .venvs/workflow/bin/snakemake
 PYTEST := .venvs/test/bin/python -m pytest
 UV := .venvs/uv/bin/uv
 
-.PHONY: demo envs test test-fast lint pins
+.PHONY: demo envs test test-fast test-slurm lint pins
 
 demo: .venvs/workflow.ready
 	$(SNAKEMAKE) --cores all
@@ -31,6 +32,9 @@ test: envs .venvs/test.ready lint
 
 test-fast: envs .venvs/test.ready lint
 	$(PYTEST) -m "not slow"
+
+test-slurm: envs .venvs/test.ready
+	$(PYTEST) tests/slurm
 
 lint: .venvs/workflow.ready .venvs/test.ready
 	.venvs/test/bin/ruff check .

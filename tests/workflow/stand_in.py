@@ -1,7 +1,16 @@
-"""Stands in for an environment's Python: makes the outputs that a program is asked for."""
+"""Stands in for an environment's Python: makes the outputs that a program is asked for.
 
+Where the checkout has a folder `stand_ins`, what is executed is noted in its `executions.jsonl`,
+and an execution lasts for as long as the folder has a file named like its output (`-` for `/`).
+"""
+
+import json
+import os
 import sys
+import time
 from pathlib import Path
+
+FOLDER = Path("stand_ins")
 
 
 def outputs(arguments: list[str]) -> list[Path]:
@@ -18,10 +27,24 @@ def outputs(arguments: list[str]) -> list[Path]:
     return found
 
 
+def note(event: str, output: Path) -> None:
+    """Append a line; short ones are appended whole, whoever else writes."""
+    told = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURMD_NODENAME")
+    line = {"event": event, "output": str(output), "time": time.time(), "process": os.getpid()}
+    with (FOLDER / "executions.jsonl").open("a") as file:
+        file.write(json.dumps({**line, **{name: os.environ.get(name) for name in told}}) + "\n")
+
+
 def main() -> None:
     """Make each output: a file where it has an ending, else a directory with a file in it."""
     arguments = sys.argv[1:]
-    for path in outputs(arguments):
+    paths = outputs(arguments)
+    noted = FOLDER.is_dir()
+    if noted:
+        note("begin", paths[0])
+        while (FOLDER / str(paths[0]).replace("/", "-")).exists():
+            time.sleep(0.1)
+    for path in paths:
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("{}")
@@ -30,6 +53,8 @@ def main() -> None:
         else:
             path.mkdir(parents=True, exist_ok=True)
             (path / "made_by").write_text(" ".join(arguments))
+    if noted:
+        note("end", paths[0])
 
 
 main()

@@ -1,0 +1,158 @@
+"""A SLURM cluster on this machine, and studies that run on it in the background."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conftest import SNAKEMAKE, Checkout, make_checkout, use_stand_ins
+
+MINI_SLURM = Path(__file__).parent / "mini_slurm.sh"
+STUDY = "tests/studies/minute.yaml"
+# Quicker than a real controller would like: the plugin's next question comes ten seconds later.
+PROFILE = ("--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1")
+
+
+def wait_until(what: str, is_true: Callable[[], Any], seconds: float = 300) -> Any:
+    """Wait for something to be true and return it."""
+    end = time.monotonic() + seconds
+    while not (answer := is_true()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
+    return answer
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The running cluster."""
+
+    environment: dict[str, str]
+
+    def do(self, *command: str) -> None:
+        """Run one of mini_slurm.sh's commands."""
+        done = subprocess.run(
+            [MINI_SLURM, *command], env=self.environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def jobs(self, states: str = "all") -> dict[str, str]:
+        """State of each job, by its number."""
+        command = ["squeue", "--noheader", f"--states={states}", "--format=%i %T"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return dict(line.split() for line in done.stdout.splitlines())
+
+
+@dataclass
+class Run:
+    """Snakemake at work in the background."""
+
+    process: subprocess.Popen[str]
+    log: Path
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() in (None, -signal.SIGKILL)
+
+    def complete(self, seconds: float = 400) -> str:
+        """Wait for its good end and return what it said."""
+        code = self.process.wait(seconds)
+        assert code == 0, self.said[-6000:]
+        return self.said
+
+    def kill(self) -> None:
+        """End it as the kernel would: with no word to anybody."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class StandInStudy:
+    """The minute-sized study, whose jobs only make their outputs, and last as a test wants."""
+
+    checkout: Checkout
+    studies: list[str] = field(default_factory=lambda: [STUDY])
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.checkout.directory / "stand_ins"
+
+    def change(self, **settings: Any) -> None:
+        """Change settings of the study."""
+        self.checkout.write("changes.yaml", settings)
+        self.studies = [STUDY, "changes.yaml"]
+
+    def start(self, *targets: str, partition: str = "gpu", resources: Sequence[str] = ()) -> Run:
+        """Start Snakemake on the cluster. Patches are trained in a partition of their own."""
+        partitions = {"pretrain": "gpu", "patch": partition, "score": "gpu"}
+        named = [f"{rule}:slurm_partition={name}" for rule, name in partitions.items()]
+        arguments = (*targets, "--set-resources", *named, *resources)
+        log = self.folder / f"run{len(self.runs)}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [SNAKEMAKE, *arguments, *PROFILE, "--configfile", *self.studies],
+                cwd=self.checkout.directory,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        self.runs.append(Run(process, log))
+        return self.runs[-1]
+
+    def end(self) -> None:
+        """Leave nothing running where a test has failed."""
+        for run in self.runs:
+            run.kill()
+
+    def hold(self, *outputs: str) -> None:
+        """Let the jobs of these outputs last until they are released."""
+        for output in outputs:
+            (self.folder / output.replace("/", "-")).touch()
+
+    def release(self, *outputs: str) -> None:
+        """Let the jobs of these outputs end."""
+        for output in outputs:
+            (self.folder / output.replace("/", "-")).unlink()
+
+    def events(self, event: str, *outputs: str) -> list[dict[str, Any]]:
+        """Begins or ends of executions, of these outputs or of all."""
+        notes = self.folder / "executions.jsonl"
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        found = [note for note in map(json.loads, lines) if note["event"] == event]
+        return [note for note in found if note["output"] in outputs or not outputs]
+
+    def begun(self, *outputs: str, times: int = 1) -> list[dict[str, Any]]:
+        """Wait until jobs of these outputs have begun so many times in all."""
+
+        def have_begun() -> list[dict[str, Any]]:
+            found = self.events("begin", *outputs)
+            assert len(found) >= times or self.runs[-1].is_alive, self.runs[-1].said[-6000:]
+            return found if len(found) >= times else []
+
+        return wait_until(f"{times} executions of {outputs}", have_begun)
+
+    def executions(self) -> dict[str, int]:
+        """How often each output's job was executed."""
+        outputs = [note["output"] for note in self.events("begin")]
+        return {output: outputs.count(output) for output in outputs}
+
+    def submissions(self) -> int:
+        """How many jobs Snakemake submitted, in all runs together."""
+        return sum(run.said.count("has been submitted with SLURM jobid") for run in self.runs)
+
+
+def stand_in_study(directory: Path) -> StandInStudy:
+    """A fresh study in a new directory."""
+    checkout = make_checkout(directory)
+    use_stand_ins(checkout)
+    study = StandInStudy(checkout)
+    study.folder.mkdir()
+    return study
