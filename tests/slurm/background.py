@@ -107,6 +107,11 @@ class StandInStudy:
         self.runs.append(Run(process, log))
         return self.runs[-1]
 
+    def end(self) -> None:
+        """Leave nothing running where a test has failed."""
+        for run in self.runs:
+            run.kill()
+
     def hold(self, *outputs: str) -> None:
         """Let the jobs of these outputs last until they are released."""
         for output in outputs:

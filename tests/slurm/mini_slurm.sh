@@ -118,6 +118,8 @@ start_node() {
     process "$1" >/dev/null || slurmd -N "$1" -f "$root/slurm.conf"
 }
 
+no_jobs() { [ -z "$(squeue --noheader)" ]; }
+
 nodes_ready() {
     [ "$(sinfo --noheader --Node --format=%T | grep -Evc '^(idle|mixed|allocated)$')" = 0 ]
 }
@@ -146,7 +148,8 @@ start() {
 
 stop() {
     [ -d "$root" ] || return 0
-    scancel --user="$(id -un)" 2>/dev/null || true
+    # Without the nodes' daemons nobody would end the jobs' own.
+    if scancel --user="$(id -un)" 2>/dev/null; then until_true 15 no_jobs || true; fi
     local node
     for node in "${nodes[@]}"; do end "$node"; done
     end controller

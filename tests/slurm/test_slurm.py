@@ -51,13 +51,11 @@ def told(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
     """All stories, begun at once."""
+    studies = {name: stand_in_study(tmp_path_factory.mktemp(name) / "it") for name in STORIES}
     with ThreadPoolExecutor(len(STORIES)) as pool:
-        yield {
-            name: pool.submit(
-                tell, stand_in_study(tmp_path_factory.mktemp(name) / "checkout"), cluster
-            )
-            for name, tell in STORIES.items()
-        }
+        yield {name: pool.submit(tell, studies[name], cluster) for name, tell in STORIES.items()}
+    for study in studies.values():
+        study.end()
 
 
 @story
@@ -223,6 +221,9 @@ def test_a_restarted_controller_disturbs_nothing(
     time.sleep(40)
     assert study.events("end", patch)
     cluster.do("start-controller")
-    run.complete()
+    try:
+        run.complete()
+    finally:
+        study.end()
     assert study.executions() == dict.fromkeys(study.executions(), 1)
     assert study.submissions() == 3
