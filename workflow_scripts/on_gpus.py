@@ -47,6 +47,11 @@ def name_of(command: Sequence[str]) -> str:
     return Path(next(scripts, command[0])).name
 
 
+def assigned_any() -> bool:
+    """Whether SLURM says that it has assigned devices to this job."""
+    return any(GIVEN.get(f"SLURM_{name}") for name in ("JOB_GPUS", "STEP_GPUS", "GPUS"))
+
+
 def assigned_by_slurm(wanted: int, found: Mapping[str, str]) -> bool:
     """Whether the devices that are seen are those that SLURM has assigned to this job.
 
@@ -55,8 +60,7 @@ def assigned_by_slurm(wanted: int, found: Mapping[str, str]) -> bool:
     job = GIVEN.get("SLURM_JOB_ID")
     if job is None:
         return False
-    with_devices = any(GIVEN.get(f"SLURM_{name}") for name in ("JOB_GPUS", "STEP_GPUS", "GPUS"))
-    if len(found) < wanted and (found or with_devices):
+    if len(found) < wanted and (found or assigned_any()):
         raise InputError(
             f"SLURM job {job} sees {len(found)} devices ({', '.join(found.values()) or 'none'}), "
             f"but gpu={wanted}: check the partition and how the profile asks for devices"
@@ -68,6 +72,10 @@ def hold(
     wanted: int, job: str, engine: supervision.Engine, grace: float
 ) -> tuple[devices.Lease | None, dict[str, str]]:
     """Choose the command's devices: those held, and what the command's environment gets."""
+    if not wanted and assigned_any():
+        # Sites without --gpus: the profile asks by --gres, and tells the executor `gpu: 0`.
+        log.info("devices are those that SLURM has assigned")
+        return None, devices.untouched(GIVEN)
     found = devices.pool(GIVEN) if wanted else {}
     if not wanted:
         return None, devices.shown({})

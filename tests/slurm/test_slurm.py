@@ -154,7 +154,6 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
     first, *_ = (note["output"] for note in study.begun(*patches, times=2))
     study.release(first)
     study.begun(*patches, times=3)
-    study.checkout.run("--unlock", "--configfile", *study.studies)
     again = study.start(*patches, partition="gpu5")
     wait_until("it waits", lambda: "Waiting for what an earlier run left running" in again.said)
     waiting = next(output for output in patches if not study.events("begin", output))
