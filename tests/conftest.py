@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
+
+# A run in the background of a script ignores these, and so would the programs that tests signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).parents[1]
 SNAKEMAKE = PROJECT / ".venvs" / "workflow" / "bin" / "snakemake"

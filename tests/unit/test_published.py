@@ -68,8 +68,11 @@ def test_the_main_table_shows_them(tmp_path: Path) -> None:
         "zero-shot": {"trained_on": "none", "applied_to": "all", "method": "direct"},
         "ported": {"trained_on": "base", "applied_to": "later", "method": "direct"},
     }
-    table = tables.main([source], {"kind": "main", "arms": arms, "published": str(known)})
-    assert table.text["wnli"].tolist() == [
+    table = tables.main(
+        [source],
+        {"kind": "main", "arms": arms, "published": str(known), "statistics": {"level": 0.95}},
+    )
+    assert table.text["wnli, n = 71"].tolist() == [
         "50.0 ± 4.0",
         "80.0 ± 4.0 [82.08*, -2.1]",
         "83.1 ± 4.0 [83.10, +0.0]",

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm import adapters, checkpoints, manifest
+from portllm import adapters, checkpoints, manifest, ports
 from portllm.cells import Settings
 from portllm.errors import InputError
 from portllm.files import read_json
@@ -45,8 +45,19 @@ def rank_to_reserve(directories: list[Path]) -> int:
     """
     largest = 1
     for directory in directories:
+        if ports.is_dense(directory):
+            raise InputError(
+                f"{directory} is a port of method {ports.read(directory).method}, which is added "
+                "to weights and is no adapter that vLLM attaches; set scoring.backend: hf"
+            )
         adapters.check_directory(directory)
         config = read_json(directory / adapters.CONFIG)
+        for name in ("use_dora", "modules_to_save"):
+            if config.get(name):
+                raise InputError(
+                    f"{directory / adapters.CONFIG}: {name} is on, which vLLM does not apply as it "
+                    "was trained; set scoring.backend: hf"
+                )
         for name in ("rank_pattern", "alpha_pattern"):
             if config.get(name):
                 raise InputError(
