@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm import adapters, checkpoints, manifest
+from portllm import adapters, checkpoints, manifest, ports
 from portllm.cells import Settings
 from portllm.errors import InputError
 from portllm.files import read_json
@@ -38,6 +38,14 @@ def dtype_of(version: Path, dtype: str) -> str:
     return named or _DTYPES.get(stored, stored)
 
 
+_NOT_APPLIED = {
+    "rank_pattern": "ignores, so that it would scale the patch wrongly",
+    "alpha_pattern": "ignores, so that it would scale the patch wrongly",
+    "use_dora": "cannot attach",
+    "modules_to_save": "cannot attach",
+}
+
+
 def rank_to_reserve(directories: list[Path]) -> int:
     """The least of vLLM's ranks that holds every adapter.
 
@@ -47,11 +55,11 @@ def rank_to_reserve(directories: list[Path]) -> int:
     for directory in directories:
         adapters.check_directory(directory)
         config = read_json(directory / adapters.CONFIG)
-        for name in ("rank_pattern", "alpha_pattern"):
+        for name, consequence in _NOT_APPLIED.items():
             if config.get(name):
                 raise InputError(
-                    f"{directory / adapters.CONFIG}: {name} is set, which vLLM ignores, so "
-                    "that it would scale the patch wrongly; set scoring.backend: hf"
+                    f"{directory / adapters.CONFIG}: {name} is set, which vLLM {consequence}; set "
+                    "scoring.backend: hf"
                 )
         if config["r"] > RANKS[-1]:
             raise InputError(
@@ -69,6 +77,11 @@ def engine(version: Path, settings: Settings, directories: list[Path], gpus: int
     """
     if gpus < 1:
         raise InputError("scoring.backend: vllm needs a GPU, and there is none; set it to hf")
+    for directory in filter(ports.is_dense, directories):
+        raise InputError(
+            f"{directory}: vLLM attaches adapters, and what this port's method makes is none; set "
+            "scoring.backend: hf"
+        )
     heads = read_json(version / "config.json").get("num_attention_heads", gpus)
     if heads % gpus:
         raise InputError(
