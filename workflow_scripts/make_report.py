@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import files, report
+from portllm import files
 from portllm.command_line import run
 
 
@@ -26,6 +26,8 @@ def main() -> None:
     parser.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
+    from portllm import report
+
     page = report.write(
         arguments.template,
         report.read_sections(arguments.sections),

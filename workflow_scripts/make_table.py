@@ -29,9 +29,6 @@ def main() -> None:
     parser.add_argument(
         "--notes", type=Path, nargs="*", default=[], help="files of lines to write under the text"
     )
-    parser.add_argument(
-        "--notes", type=Path, nargs="*", default=[], help="files of lines to write under the text"
-    )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
     from portllm import tables

@@ -187,6 +187,7 @@ def merge(merged: dict[Path, ports.Port], arguments: argparse.Namespace, meter: 
                 cost=meter.read(),
                 **about(port, arguments, version),
             )
+            files.flush_directory(places[directory])
 
 
 def main() -> None:

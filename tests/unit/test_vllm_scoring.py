@@ -78,13 +78,22 @@ def test_the_rank_that_is_reserved_holds_every_adapter(
     assert vllm_scoring.rank_to_reserve([adapter]) == reserved
 
 
+def test_a_port_that_is_no_adapter_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "transplant.json").write_text("{}")
+    with pytest.raises(
+        InputError, match=r"vLLM attaches adapters, and .* set scoring\.backend: hf"
+    ):
+        vllm_scoring.engine(model, SETTINGS, [tmp_path], 1)
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
         ({"r": 513}, ["rank 513", "rank 512 at most", "scoring.backend: hf"]),
         ({"rank_pattern": {"q_proj": 4}}, ["rank_pattern is set, which vLLM ignores"]),
         ({"alpha_pattern": {"q_proj": 4}}, ["alpha_pattern is set, which vLLM ignores"]),
-        ({"use_dora": True}, ["use_dora is on"]),
+        ({"use_dora": True}, ["use_dora is set, which vLLM cannot attach"]),
+        ({"modules_to_save": ["lm_head"]}, ["modules_to_save is set, which vLLM cannot attach"]),
         ({"peft_type": "LOHA"}, ["peft_type is 'LOHA', expected LORA"]),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_port_by_itself_needs_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "numpy" in imported
-    assert not imported & set(HEAVY)
+    assert not imported & (set(HEAVY) - {"numpy"})
 
 
 def test_a_wrong_parameter_is_refused(tmp_path: Path) -> None:

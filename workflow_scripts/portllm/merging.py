@@ -325,4 +325,4 @@ def merge(model: Path, adapter: Adapter, directory: Path) -> None:
 
     The caller has checked that it fits.
     """
-    merge_many(model, {directory: edits_of(adapter)})
+    merge_many(model, {directory: edits_of(adapter)}, hashed=False)

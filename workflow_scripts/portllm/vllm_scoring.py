@@ -38,6 +38,14 @@ def dtype_of(version: Path, dtype: str) -> str:
     return named or _DTYPES.get(stored, stored)
 
 
+_NOT_APPLIED = {
+    "rank_pattern": "ignores, so that it would scale the patch wrongly",
+    "alpha_pattern": "ignores, so that it would scale the patch wrongly",
+    "use_dora": "cannot attach",
+    "modules_to_save": "cannot attach",
+}
+
+
 def rank_to_reserve(directories: list[Path]) -> int:
     """The least of vLLM's ranks that holds every adapter.
 
@@ -45,24 +53,13 @@ def rank_to_reserve(directories: list[Path]) -> int:
     """
     largest = 1
     for directory in directories:
-        if ports.is_dense(directory):
-            raise InputError(
-                f"{directory} is a port of method {ports.read(directory).method}, which is added "
-                "to weights and is no adapter that vLLM attaches; set scoring.backend: hf"
-            )
         adapters.check_directory(directory)
         config = read_json(directory / adapters.CONFIG)
-        for name in ("use_dora", "modules_to_save"):
+        for name, consequence in _NOT_APPLIED.items():
             if config.get(name):
                 raise InputError(
-                    f"{directory / adapters.CONFIG}: {name} is on, which vLLM does not apply as it "
-                    "was trained; set scoring.backend: hf"
-                )
-        for name in ("rank_pattern", "alpha_pattern"):
-            if config.get(name):
-                raise InputError(
-                    f"{directory / adapters.CONFIG}: {name} is set, which vLLM ignores, so "
-                    "that it would scale the patch wrongly; set scoring.backend: hf"
+                    f"{directory / adapters.CONFIG}: {name} is set, which vLLM {consequence}; set "
+                    "scoring.backend: hf"
                 )
         if config["r"] > RANKS[-1]:
             raise InputError(
@@ -80,6 +77,11 @@ def engine(version: Path, settings: Settings, directories: list[Path], gpus: int
     """
     if gpus < 1:
         raise InputError("scoring.backend: vllm needs a GPU, and there is none; set it to hf")
+    for directory in filter(ports.is_dense, directories):
+        raise InputError(
+            f"{directory}: vLLM attaches adapters, and what this port's method makes is none; set "
+            "scoring.backend: hf"
+        )
     heads = read_json(version / "config.json").get("num_attention_heads", gpus)
     if heads % gpus:
         raise InputError(
