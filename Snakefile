@@ -29,6 +29,16 @@ include: "rules/report.smk"
 include: "rules/plan.smk"
 
 
+onsuccess:
+    PROGRESS.succeeded(
+        workflow.pathvars.apply(place) for place in ("<results>/report.html", "<results>/tables")
+    )
+
+
+onerror:
+    PROGRESS.failed(log)
+
+
 rule all:
     default_target: True
     input:
@@ -36,7 +46,9 @@ rule all:
             "<results>/tables/{table}.{kind}", table=with_rows("tables"), kind=["csv", "md", "tex"]
         ),
         expand(
-            "<results>/figures/{figure}.{kind}", figure=with_rows("figures"), kind=["svg", "png", "csv"]
+            "<results>/figures/{figure}.{kind}",
+            figure=with_rows("figures"),
+            kind=["svg", "png", "csv"],
         ),
         "<results>/report.html",
         merged_checkpoints(),

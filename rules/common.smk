@@ -19,6 +19,7 @@ from portllm import (
     engine,
     models,
     plan,
+    progress,
     resources,
     sharing,
     study,
@@ -97,6 +98,7 @@ except InputError as error:
 
 # One run at a time on the results; damaged ones are made again; signals stop the jobs.
 engine.attend(workflow, logger)
+PROGRESS = progress.follow(logger, is_main=workflow.is_main_process)
 # Jobs that a killed run left on a cluster are not submitted again.
 clusters.attend(workflow)
 
