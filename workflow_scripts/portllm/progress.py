@@ -60,11 +60,13 @@ class Progress(logging.Handler):
         took = duration(time.monotonic() - self._begun)
         self._logger.info(f"Done in {took}. Look at {', '.join(results)}.")
 
-    def failed(self, log: str) -> None:
+    def failed(self, said: Iterable[str]) -> None:
         """Say which jobs failed, and where each says why."""
         for job, logs in self._failed.items():
             self._logger.error(f"Failed: {job}; why: {logs or 'above'}")
-        self._logger.error(f"The same command goes on from here. Everything that was said: {log}")
+        self._logger.error(
+            f"The same command goes on from here. Everything is in {', '.join(said)}"
+        )
 
 
 def follow(logger: logging.Logger, *, is_main: bool) -> Progress:
