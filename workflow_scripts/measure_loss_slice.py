@@ -31,12 +31,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifest.Meter()
     arguments = parse_arguments()
-    from portllm import files, loss_slices, scoring, tasks
+    from portllm import files, loss_slices, scoring, task_files, tasks
 
     task = tasks.load(
         arguments.lm_eval,
         include=arguments.include,
-        dataset=(arguments.task / tasks.DATASET).absolute(),
+        dataset=(arguments.task / task_files.DATASET).absolute(),
         allow_unsafe_code=arguments.allow_unsafe_code,
     )
     model, tokenizer = scoring.load_version(arguments.version, arguments.dtype)

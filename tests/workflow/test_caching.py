@@ -78,7 +78,7 @@ def test_new_task(study: Checkout) -> None:
     jobs = study.planned()
     counts = {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, "norms": 3}
     # Nothing is measured of it on the chain.
-    assert study.counts() == {**counts, **LAST, "table": 6}
+    assert study.counts() == {**counts, **LAST, "table": 9}
     assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
 
 
@@ -91,7 +91,7 @@ def test_new_evolution(study: Checkout) -> None:
     jobs = study.planned()
     counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
     # The default study measures norms on versions that it names.
-    assert study.counts() == {**counts, **LAST, "table": 9}
+    assert study.counts() == {**counts, **LAST, "table": 8}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}
@@ -174,7 +174,7 @@ def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:
 
 def test_points_of_loss_slices_measure_only_them(study: Checkout) -> None:
     edit(study, lambda config: config.update(loss_slices={"points": 5}))
-    assert study.counts() == {"loss_slice": 2, "figure": 1}
+    assert study.counts() == {"loss_slice": 2, "figure": 1, "report": 1}
 
 
 def test_a_further_multiple_of_the_patch(study: Checkout) -> None:
@@ -188,7 +188,7 @@ def test_a_further_multiple_of_the_patch(study: Checkout) -> None:
 
 def test_another_backend_scores_again_in_its_own_environment(study: Checkout) -> None:
     edit(study, lambda config: config["scoring"].update(backend="vllm"))
-    assert study.counts() == {"score": 12, **LAST}
+    assert study.counts() == {"score": 17, **LAST}
     shown = study.run("--dry-run", "--printshellcmds").stdout
     assert "Making the vllm environment" in shown
     commands = [line for line in shown.splitlines() if "$SCORE_PYTHON" in line]

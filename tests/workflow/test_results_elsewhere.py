@@ -22,7 +22,7 @@ SHOWN = {
     "tables": {"temporal": {"kind": "temporal"}, "trend": {"kind": "trend"}},
     "figures": {"lifetime": {"kind": "lifetime"}},
 }
-ALL_JOBS = {"imported": 1, "scores": 1, "table": 2, "figure": 1}
+ALL_JOBS = {"imported": 1, "scores": 1, "table": 2, "figure": 1, "report": 1}
 
 
 @pytest.fixture
@@ -147,8 +147,8 @@ def test_a_study_of_nothing_is_refused(study: Checkout) -> None:
 
 
 def test_two_versions_of_one_update_are_refused(study: Checkout) -> None:
-    study.write(STUDY, {"figures": {"lifetime": {"kind": "lifetime"}}})
-    expected = ["figures.lifetime", "tales and lessons are both update 1 of demo", "`versions`"]
+    study.write(STUDY, {"figures": {"everything": {"kind": "lifetime"}}})
+    expected = ["figures.everything", "tales and lessons are both update 1 of demo", "`versions`"]
     assert_refused(study, expected, "config.yaml", STUDY)
 
 
