@@ -43,17 +43,17 @@ class Progress(logging.Handler):
             self._done[self._rules.get(record.job_id, "")] += 1
         elif event == LogEvent.JOB_ERROR:
             self._failed[f"{record.rule_name} ({', '.join(record.output)})"] = ", ".join(record.log)
-        elif event == LogEvent.PROGRESS and record.done < record.total:
-            self._logger.info(self.line())
+        elif event == LogEvent.PROGRESS and (left := self.left()):
+            passed = duration(time.monotonic() - self._begun)
+            self._logger.info(f"After {passed}: {', '.join(left)}")
 
-    def line(self) -> str:
+    def left(self) -> list[str]:
         """The stages that have jobs left, with how many of how many are done."""
-        left = [
+        return [
             f"{rule} {self._done[rule]} of {wanted}"
             for rule, wanted in self._wanted.items()
             if rule != "all" and self._done[rule] < wanted
         ]
-        return f"After {duration(time.monotonic() - self._begun)}: {', '.join(left)}"
 
     def succeeded(self, results: Iterable[str]) -> None:
         """Say that the run is complete and where its results are."""
