@@ -88,6 +88,7 @@ def write(
 
     with files.whole_directory(arguments.output) as directory:
         model.save_pretrained(directory, safe_serialization=True)
+        adapters.sort_targets(directory)
         manifest.write_for_directory(
             directory,
             stage="patch",

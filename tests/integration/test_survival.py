@@ -45,6 +45,9 @@ def start() -> Iterator[Start]:
     runs: list[subprocess.Popen[str]] = []
 
     def begin(checkout: Checkout, target: str) -> subprocess.Popen[str]:
+        # What the run before has said must not be taken for what this one says.
+        for log in (checkout.directory / "logs").rglob("*.log"):
+            log.unlink()
         runs.append(checkout.start("run.log", target, *CONFIG))
         return runs[-1]
 

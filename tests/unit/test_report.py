@@ -93,3 +93,17 @@ def test_every_kind_of_figure_has_a_place() -> None:
     sections = report.read_sections(SECTIONS)
     placed = {kind for section in sections for kind in section["figures"]}
     assert set(figures.KINDS) == placed
+
+
+def test_trends_are_counted_in_a_sentence() -> None:
+    numbers = pandas.DataFrame(
+        {
+            "arm": ["un-patched", "carried", "carried", "step-wise"],
+            "slope": [-1.0, -1.0, -0.2, 0.5],
+            "p_holm": [0.01, 0.01, 0.4, 0.01],
+            "last_update": [5, 5, 5, 5],
+            "un_patched_slope": [None, -1.0, -1.0, -1.0],
+        }
+    )
+    (sentence,) = report.highlights([("trend", numbers)])
+    assert "carried in 1 of 2, step-wise in 0 of 1 series" in sentence

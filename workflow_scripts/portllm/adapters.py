@@ -64,6 +64,14 @@ def save(adapter: Adapter, directory: Path, *, base: Path) -> None:
     write_json(directory / CONFIG, {**adapter.config, "base_model_name_or_path": str(base)})
 
 
+def sort_targets(directory: Path) -> None:
+    """Give an adapter's target modules one order: PEFT writes a set, in another order each time."""
+    config = read_json(directory / CONFIG)
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"] = sorted(config["target_modules"])
+        write_json(directory / CONFIG, config)
+
+
 def is_sum(adapter: Adapter) -> bool:
     """Whether all that an adapter does is to add B·A to weights."""
     parts = factors(list(adapter.tensors)).values()

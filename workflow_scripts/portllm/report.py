@@ -17,6 +17,7 @@ from portllm.errors import InputError
 
 KINDS = ("tables", "figures")
 NUMERIC = re.compile(r"[-−+–]?\d*[\d.,]*( ± [\d.]+)?( ?%)?( \[[^]]*\])?$")
+SIGNIFICANT = 0.05
 REST = "Further tables and figures"
 
 
@@ -141,9 +142,25 @@ def _cost_sentence(numbers: pandas.DataFrame) -> str | None:
     return f"Porting trains nothing; training a patch again took {ratio:.0f} times as long."
 
 
+def _trend_sentence(numbers: pandas.DataFrame) -> str | None:
+    # Arms with a patch have the un-patched model's trend beside them.
+    patched = numbers[numbers["un_patched_slope"].notna()]
+    if patched.empty:
+        return None
+    parts = []
+    for arm, rows in patched.groupby("arm", sort=False):
+        falling = int(((rows["slope"] < 0) & (rows["p_holm"] < SIGNIFICANT)).sum())
+        parts.append(f"{arm} in {falling} of {len(rows)}")
+    return (
+        f"Over {int(patched['last_update'].max())} updates, scores fall (Holm-corrected "
+        f"p < {SIGNIFICANT}): {', '.join(parts)} series."
+    )
+
+
 HIGHLIGHTS = {
     "recovery": _recovery_sentence,
     "versions": _movement_sentence,
+    "trend": _trend_sentence,
     "efficiency": _cost_sentence,
 }
 

@@ -499,6 +499,10 @@ def described(config: Config) -> dict[str, list[str]]:
         "Models": obtained,
         "Updates": evolved,
         "Patches brought": brought,
+        "Results made elsewhere": [
+            f"{name} ({source.get('origin', source['directory'])})"
+            for name, source in config["imported"].items()
+        ],
         "Tasks": chosen(config, "tasks"),
         "Arms": [_arm_text(name, config["arms"][name]) for name in chosen(config, "arms")],
         "Seeds": [str(seed) for seed in config["study"]["seeds"]],
