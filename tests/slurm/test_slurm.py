@@ -145,8 +145,9 @@ def a_job_of_a_node_that_is_gone_is_requeued(study: StandInStudy, cluster: Clust
 def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> None:
     patches = [PATCH.format(seed) for seed in range(4)]
     study.hold(*patches)
-    study.change(resources={"patch": {"gpu": 2}})
-    run = study.start(*patches, partition="gpu5")
+    # Two of the four devices each, so that two of the four jobs run at a time.
+    two = ["patch:gpu=2"]
+    run = study.start(*patches, partition="gpu5", resources=two)
     study.begun(*patches, times=2)
     wait_until("all are submitted", lambda: study.submissions() == 5)
     run.kill()
@@ -154,7 +155,7 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
     first, *_ = (note["output"] for note in study.begun(*patches, times=2))
     study.release(first)
     study.begun(*patches, times=3)
-    again = study.start(*patches, partition="gpu5")
+    again = study.start(*patches, partition="gpu5", resources=two)
     wait_until("it waits", lambda: "Waiting for what an earlier run left running" in again.said)
     waiting = next(output for output in patches if not study.events("begin", output))
     left = [output for output in patches if output not in (first, waiting)]
@@ -192,7 +193,8 @@ def test_the_minute_study_gives_the_scores_of_a_local_run(
     # What may use the network, and what takes no time, ran where Snakemake ran.
     logs = list(there.directory.glob("logs/slurm/*/**/*.log"))
     submitted = {path.relative_to(there.directory).parts[2] for path in logs}
-    computing = ("pretrain", "patch", "evolve", "transplant", "merge", "score", "movement", "norms")
+    computing = ["pretrain", "patch", "evolve", "transplant", "merge", "score"]
+    computing += ["movement", "norms", "geometry", "loss_slice"]
     assert submitted == {f"rule_{name}" for name in computing}
     # A job has the cores of its node, however few the login node has.
     assert all("--cores all" in path.read_text() for path in logs)
