@@ -131,6 +131,10 @@ start() {
         command -v "$program" >/dev/null ||
             fail "no $program here: apt-get install slurmctld slurmd slurm-client munge"
     done
+    # A link to a test's own configuration, with nobody behind it, is what a killed test has left.
+    case "$(readlink "$usual" || true)" in
+    */cluster*/slurm.conf) pgrep -x slurmctld >/dev/null || rm "$usual" ;;
+    esac
     if [ -e "$usual" ] && [ "$(readlink "$usual")" != "$root/slurm.conf" ]; then
         fail "$usual is another cluster's; it is left alone"
     fi
