@@ -192,7 +192,7 @@ def test_another_backend_scores_again_in_its_own_environment(study: Checkout) ->
     shown = study.run("--dry-run", "--printshellcmds").stdout
     assert "Making the vllm environment" in shown
     commands = [line for line in shown.splitlines() if "$SCORE_PYTHON" in line]
-    assert len(commands) == 12
+    assert len(commands) == 17
     assert all(" --gpus 1 " in line and " --backend vllm " in line for line in commands)
 
 
