@@ -31,7 +31,8 @@ include: "rules/plan.smk"
 
 onsuccess:
     PROGRESS.succeeded(
-        workflow.pathvars.apply(place) for place in ("<results>/report.html", "<results>/tables")
+        workflow.pathvars.apply(place)
+        for place in ("<results>/report.html", "<results>/tables")
     )
 
 
