@@ -15,6 +15,7 @@ from portllm import config as configuration
 from portllm import (
     cell_patterns,
     clusters,
+    description,
     devices,
     engine,
     models,

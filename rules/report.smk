@@ -15,7 +15,7 @@ rule report:
     conda:
         "../envs/workflow.yaml"
     params:
-        settings=options({"settings": study.report_settings(config)}),
+        settings=options({"settings": description.report_settings(config)}),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_report.py --tables {input.tables} --figures {input.figures}"
         " --sections {input.sections} --template {input.template} {params.settings}"

@@ -8,17 +8,15 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from statsmodels.stats.proportion import proportion_confint
 
 from portllm import measured, scores
 from portllm.figure_style import COLOURS, LINES, MARKERS, NORMAL_95, Drawing, Settings
-from portllm.table_text import column_names
+from portllm.table_text import column_names, score_interval
 
 GREY = "0.35"
 # The last of the bars' colours, a yellow, is too light for a line on white.
 LINE_COLOURS = (*COLOURS[:-1], "black")
-# Metrics that are shares of right answers.
-COUNTS = ("acc", "acc_norm", "exact_match")
+LEVEL = 0.95
 # Narrower panels cannot hold their labels.
 PANEL_WIDTH = 2.2
 
@@ -194,20 +192,6 @@ def scale_of(method: dict[str, Any]) -> float | None:
     return float(method.get("scale", 1.0)) if method["kind"] == "scaled" else None
 
 
-def _intervals(points: pandas.DataFrame) -> tuple[pandas.Series, pandas.Series]:
-    """Ends of 95 % intervals: Wilson's (1927) where a score counts right answers, else normal.
-
-    Wilson's says something of a score of 0 or 100 %, whose standard error is 0.
-    """
-    counts = points["metric"].str.partition(",")[0].isin(COUNTS)
-    around = NORMAL_95 * points["stderr"].fillna(0)
-    low, high = proportion_confint(points["value"] * points["n"], points["n"], method="wilson")
-    return (
-        low.where(counts, points["value"] - around),
-        high.where(counts, points["value"] + around),
-    )
-
-
 def scaled_scores(source: Path, settings: Settings) -> pandas.DataFrame:
     """Scores of ports by the factor λ that they were applied with, with 95 % intervals.
 
@@ -239,8 +223,11 @@ def scaled_scores(source: Path, settings: Settings) -> pandas.DataFrame:
         key: place for place, key in enumerate(places[keys].itertuples(index=False, name=None))
     }
     place = [order[key] for key in means[keys].itertuples(index=False, name=None)]
-    low, high = _intervals(means)
-    means = means.assign(low=low, high=high, place=place)
+    columns = (means[name] for name in ("value", "stderr", "n", "metric"))
+    # Wilson's says something of a score of 0 or 100 %, whose standard error is 0.
+    ends = [score_interval(*row, LEVEL) for row in zip(*columns, strict=True)]
+    means[["low", "high"]] = ends
+    means = means.assign(place=place)
     return means.sort_values(["place", "random", "scale"], ignore_index=True).drop(columns="place")
 
 

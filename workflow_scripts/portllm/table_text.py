@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas
 
-from portllm import scores
+from portllm import scores, statistics
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,16 @@ def p_text(value: float) -> str:
     if pandas.isna(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def score_interval(
+    value: float, stderr: float, n: float, metric: str, level: float
+) -> tuple[float, float]:
+    """A score's interval where its items are not at hand.
+
+    Wilson's for a share of right items; else normal, from the standard error, which is lm-eval's
+    bootstrap where the metric has no closed form, as F1 has none.
+    """
+    if metric.partition(",")[0] in scores.PROPORTIONS:
+        return statistics.proportion_interval(value, int(n), level)
+    return statistics.normal_interval(value, stderr, level)

@@ -17,24 +17,17 @@ from portllm import (
     provenance,
     published,
     scores,
-    statistics,
     temporal_tables,
 )
 from portllm.files import read_json
-from portllm.table_text import Settings, Table, column_names, published_text, value_text
-
-
-def score_interval(
-    value: float, stderr: float, n: float, metric: str, level: float
-) -> tuple[float, float]:
-    """A score's interval where its items are not at hand.
-
-    Wilson's for a share of right items; else normal, from the standard error, which is lm-eval's
-    bootstrap where the metric has no closed form, as F1 has none.
-    """
-    if metric.partition(",")[0] in scores.PROPORTIONS:
-        return statistics.proportion_interval(value, int(n), level)
-    return statistics.normal_interval(value, stderr, level)
+from portllm.table_text import (
+    Settings,
+    Table,
+    column_names,
+    published_text,
+    score_interval,
+    value_text,
+)
 
 
 def main(sources: list[Path], settings: Settings) -> Table:
