@@ -40,14 +40,7 @@ def line(tmp_path: Path) -> tuple[Path, Path, Path]:
     """A version, a patch on it, and another of other rank, scaling and weights."""
     version = tiny.save_model(tmp_path / "version")
     carried = tiny.save_adapter(tmp_path / "carried", version, seed=1)
-    native = tiny.save_adapter(
-        tmp_path / "native",
-        version,
-        seed=2,
-        r=4,
-        use_rslora=True,
-        target_modules=["q_proj", "down_proj"],
-    )
+    native = tiny.save_adapter(tmp_path / "native", version, **tiny.UNLIKE)
     return version, carried, native
 
 

@@ -43,14 +43,7 @@ def test_norms_against_expanded_weights(tmp_path: Path) -> None:
     version = tiny.save_model(tmp_path / "version", max_shard_size="10KB")
     ported = tiny.save_adapter(tmp_path / "ported", version, seed=1)
     # The other patch leaves half of the weights alone and has other scaling.
-    native = tiny.save_adapter(
-        tmp_path / "native",
-        version,
-        seed=2,
-        r=4,
-        use_rslora=True,
-        target_modules=["q_proj", "down_proj"],
-    )
+    native = tiny.save_adapter(tmp_path / "native", version, **tiny.UNLIKE)
     found = norms.norms(version, ported, native)
 
     def expanded(adapter: Path) -> dict[str, torch.Tensor]:

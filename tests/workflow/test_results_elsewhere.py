@@ -172,7 +172,10 @@ PLACES = [
 REAL = next((Path(place).resolve() for place in PLACES if place and Path(place).is_dir()), None)
 
 
-@pytest.mark.skipif(REAL is None, reason="the published files are not here (PORTLLM_PUBLISHED)")
+@pytest.mark.skipif(
+    REAL is None,
+    reason="PORTLLM_PUBLISHED names no directory: rep_1_fw of the follow-up study's repository",
+)
 def test_the_published_files(checkout: Checkout) -> None:
     checkout.write("where.yaml", {"imported": {"follow-up": {"directory": str(REAL)}}})
     checkout.complete("--configfile", PUBLISHED, "where.yaml")
