@@ -208,11 +208,19 @@ _LATEX = {
     "σ₁": r"$\sigma_1$",
     "′": "$'$",
 }
+_FITTED = r"""%% needs \usepackage{booktabs,graphicx}
+\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%%
+%s%%
+}
+"""
 
 
 def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
-    """The table as LaTeX with booktabs rules, notes in small type under it."""
-    latex = text.to_latex(index=False, escape=True)
+    """The table as LaTeX with booktabs rules, notes in small type under it.
+
+    One that is wider than the text is made smaller; no table is made larger.
+    """
+    latex = _FITTED % text.to_latex(index=False, escape=True).strip()
     for note in notes:
         latex += f"\\par{{\\footnotesize {_latex_text(note)}}}\n"
     for symbol, command in _LATEX.items():
