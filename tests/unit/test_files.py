@@ -2,6 +2,9 @@
 
 import errno
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,39 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     (left / "half").write_text("half")
     with files.whole_directory(tmp_path / "artefact") as directory:
         (directory / "whole").write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+def _killed_in(function: str, target: Path) -> None:
+    """Replace a directory; the process dies in its first call of a function that removes."""
+
+    def die(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with files.whole_directory(target) as directory:
+        (directory / "index").write_text("new")
+        (directory / "weights").write_text("new")
+        setattr(files.shutil if function == "rmtree" else os, function, die)
+
+
+@pytest.mark.parametrize("function", ["rmtree", "unlink", "rmdir"])
+def test_a_process_killed_while_it_replaces_leaves_no_half(tmp_path: Path, function: str) -> None:
+    target = tmp_path / "artefact"
+    with files.whole_directory(target) as directory:
+        (directory / "index").write_text("old")
+        (directory / "weights").write_text("old")
+    process = multiprocessing.get_context("fork").Process(
+        target=_killed_in, args=(function, target)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "index": "new",
+        "weights": "new",
+    }
+    with files.whole_directory(target) as directory:
+        (directory / "index").write_text("third")
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
 
 

@@ -22,7 +22,8 @@ def _partial(path: Path) -> Path:
 def whole_directory(path: Path) -> Iterator[Path]:
     """Yield a new directory beside `path` that takes its place when the block ends without error.
 
-    An existing `path` is replaced only at that moment; on an error it is left as it was.
+    An existing `path` is replaced only at that moment; on an error it is left as it was. Under its
+    own name it is whole or absent, never half deleted.
     """
     partial = _partial(path)
     # What processes that were killed have left, under this number or another.
@@ -38,9 +39,14 @@ def whole_directory(path: Path) -> Iterator[Path]:
     if path.is_symlink():
         # What other checkouts share stays as it is.
         path.unlink()
+        partial.rename(path)
     elif path.exists():
-        shutil.rmtree(path)
-    partial.rename(path)
+        replaced = path.with_name(f".{path.name}.partial-replaced-{os.getpid()}")
+        path.rename(replaced)
+        partial.rename(path)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(path)
 
 
 @contextmanager
