@@ -105,6 +105,40 @@ class _Prepared:
         self._apply(rows, start)
 
 
+class _Buffers:
+    """Memory for blocks, used again and again.
+
+    The kernel takes as long to hand out new pages as sums do to fill them.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[Tensor] = deque()
+        self._of_thread = threading.local()
+
+    def take(self, size: int) -> Tensor:
+        """So many bytes, which are the caller's until they are given back."""
+        try:
+            buffer = self._free.pop()
+        except IndexError:
+            buffer = torch.empty(max(size, BLOCK), dtype=torch.uint8)
+        if len(buffer) < size:
+            buffer = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size]
+
+    def give_back(self, parts: Iterable[Tensor | None]) -> None:
+        """Take bytes back; several parts may be the same ones."""
+        storages = {part.data_ptr(): part.untyped_storage() for part in parts if part is not None}
+        for storage in storages.values():
+            self._free.append(torch.empty(0, dtype=torch.uint8).set_(storage))
+
+    def scratch(self, size: int) -> Tensor:
+        """So many bytes of the calling thread's own, until it asks again."""
+        buffer = getattr(self._of_thread, "buffer", None)
+        if buffer is None or len(buffer) < size:
+            buffer = self._of_thread.buffer = torch.empty(size, dtype=torch.uint8)
+        return buffer[:size]
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a block goes: which output, at which byte, changed by what."""
@@ -270,20 +304,32 @@ def _read(file: int, buffer: memoryview, offset: int) -> None:
         buffer, offset = buffer[count:], offset + count
 
 
-def _write(file: int, buffer: memoryview, offset: int) -> None:
-    while buffer:
-        count = os.pwrite(file, buffer, offset)
-        buffer, offset = buffer[count:], offset + count
+class _Output:
+    """A file that one thread writes at a time.
+
+    In the kernel several would wait for each other, and keep the processors busy with it.
+    """
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self.lock = threading.Lock()
 
 
-def _copy(source: int, target: int, block: _Block, place: _Place) -> bool:
+def _write(output: _Output, buffer: memoryview, offset: int) -> None:
+    with output.lock:
+        while buffer:
+            count = os.pwrite(output.file, buffer, offset)
+            buffer, offset = buffer[count:], offset + count
+
+
+def _copy(source: int, target: _Output, block: _Block, place: _Place) -> bool:
     """Copy a block inside the kernel, which may share it on disk; False where that cannot be."""
     done = 0
     try:
         while done < block.size:
-            done += os.copy_file_range(
-                source, target, block.size - done, block.offset + done, place.offset + done
-            )
+            begin, there, left = block.offset + done, place.offset + done, block.size - done
+            with target.lock:
+                done += os.copy_file_range(source, target.file, left, begin, there)
     except OSError as error:
         if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
             return False
@@ -291,12 +337,12 @@ def _copy(source: int, target: int, block: _Block, place: _Place) -> bool:
     return True
 
 
-def _edited(block: _Block, stored: Tensor, apply: _Prepared) -> Tensor:
+def _edited(block: _Block, stored: Tensor, apply: _Prepared, buffers: _Buffers) -> Tensor:
     """New stored numbers of a block: widened, changed and rounded, a cache's worth at a time."""
-    result = torch.empty_like(stored)
-    wide = torch.empty(
-        (min(block.piece, len(stored)), stored.shape[1]), dtype=arithmetic(stored.dtype)
-    )
+    result = buffers.take(block.size).view(stored.dtype).view(stored.shape)
+    shape = min(block.piece, len(stored)), stored.shape[1]
+    dtype = arithmetic(stored.dtype)
+    wide = buffers.scratch(shape[0] * shape[1] * dtype.itemsize).view(dtype).view(shape)
     for start in range(0, len(stored), block.piece):
         before, after = (rows[start : start + block.piece] for rows in (stored, result))
         rows = wide[: len(before)]
@@ -311,7 +357,7 @@ def _edited(block: _Block, stored: Tensor, apply: _Prepared) -> Tensor:
 
 @torch.inference_mode()
 def _work(
-    block: _Block, source: int, outputs: list[int], needed: bool
+    block: _Block, source: int, outputs: list[_Output], needed: bool, buffers: _Buffers
 ) -> tuple[_Block, Tensor | None, list[Tensor | None]]:
     """Make a block of every output; return its bytes as read and as written, where `needed`."""
     copied = [
@@ -320,7 +366,7 @@ def _work(
     ]
     if all(copied) and not needed:
         return block, None, [None] * len(copied)
-    content = torch.empty(block.size, dtype=torch.uint8)
+    content = buffers.take(block.size)
     _read(source, memoryview(content.numpy()), block.offset)
     made = []
     for place, there in zip(block.places, copied, strict=True):
@@ -330,7 +376,7 @@ def _work(
             rows = block.size * (block.tensor.shape[0] if block.tensor.shape else 1)
             rows //= block.tensor.end - block.tensor.begin
             stored = stored.view(rows, -1)
-            changed = _edited(block, stored, place.apply).view(-1).view(torch.uint8)
+            changed = _edited(block, stored, place.apply, buffers).view(-1).view(torch.uint8)
         if not there:
             _write(outputs[place.output], memoryview(changed.numpy()), place.offset)
         made.append(changed)
@@ -394,6 +440,7 @@ class _Pass:
     source_hashed: bool
     bar: tqdm
     flushed: list[Future] = field(default_factory=list)
+    buffers: _Buffers = field(default_factory=_Buffers)
 
     def _open(self, stack: ExitStack, path: Path, flags: int) -> int:
         file = os.open(path, flags, 0o666)
@@ -420,25 +467,24 @@ class _Pass:
         with ExitStack() as stack:
             source = self._open(stack, shard, os.O_RDONLY)
             new = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            files = [self._open(stack, where / shard.name, new) for where in self.outputs]
-            for file, (header, _) in zip(files, headers, strict=True):
-                _write(file, memoryview(header), 0)
+            files = [_Output(self._open(stack, where / shard.name, new)) for where in self.outputs]
+            for output, (header, _) in zip(files, headers, strict=True):
+                _write(output, memoryview(header), 0)
             hashes = [hashlib.sha256(header) for header, _ in headers]
             own = hashlib.sha256(os.pread(source, length, 0))
-            calls = (
-                partial(_work, block, source, files, self.hashed or self.source_hashed)
-                for block in blocks
-            )
+            needed = self.hashed or self.source_hashed
+            calls = (partial(_work, block, source, files, needed, self.buffers) for block in blocks)
             for block, content, made in _in_order(self.pool, calls, self.ahead):
                 if self.source_hashed and not block.again:
                     own.update(content.numpy())
                 if self.hashed:
                     for place, stored in zip(block.places, made, strict=True):
                         hashes[place.output].update(stored.numpy())
+                self.buffers.give_back([content, *made])
                 count += block.size * len(block.places)
                 self.bar.update(block.size * len(block.places))
-            for file in files:
-                self._flush(file)
+            for output in files:
+                self._flush(output.file)
         if self.source_hashed:
             written.source[shard.name] = own.hexdigest()
         if self.hashed:
