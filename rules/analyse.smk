@@ -9,12 +9,13 @@ rule movement:
         "<logs>/movement/{model}/{version}.log",
     conda:
         "../envs/eval.yaml"
-    threads: 1
+    threads: asks("movement", "threads", 1)
     resources:
         mem_mb=asks("movement", "mem_mb", 2000),
         runtime=asks("movement", "runtime", 60),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/measure_movement.py --base {input.base}"
+        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/measure_movement.py --base {input.base}"
         " --version {input.version}"
         " --names model={wildcards.model} version={wildcards.version} --output {output} >{log} 2>&1"
 
@@ -31,12 +32,13 @@ rule norms:
         "<logs>/norms/{model}/{applied_to}/{trained_on}/{task}/seed{seed}.log",
     conda:
         "../envs/eval.yaml"
-    threads: 1
+    threads: asks("norms", "threads", 1)
     resources:
         mem_mb=asks("norms", "mem_mb", 2000),
         runtime=asks("norms", "runtime", 60),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/measure_norms.py --version {input.version}"
+        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/measure_norms.py --version {input.version}"
         " --ported {input.ported} --native {input.native} --output {output}"
         " --names model={wildcards.model} version={wildcards.applied_to}"
         " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
@@ -56,12 +58,13 @@ rule geometry:
         "<logs>/geometry/{model}/{applied_to}/{trained_on}/{task}/seed{seed}.log",
     conda:
         "../envs/eval.yaml"
-    threads: 1
+    threads: asks("geometry", "threads", 1)
     resources:
-        mem_mb=asks("analyse", "mem_mb", 2000),
-        runtime=asks("analyse", "runtime", 60),
+        mem_mb=asks("geometry", "mem_mb", 2000),
+        runtime=asks("geometry", "runtime", 60),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/measure_geometry.py --base {input.base} --version {input.version}"
+        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/measure_geometry.py --base {input.base} --version {input.version}"
         " --ported {input.ported} --native {input.native} --output {output}"
         " --names model={wildcards.model} version={wildcards.applied_to}"
         " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
@@ -82,11 +85,11 @@ rule loss_slice:
         "<logs>/loss_slice/{model}/{applied_to}/{trained_on}/{task}/seed{seed}.log",
     conda:
         "../envs/eval.yaml"
-    threads: asks("score", "threads", 1)
+    threads: asks("loss_slice", "threads", 1)
     resources:
-        gpu=asks("analyse", "gpu", 1),
-        mem_mb=asks("score", "mem_mb", 4000),
-        runtime=asks("score", "runtime", 720),
+        gpu=asks("loss_slice", "gpu", 1),
+        mem_mb=asks("loss_slice", "mem_mb", 4000),
+        runtime=asks("loss_slice", "runtime", 720),
     params:
         settings=lambda wildcards: options(study.loss_slice_settings(config, wildcards.task)),
     shell:

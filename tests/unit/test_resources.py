@@ -1,5 +1,6 @@
 """What jobs ask for: the study's word, what follows from the model, and growth with attempts."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,38 @@ def test_what_retries_ask_for_grows(tmp_path: Path) -> None:
         assert second == first
 
 
-@pytest.mark.parametrize("rule", ["patch", "evolve", "score", "merge", "movement"])
+RULES = ["patch", "evolve", "score", "merge", "movement", "norms", "geometry", "loss_slice"]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
     names = {**NAMES, "version": "v", "applied_to": "v"}
     asked = resources.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
     large = resources.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
-    # 7.24 billion parameters in bfloat16; a merge and a movement never hold all of them.
-    assert asked > (14_483 if rule in ("patch", "evolve", "score") else 0)
+    # 7.24 billion parameters in bfloat16; merges and measurements never hold all of them.
+    whole = ("patch", "evolve", "score", "loss_slice")
+    assert asked > (14_483 if rule in whole else 0)
     assert large > asked or rule == "merge"
     assert asked % 500 == 0
+
+
+def test_every_rule_asks_in_its_own_name() -> None:
+    asked = {}
+    for file in sorted((PROJECT / "rules").glob("*.smk")):
+        for text in re.split(r"^(?=(?:rule|checkpoint) )", file.read_text(), flags=re.M):
+            name = re.match(r"rule (\w+):", text)
+            if name:
+                asked[name[1]] = set(re.findall(r'asks\("(\w+)"', text))
+    assert asked["geometry"] == {"geometry"}
+    assert {name: names for name, names in asked.items() if names - {name}} == {}
+
+
+def test_measurements_are_set_by_their_stage(tmp_path: Path) -> None:
+    study = priced(tmp_path, analyse={"mem_mb": 123, "gpu": 2})
+    names = {**NAMES, "applied_to": "v"}
+    for rule in ("geometry", "norms", "loss_slice"):
+        assert resources.wanted(study, rule, names, "mem_mb", 1) == 123
+    assert resources.wanted(study, "loss_slice", names, "gpu", 1) == 2
 
 
 def test_without_a_gpu_the_host_holds_everything(tmp_path: Path) -> None:
@@ -85,7 +109,8 @@ def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -
     # 12 bytes a parameter and the activations: more than 87 GB.
     assert resources.wanted(sharded, "evolve", names, "gpu", 1) >= 2
     resources.check_devices(sharded, None)
-    resources.check_devices(plain, 1)
+    for limit in (0, 1):
+        resources.check_devices(plain, limit)
     with pytest.raises(InputError, match=r"evolutions.v: its recipe shards m over \d devices"):
         resources.check_devices(sharded, 1)
 

@@ -301,10 +301,14 @@ def movement_host_bytes(model: Architecture) -> int:
     return IMPORTS["movement"] + 2 * model.vocabulary_size * model.hidden_size * model.dtype_bytes
 
 
-def geometry_host_bytes(model: Architecture) -> int:
-    """Host memory of measuring angles: the largest projection twice, and thrice in float64."""
+def projection_host_bytes(model: Architecture, adapter: int) -> int:
+    """Host memory of measuring two patches on a version, one projection at a time.
+
+    Both patches as read and in float64, the largest projection of two versions, and it thrice in
+    float64: angles hold their difference and its parts, norms a sum and its square.
+    """
     largest = max(inner * out for inner, out in projections(model).values())
-    return IMPORTS["movement"] + largest * (2 * model.dtype_bytes + 3 * 8)
+    return IMPORTS["movement"] + 2 * 3 * adapter + largest * (2 * model.dtype_bytes + 3 * 8)
 
 
 def patch_training(settings: dict[str, Any], *, gpu: bool) -> Training:

@@ -294,9 +294,10 @@ class Study:
                     dense=methods.get(kind).dense,
                 )
                 return "blocks of weights", Estimate(None, size, size)
-            case "geometry":
+            case "geometry" | "norms":
                 version = self.version(names["model"], names["applied_to"])
-                size = costs.geometry_host_bytes(version.architecture)
+                adapter = self.adapter_bytes(_patch_of(names))
+                size = costs.projection_host_bytes(version.architecture, adapter)
                 return "largest projection", Estimate(None, size, size)
             case "movement":
                 version = self.version(names["model"], names["version"])

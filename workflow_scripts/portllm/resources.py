@@ -18,6 +18,8 @@ STAGES = {
     "merge": "transplant",
     "movement": "analyse",
     "norms": "analyse",
+    "geometry": "analyse",
+    "loss_slice": "analyse",
 }
 GROWING = ("mem_mb", "runtime")
 
@@ -37,6 +39,9 @@ MINUTES = {
     "transplant": (20, 1),
     "merge": (20, 5),
     "movement": (20, 10),
+    "norms": (20, 30),
+    "geometry": (60, 60),
+    "loss_slice": (60, 60),
 }
 # Below this a job does its work on one thread faster than it can divide it.
 LARGE, THREADS_FOR_LARGE = 1_000_000_000, 4
@@ -117,13 +122,14 @@ def _parameters(priced: Study, names: dict[str, str]) -> int:
 def check_devices(priced: Study, limit: int | None) -> None:
     """Refuse an evolution that shards its training over more devices than a run may use.
 
-    What the study itself asks for is checked with its configuration. Raises InputError.
+    What the study itself asks for is checked with its configuration, and one device or none
+    (`--resources gpu=0`) is the run's choice. Raises InputError.
     """
     for model, version in priced.versions:
         if limit is None or version not in priced.config["evolutions"]:
             continue
         asked = wanted(priced, "evolve", {"model": model, "version": version}, "gpu", 1)
-        if asked > limit:
+        if asked > max(limit, 1):
             raise InputError(
                 f"evolutions.{version}: its recipe shards {model} over {asked} devices of "
                 f"{DEVICE_BYTES / 1e9:.0f} GB, but the run may use {limit} (--resources "
