@@ -19,7 +19,8 @@ rule preprocess:
     params:
         settings=lambda wildcards: options(study.evolution_settings(config, wildcards.version)),
     shell:
-        "$TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
+        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
         " --recipe {input.recipe} {params.settings} --work $CHECKPOINTS/evolve"
         " --preprocess-only --output {output} >{log} 2>&1"
 
@@ -52,6 +53,8 @@ rule evolve:
         # Not used: the recipes' order, which their files' contents do not tell, for the key of a
         # shared output.
         recipe=lambda wildcards: RECIPES[wildcards.version],
+        # Not used either: a recipe says how large the batch is on each device.
+        devices=lambda wildcards, resources: resources.gpu,
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"

@@ -77,9 +77,12 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
         "model": manifest.content_hash(arguments.model),
         "corpus": manifest.content_hash(arguments.corpus),
     }
+    held = devices.pool(os.environ)
     # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
     decisive = [evolution.decisive(recipe), evolution.decisive(arguments.overrides)]
-    work = arguments.work / files.hash_value([*decisive, arguments.seed, inputs])[:16]
+    processes = max(1, len(held))
+    key = files.hash_value([*decisive, arguments.seed, inputs, processes])
+    work = arguments.work / key[:16]
     final = evolution.render(
         recipe,
         arguments.overrides,
@@ -93,7 +96,6 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
         rendered = work / "axolotl.yaml"
         rendered.write_text(yaml.safe_dump(final, sort_keys=False))
         cost_file, finished = work / "cost.json", work / evolution.TRAINING
-        held = devices.pool(os.environ)
         finished.unlink(missing_ok=True)
         # Axolotl resumes from the last checkpoint that is left. Where there is none, it may have
         # been killed while it prepared the dataset, and would take half of it for the whole.

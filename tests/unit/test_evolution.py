@@ -1,18 +1,22 @@
 """The recipe that Axolotl is given, and the checkpoint that is made of what it leaves."""
 
+import argparse
 import os
 import signal
 import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
+from accelerate.commands.launch import launch_command_parser
 from conftest import wait_for
 
-from portllm import checkpoints, evolution, movement, resuming
+import evolve
+from portllm import checkpoints, evolution, manifest, movement, resuming
 from portllm.errors import InputError
 
 
@@ -85,7 +89,39 @@ def test_several_devices_go_through_the_launcher() -> None:
     assert given["--num_processes"] == "4"
     # Two such jobs on one machine must not meet on one port.
     assert given["--main_process_port"] == "0"
+    understood = launch_command_parser().parse_args([*words[6:], "train.py"])
+    assert (understood.multi_gpu, understood.num_processes) == (True, 4)
+    assert understood.training_script == "train.py"
     assert evolution.command("preprocess", recipe, 4)[1:] == ["preprocess", "axolotl.yaml"]
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", 0), ("a", 1), ("a,b,c", 3)])
+def test_as_many_processes_as_devices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
+) -> None:
+    asked = []
+
+    def stand_in(*_: Any, devices: int, **__: Any) -> None:
+        asked.append(devices)
+        raise InputError("no Axolotl here")
+
+    monkeypatch.setattr(evolution, "run", stand_in)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (tmp_path / "corpus.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "recipe.yaml").write_text("micro_batch_size: 2\n")
+    arguments = argparse.Namespace(
+        model=tiny.save_model(tmp_path / "model"),
+        corpus=tmp_path / "corpus.jsonl",
+        recipe=[tmp_path / "recipe.yaml"],
+        overrides={},
+        seed=1,
+        prepared=None,
+        work=tmp_path / "work",
+        output=tmp_path / "evolved",
+    )
+    with pytest.raises(InputError, match="no Axolotl here"):
+        evolve.evolve(arguments, manifest.Meter())
+    assert asked == [expected]
 
 
 def test_launchers_are_found(tmp_path: Path) -> None:

@@ -88,12 +88,15 @@ def test_devices_are_shared_out(study: Checkout) -> None:
         assert all(one[1] <= other[0] for one, other in pairwise(held)), name
 
 
-def test_the_number_of_devices_changes_no_result(study: Checkout) -> None:
+def test_the_number_of_devices_decides_an_evolution(study: Checkout) -> None:
+    """A recipe's batch is that of each device; how many the run may use says nothing."""
     target = "results/models/demo/lessons"
     study.complete(target, "--resources", "gpu=1")
-    set_resources(study, evolve={"gpu": 2, "mem_mb": 5000})
-    for limit in ("gpu=2", "gpu=4"):
+    set_resources(study, evolve={"mem_mb": 5000, "threads": 2})
+    for limit in ("gpu=1", "gpu=4"):
         assert study.planned(target, "--resources", limit) == []
+    set_resources(study, evolve={"gpu": 2})
+    assert {rule for rule, _ in study.planned(target, "--resources", "gpu=4")} == {"evolve"}
 
 
 @pytest.mark.parametrize("limit", [0, 4])
