@@ -1,5 +1,7 @@
 """Two checkouts that share a cache train each thing once; the key covers what changes a result."""
 
+import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +155,40 @@ def test_code_that_trains_nothing_is_not_part_of_the_key() -> None:
     files = {path.name for path in sharing.deciding_files(PROJECT / "workflow_scripts")}
     assert {"fine_tuning.py", "evolution.py", "from_scratch.py", "tasks.py", "corpora.py"} <= files
     assert not files & {"tables.py", "figures.py", "scores.py", "scoring.py", "plan.py"}
+
+
+@pytest.mark.parametrize("where", ["made", "fetched"])
+def test_a_damaged_entry_is_made_again(tmp_path: Path, where: str) -> None:
+    """Noticed in the checkout that made it and in one that links it, and handed out no more."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    made, fetched = fresh(tmp_path / "made"), fresh(tmp_path / "fetched")
+    patch = "results/patches/tiny/base/demo_yes_no/seed1234"
+    finish(made, cache)
+    file = made.directory / patch / "made_by"
+    whole = file.stat().st_size
+    # Stand-ins write no manifest.
+    file.with_name("manifest.json").write_text(json.dumps({"sizes": {"made_by": whole}}))
+    finish(fetched, cache)
+    checkout = made if where == "made" else fetched
+    damaged = checkout.directory / patch / "made_by"
+    os.truncate(damaged.resolve(), whole - 1)
+    output = finish(checkout, cache)
+    assert f"{patch} is damaged (made_by has {whole - 1:,} bytes" in output
+    assert {f"results/{path}" for path in moved(output)} == {patch}
+    assert damaged.stat().st_size == whole
+    third = fresh(tmp_path / "third")
+    assert moved(finish(third, cache)) == set()
+    assert (third.directory / patch / "made_by").stat().st_size == whole
+
+
+def test_devices_are_part_of_the_place(tmp_path: Path) -> None:
+    places = set()
+    for with_devices in (False, True):
+        environment = {sharing.VARIABLE: str(tmp_path)}
+        sharing.prepare(environment, PROJECT / "workflow_scripts", with_devices=with_devices)
+        places.add(environment[sharing.VARIABLE])
+    assert len(places) == 2
 
 
 def test_a_changed_local_model_changes_the_key(tmp_path: Path, cache: Path) -> None:

@@ -63,6 +63,9 @@ def found(results: Path) -> Iterator[Path]:
             subfolders.clear()
             yield Path(folder)
             continue
+        # What is shared with other checkouts is a link to a directory, which is not walked into.
+        links = (Path(folder, name) for name in subfolders if Path(folder, name).is_symlink())
+        yield from (link for link in links if (link / manifest.NAME).exists())
         subfolders[:] = [
             name for name in subfolders if name not in NOT_ARTEFACTS and not name.startswith(".")
         ]

@@ -26,7 +26,7 @@ from snakemake.io import IOFile
 from snakemake.persistence.file import FilePersistence
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from portllm import artefacts
+from portllm import artefacts, sharing
 from portllm.errors import InputError
 
 LOCK = ".run.lock"
@@ -144,7 +144,16 @@ class Attendant(logging.Handler):
         for path, problem in damaged:
             self._logger.warning(f"{path} is damaged ({problem}) and made again.")
         if damaged and not self._is_dry():
+            self._discard_shared([path for path, _ in damaged])
             mark_incomplete([path for path, _ in damaged])
+
+    def _discard_shared(self, outputs: list[Path]) -> None:
+        if self._workflow.workflow_settings.cache is None:
+            return
+        for path in outputs:
+            entry = sharing.discard(path, Path(os.environ[sharing.VARIABLE]))
+            if entry is not None:
+                self._logger.warning(f"{entry}, which it is linked from, is removed.")
 
     def _lock(self) -> None:
         self._held = hold(self._results)

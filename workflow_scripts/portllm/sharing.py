@@ -1,12 +1,15 @@
 """Finished work that several checkouts share, through Snakemake's between-workflow cache.
 
 Snakemake's key of an output covers parameters, inputs and pinned environments, and all of them of
-everything upstream, but not the code of our programs. Entries are therefore kept in a folder that
-is named by the code that decides them.
+everything upstream, but not the code of our programs, nor what they compute on. Entries are
+therefore kept in a folder that is named by the code that decides them and by whether there are
+devices: `auto` precision is bfloat16 on them and float32 elsewhere.
 """
 
 import ast
 import hashlib
+import os
+import shutil
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
@@ -55,19 +58,52 @@ def code_key(scripts: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def prepare(environment: MutableMapping[str, str], scripts: Path) -> None:
-    """Point Snakemake's cache at the folder of this code, and make it.
+def prepare(
+    environment: MutableMapping[str, str], scripts: Path, *, with_devices: bool = False
+) -> None:
+    """Point Snakemake's cache at the folder of this code and kind of machine, and make it.
 
     Raises InputError where the environment names no directory, or one that cannot be written.
     """
     place = environment.get(VARIABLE)
     if not place:
         raise InputError(f"--cache needs {VARIABLE}: found nothing, expected a directory to share")
-    key = f"code-{code_key(scripts)}"
+    key = f"code-{code_key(scripts)}-"
     # Snakemake may start others of itself, which inherit the variable.
-    folder = Path(place) if Path(place).name == key else Path(place, key)
+    inherited = Path(place).name.startswith(key)
+    folder = Path(place) if inherited else Path(place, key + ("gpu" if with_devices else "cpu"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{VARIABLE}: {folder} cannot be made: {error.strerror}") from None
     environment[VARIABLE] = str(folder)
+
+
+def entry_of(artefact: Path, cache: Path) -> Path | None:
+    """The cache's entry that an artefact is linked from; None where it is the checkout's own."""
+    # The checkout that made it links the whole directory, others each file in it.
+    for path in (artefact, *(artefact.iterdir() if artefact.is_dir() else ())):
+        if path.is_symlink() and path.resolve().is_relative_to(cache.resolve()):
+            return cache / path.resolve().relative_to(cache.resolve()).parts[0]
+    return None
+
+
+def discard(artefact: Path, cache: Path) -> Path | None:
+    """Take the entry of a damaged artefact out of the cache, which would else hand it out again.
+
+    Returns the entry; None where the artefact is not from the cache. Raises InputError where it
+    cannot be removed.
+    """
+    entry = entry_of(artefact, cache)
+    if entry is None:
+        return None
+    aside = entry.with_name(f".{entry.name}.damaged-{os.getpid()}")
+    try:
+        # First out of sight: another checkout must not find half of it.
+        entry.rename(aside)
+        shutil.rmtree(aside)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{entry} is damaged and cannot be removed: {error.strerror}") from None
+    return entry
