@@ -21,5 +21,6 @@ rule corpus:
         definition=lambda wildcards: options({"definition": config["corpora"][wildcards.corpus]}),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/make_corpus.py {params.definition} {params.hub_mirror}"
+        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/make_corpus.py {params.definition} {params.hub_mirror}"
         " --output {output.rows} >{log} 2>&1"

@@ -20,5 +20,6 @@ rule task_data:
         settings=lambda wildcards: options(study.task_data_settings(config, wildcards.task)),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/make_task_data.py {params.settings} {params.hub_mirror}"
+        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        " $EVAL_PYTHON $SCRIPTS/make_task_data.py {params.settings} {params.hub_mirror}"
         " --output {output} >{log} 2>&1"

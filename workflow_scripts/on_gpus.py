@@ -99,6 +99,18 @@ def hold(
     return lease, lease.environment()
 
 
+def why_ended(status: int, memory_kills: int, asked: str) -> str | None:
+    """What ended a command that nobody has told to stop; None where it says so itself."""
+    if status == -signal.SIGKILL:
+        return f"was killed (signal 9), most likely out of memory{asked}"
+    if status < 0:
+        return f"was ended by signal {-status}"
+    if status > 0 and memory_kills > 0:
+        # Launchers of several processes end with a status of their own.
+        return f"failed, and a process was killed for lack of memory meanwhile{asked}"
+    return None
+
+
 def main() -> None:
     arguments = parse_arguments()
     # A Ctrl-C while waiting ends it without a traceback.
@@ -113,6 +125,7 @@ def main() -> None:
         raise InputError(f"Snakemake is gone, so {job} is not started") from None
     hidden = (devices.POOL, devices.VISIBLE)
     environment = {name: value for name, value in GIVEN.items() if name not in hidden}
+    kills = supervision.memory_kills()
     status, stopped = supervision.run(
         arguments.command,
         {**environment, **variables},
@@ -123,11 +136,11 @@ def main() -> None:
     )
     if lease:
         lease.release()
-    if status == -signal.SIGKILL and not stopped:
+    if not stopped:
         asked = "" if arguments.mem_mb is None else f"; it asked for mem_mb={arguments.mem_mb}"
-        log.error("%s was killed (signal 9), most likely out of memory%s", job, asked)
-    elif status < 0 and not stopped:
-        log.error("%s was ended by signal %d", job, -status)
+        reason = why_ended(status, supervision.memory_kills() - kills, asked)
+        if reason is not None:
+            log.error("%s %s", job, reason)
     sys.exit(status if status >= 0 else 128 - status)
 
 

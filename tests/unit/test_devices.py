@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from portllm import devices
+import on_gpus
+from portllm import devices, supervision
 from portllm.errors import InputError
 
 PROGRAM = PROJECT / "workflow_scripts" / "on_gpus.py"
@@ -288,6 +289,30 @@ def test_a_killed_command_names_memory() -> None:
     assert (
         "was killed (signal 9), most likely out of memory; it asked for mem_mb=4000" in done.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "memory_kills", "expected"),
+    [
+        (0, 1, None),
+        (1, 0, None),
+        (1, 2, "failed, and a process was killed for lack of memory meanwhile; it asked"),
+        (-signal.SIGSEGV, 1, "was ended by signal 11"),
+    ],
+)
+def test_a_launcher_whose_worker_was_killed(
+    status: int, memory_kills: int, expected: str | None
+) -> None:
+    said = on_gpus.why_ended(status, memory_kills, "; it asked")
+    assert said == expected
+
+
+def test_memory_kills_are_counted(tmp_path: Path) -> None:
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 123\noom_kill 4\n")
+    assert supervision.memory_kills(counters) == 4
+    assert supervision.memory_kills(tmp_path / "absent") == 0
+    assert supervision.memory_kills() >= 0
 
 
 STUBBORN = """

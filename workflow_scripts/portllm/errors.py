@@ -22,8 +22,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
 HOST_MEMORY = "out of host memory; what to change: a larger mem_mb of the stage under resources"
 
 _DEVICE = re.compile(r"OutOfMemoryError|(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED")
+# The last two are torch's launcher on a process that was killed.
 _HOST = re.compile(
     r"\bMemoryError\b|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory"
+    r"|Signal 9 \(SIGKILL\)|exitcode\s*: -9\b"
 )
 _AMOUNTS = re.compile(r"[Tt]ried to allocate [\d.,]+ \w+|total capacity of [\d.,]+ \w+")
 

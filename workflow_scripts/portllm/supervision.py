@@ -91,6 +91,15 @@ class Engine:
             raise EngineGoneError
 
 
+def memory_kills(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes this machine has killed for lack of memory since it was started."""
+    try:
+        fields = dict(line.split() for line in counters.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(fields.get("oom_kill", 0))
+
+
 def _prctl(option: int, value: int) -> None:
     # Where the kernel has no such thing, only the locks protect what a killed wrapper leaves.
     with suppress(AttributeError, OSError):
