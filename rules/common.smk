@@ -49,7 +49,8 @@ os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
 # Where trainings keep checkpoints: outside their outputs, which are deleted when a job fails.
 os.environ["CHECKPOINTS"] = workflow.pathvars.apply("<results>/checkpoints")
 
-# Runs a command on devices that no other job holds; jobs that are not started by it see none.
+# Runs a command on devices that no other job holds; jobs that are not started by it see none. It
+# also watches the command, on 0 devices too: what it died of, and whether the run is still there.
 os.environ["ON_GPUS"] = "{WORKFLOW_PYTHON} {SCRIPTS}/on_gpus.py".format(**os.environ)
 os.environ.update(devices.hidden(os.environ))
 os.environ[supervision.ENGINE] = str(os.getpid())
@@ -75,9 +76,14 @@ def device_limit():
     return limit.value if is_ours and limit is not None else None
 
 
+def has_devices():
+    """Whether jobs find devices to compute on; of a cluster's nodes it is taken for granted."""
+    return bool(devices.pool(os.environ)) or not workflow.local_exec
+
+
 try:
     if workflow.workflow_settings.cache is not None:
-        sharing.prepare(os.environ, HERE / "workflow_scripts")
+        sharing.prepare(os.environ, HERE / "workflow_scripts", with_devices=has_devices())
     configuration.load(
         config,
         schema=HERE / "config" / "schema.yaml",
@@ -86,6 +92,7 @@ try:
         device_limit=device_limit(),
     )
     RECIPES = configuration.recipes(config)
+    configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
     PRICED = plan.Study(
         config,
         results=Path(workflow.pathvars.apply("<results>")),

@@ -54,6 +54,10 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: config.update(scoring={"backend": "vllm", "dtype": "float32"}),
         ["config.yaml: scoring.dtype", "found 'float32'", "nearest: bfloat16"],
     ),
+    "DeepSpeed that is not installed": (
+        lambda config: first(config["evolutions"]).update(overrides={"deepspeed": "zero3.json"}),
+        ["evolutions.", "DeepSpeed (zero3.json)", "envs/train.txt", "train.in", "fsdp_config"],
+    ),
     "no such choice": (
         lambda config: config["patch"].update(loss_on="completions"),
         ["config.yaml: patch.loss_on", "'completions'", "nearest: completion"],

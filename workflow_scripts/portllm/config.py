@@ -6,6 +6,7 @@ nearest thing that would do.
 
 import ast
 import copy
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -427,6 +428,23 @@ def recipes(config: Config) -> dict[str, dict[str, Any]]:
             keys |= read_yaml(Path(file), what=file)
         found[name] = {**keys, **definition["overrides"]}
     return found
+
+
+def check_packages(found: dict[str, dict[str, Any]], pins: Path) -> None:
+    """Raise InputError for a recipe that asks for DeepSpeed where no pin installs it.
+
+    It is no default: where it is installed, every training imports it.
+    """
+    if re.search(r"^deepspeed==", pins.read_text(), flags=re.MULTILINE):
+        return
+    for name, recipe in found.items():
+        if recipe.get("deepspeed"):
+            raise InputError(
+                f"evolutions.{name}: its recipe asks for DeepSpeed ({recipe['deepspeed']}), which "
+                f"{pins.parent.name}/{pins.name} does not install: add deepspeed to "
+                f"{pins.with_suffix('.in').name} there and run `make pins envs`, or shard with "
+                "fsdp_config"
+            )
 
 
 def load(
