@@ -48,7 +48,7 @@ lint: .venvs/workflow.ready .venvs/test.ready
 COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-header \
 	--no-emit-package triton $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
 
-# It makes uv as well, which resolves.
+# uv, which resolves, is made with the first environment.
 pins: .venvs/workflow.ready
 	for name in workflow train eval vllm test; do \
 		$(COMPILE) envs/$$name.in --output-file envs/$$name.txt; \
