@@ -1,6 +1,6 @@
 # make demo       make what is needed and run the default study
 # make test       make what is needed and run all tests
-# make test-fast  the tests that train nothing
+# make test-fast  the tests that train no study
 # make test-slurm the tests on a real SLURM with fake GPUs on this machine (root, Debian's packages)
 # make envs       make every environment (on a cluster: on the login node, once)
 # make lint       check style: ruff, snakefmt, snakemake --lint
@@ -48,7 +48,8 @@ lint: .venvs/workflow.ready .venvs/test.ready
 COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-header \
 	--no-emit-package triton $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
 
-pins:
+# uv, which resolves, is made with the first environment.
+pins: .venvs/workflow.ready
 	for name in workflow train eval vllm test; do \
 		$(COMPILE) envs/$$name.in --output-file envs/$$name.txt; \
 		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \
