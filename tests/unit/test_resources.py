@@ -64,7 +64,12 @@ def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
     # 7.24 billion parameters in bfloat16; merges and measurements never hold all of them.
     whole = ("patch", "evolve", "score", "loss_slice")
     assert asked > (14_483 if rule in whole else 0)
-    assert large > asked or rule == "merge"
+    if rule in ("norms", "geometry"):
+        # One projection at a time, in float64; the largest of the two models is Mistral's.
+        assert asked > 14336 * 4096 * 8 / 1e6
+        assert large < asked
+    else:
+        assert large > asked or rule == "merge"
     assert asked % 500 == 0
 
 
