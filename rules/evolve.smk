@@ -54,7 +54,7 @@ rule evolve:
         # shared output.
         recipe=lambda wildcards: RECIPES[wildcards.version],
         # Not used either: a recipe says how large the batch is on each device.
-        devices=lambda wildcards, resources: resources.gpu,
+        devices=lambda wildcards: asks("evolve", "gpu", 1)(wildcards, attempt=1),
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
