@@ -11,7 +11,8 @@ PRESENTING = {"scores", "table", "figure", "report", "all"}
 SHOW_RETRIES = """
 include: "Snakefile"
 for each in workflow.rules:
-    print("retries of", each.name, each.restart_times)
+    # What the rule itself says; None leaves it to --retries.
+    print("retries of", each.name, each._restart_times)
 """
 
 
@@ -60,8 +61,7 @@ def test_every_rule_asks_for_more_at_each_attempt(checkout: Checkout) -> None:
 
 def test_no_rule_says_how_often_it_is_tried(checkout: Checkout) -> None:
     (checkout.directory / "retries.smk").write_text(SHOW_RETRIES)
-    arguments = ("--dry-run", "--retries", "7", "--configfile", STUDY)
-    said = checkout.run("--snakefile", "retries.smk", *arguments).stdout
+    said = checkout.run("--snakefile", "retries.smk", "--dry-run", "--configfile", STUDY).stdout
     shown = [line.split()[2:] for line in said.splitlines() if line.startswith("retries of ")]
     assert {name for name, _ in shown} >= COMPUTING | FETCHING | MEASURING
-    assert {times for _, times in shown} == {"7"}
+    assert {times for _, times in shown} == {"None"}
