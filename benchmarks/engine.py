@@ -1,7 +1,7 @@
 """What the engine costs beside the work: overhead, dry runs, and how well devices are kept busy.
 
-    .venvs/test/bin/python benchmarks/engine.py overhead    # about four minutes
-    .venvs/test/bin/python benchmarks/engine.py dry-run     # about a minute
+    .venvs/test/bin/python benchmarks/engine.py overhead    # about six minutes
+    .venvs/test/bin/python benchmarks/engine.py dry-run     # about three minutes
     .venvs/test/bin/python benchmarks/engine.py makespan    # about three minutes
 
 Every figure is a ratio of two times of the same run, on a machine that does nothing else.
@@ -65,22 +65,43 @@ def check(done: subprocess.CompletedProcess[str]) -> None:
         sys.exit(done.stdout[-4000:])
 
 
+def jobs_with(checkout: Checkout, seeds: int, file: str) -> int:
+    """Write the paper's study with so many seeds; return how many jobs it has."""
+    study = checkout.read(PAPER)
+    study["study"]["seeds"] = list(range(seeds))
+    checkout.write(file, study)
+    return sum(checkout.counts("--configfile", file).values())
+
+
+def write_larger(checkout: Checkout, factor: int, file: str) -> tuple[int, int]:
+    """Write the paper's study with seeds enough for so many times its jobs; seeds and jobs.
+
+    A seed adds patches and what is made of them, but no evolutions, so that it takes more seeds.
+    """
+    one, two = (jobs_with(checkout, seeds, file) for seeds in (1, 2))
+    wanted = factor * one
+    seeds = 1 + -(-(wanted - one) // (two - one))
+    while (jobs := jobs_with(checkout, seeds, file)) < wanted:
+        seeds += 1
+    return seeds, jobs
+
+
 def dry_run(directory: Path, repetitions: int) -> None:
-    """Dry runs of the paper's study and of one ten times its size, against Snakemake's start."""
+    """Dry runs of the paper's study and of one of ten times its jobs, against Snakemake's start."""
     checkout = make_checkout(directory / "dry-run")
-    large = checkout.read(PAPER)
-    large["study"]["seeds"] = list(range(10))
-    checkout.write("ten_times.yaml", large)
+    large = "ten_times.yaml"
+    paper = sum(checkout.counts("--configfile", PAPER).values())
+    seeds, jobs = write_larger(checkout, 10, large)
 
     def median(*arguments: str) -> float:
         runs = (timed(lambda: check(checkout.run(*arguments))) for _ in range(repetitions))
         return statistics.median(runs)
 
     start = median("--version")
-    for name, file in (("paper", PAPER), ("ten seeds", "ten_times.yaml")):
-        jobs = sum(checkout.counts("--configfile", file).values())
+    print(f"{seeds} seeds: {jobs} jobs, {jobs / paper:.1f} x the paper's {paper}")
+    for count, file in ((paper, PAPER), (jobs, large)):
         seconds = median("--dry-run", "--quiet", "--configfile", file)
-        print(f"{name}: {jobs} jobs, {seconds:.1f} s, {seconds / start:.1f} x snakemake --version")
+        print(f"{count} jobs: {seconds:.1f} s, {seconds / start:.1f} x snakemake --version")
 
 
 # Minutes of a job on one GPU: plausible for 7 billion parameters and the published settings, and

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
+import numpy
 import pandas
 import pytest
 import yaml
@@ -49,9 +52,12 @@ def test_every_cell_is_scored_once(results: Path) -> None:
     assert not cells.duplicated().any()
     # base: un-patched, fine-tuned; first: un-patched, ported; second: those, half, re-fine-tuned.
     per_task = {"base": 2, "first": 2, "second": 4}
-    for task, metrics in (("demo_yes_no", 1), ("demo_arithmetic", 2)):
+    # The chain is for one of the tasks; un-patched and ported.
+    chain = {f"update-{number}": 2 for number in (1, 2, 3)}
+    for task, metrics, more in (("demo_yes_no", 1, chain), ("demo_arithmetic", 2, {})):
         counts = table[table["task"] == task]["applied_to"].value_counts().to_dict()
-        assert counts == {version: cells * metrics for version, cells in per_task.items()}
+        expected = {version: cells * metrics for version, cells in per_task.items()}
+        assert counts == expected | more
     assert (table["n"] == 40).all()
     assert table["value"].between(0, 1).all()
     assert set(table["seed"]) == {"none", "1234"}
@@ -90,7 +96,7 @@ def test_tables_show_the_scores(results: Path) -> None:
     assert f"{first['value'] * 100:.1f} ± {first['stderr'] * 100:.1f}" in text
     assert r"\toprule" in (results / "tables" / "main.tex").read_text()
     moved = pandas.read_csv(results / "tables" / "versions.csv")
-    assert moved["version"].tolist() == ["first", "second"]
+    assert moved["version"].tolist() == ["first", "second", "update-1", "update-2", "update-3"]
     assert (moved["relative"] > 0).all()
     # The base's patch and the native one, on the version that has both.
     norms = pandas.read_csv(results / "tables" / "norms.csv")
@@ -109,9 +115,56 @@ def test_tables_show_the_scores(results: Path) -> None:
         ported = values[row.applied_to, "base", "direct", row.metric]
         assert row.value == pytest.approx(ported - values[row.applied_to, *other, row.metric])
     assert (compared["n"] == 40).all()
-    for figure in ("recovery", "geometry", "loss-slices", "scaling"):
+    for figure in ("recovery", "lifetime", "geometry", "loss-slices", "scaling"):
         for ending in ("svg", "png"):
             assert (results / "figures" / f"{figure}.{ending}").stat().st_size > 1000
+
+
+def test_a_chain_is_followed_from_update_to_update(results: Path) -> None:
+    for number in (2, 3):
+        evolved = files.read_json(results / f"models/tiny/update-{number}/manifest.json")
+        parent = files.read_json(results / f"models/tiny/update-{number - 1}/manifest.json")
+        assert evolved["inputs"]["model"] == parent["content_hash"]
+    # Each learns its own part of the corpus.
+    whole, *parts = (
+        Counter((results / f"corpora/{name}.jsonl").read_text().splitlines())
+        for name in ("tales", "tales-1-of-3", "tales-2-of-3", "tales-3-of-3")
+    )
+    assert sum(parts, Counter()) == whole
+    assert sorted(part.total() for part in parts) == [66, 67, 67]
+
+    table = scores.read(results / "scores.csv")
+    table = table[table["method"].isin(["none", "direct"])]
+    scored = table.set_index(["applied_to", "trained_on", "task"]).sort_index()
+    over = pandas.read_csv(results / "tables/temporal.csv")
+    assert over[["arm", "update"]].to_numpy().tolist() == [
+        *(["zero-shot", number] for number in range(4)),
+        *(["carried", number] for number in range(4)),
+    ]
+    for row in over.itertuples():
+        version = f"update-{row.update}" if row.update else "base"
+        patch = "none" if row.arm == "zero-shot" else "base"
+        value = scored["value"][version, patch, "demo_yes_no"]
+        assert row.value == pytest.approx(value)
+    drawn = pandas.read_csv(results / "figures/lifetime.csv")
+    assert sorted(set(drawn["update"])) == [0, 1, 2, 3]
+
+    trend = pandas.read_csv(results / "tables/trend.csv")
+    assert trend["arm"].tolist() == ["zero-shot", "carried"]
+    for arm in trend.itertuples():
+        assert (arm.updates, arm.last_update) == (4, 3)
+        assert math.isfinite(arm.slope)
+        assert arm.low <= arm.slope <= arm.high
+        values = over[over["arm"] == arm.arm]["value"]
+        assert arm.slope == pytest.approx(numpy.polyfit(range(4), values, 1)[0], abs=1e-9)
+    # Four updates are too few for a line to tell when a patch is worn out, and it says so.
+    carried = trend.set_index("arm").loc["carried"]
+    assert pandas.isna(carried["forecast"])
+    assert carried["forecast_refused"]
+    assert (
+        f"No forecast for demo_yes_no carried: {carried['forecast_refused']}"
+        in (results / "tables/trend.md").read_text()
+    )
 
 
 def test_angles_between_patches_and_the_update(results: Path, tmp_path: Path) -> None:

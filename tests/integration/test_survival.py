@@ -18,15 +18,16 @@ STUDY = "tests/studies/minute.yaml"
 CONFIG = ("--configfile", STUDY)
 PATCH = "results/patches/tiny/base/demo_yes_no/seed1234"
 VERSION = "results/models/tiny/first"
+STEPS = 500
 Start = Callable[[Checkout, str], subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """All that trainings need, and trainings that are long enough to be interrupted thrice."""
+    """All that trainings need, and trainings that are long enough to be interrupted often."""
     checkout = make_checkout(tmp_path_factory.mktemp("survival") / "checkout")
     config = checkout.read(STUDY)
-    config["patch"].update(max_steps=400, checkpoint_steps=100)
+    config["patch"].update(max_steps=STEPS, checkpoint_steps=100)
     overrides = {"max_steps": 160, "save_steps": 40, "save_strategy": "steps", "lora_dropout": 0.1}
     config["evolutions"]["first"]["overrides"].update(overrides)
     checkout.write(STUDY, config)
@@ -119,6 +120,20 @@ def test_an_interrupted_patch_is_the_same_patch(
     assert damaged is not None
     os.truncate(damaged / "optimizer.pt", 100)
 
+    # Snakemake alone is killed: the job ends by itself.
+    run = start(broken, PATCH)
+    wait_for(lambda: "resumed after step" in said(broken, log))
+    run.kill()
+    run.wait()
+    wait_for(lambda: not processes(broken, "train_patch.py"), seconds=60)
+    text = said(broken, log)
+    assert f"{damaged.name} is damaged and not used: optimizer.pt has 100 bytes" in text
+    assert "Snakemake is gone: the command is told to stop" in text
+    orphaned = stopped_after(text)
+    assert 100 < orphaned < STEPS
+    assert checkpoint(broken, "patch", orphaned)
+    assert not (broken.directory / PATCH).exists()
+
     # Snakemake is told to stop.
     run = start(broken, PATCH)
     wait_for(lambda: "resumed after step" in said(broken, log))
@@ -126,9 +141,9 @@ def test_an_interrupted_patch_is_the_same_patch(
     assert run.wait() > 0
     assert processes(broken, "train_patch.py") == []
     text = said(broken, log)
-    assert f"{damaged.name} is damaged and not used: optimizer.pt has 100 bytes" in text
+    assert f"resumed after step {orphaned} of {STEPS}" in text
     step = stopped_after(text)
-    assert 100 < step < 400
+    assert orphaned < step < STEPS
     assert checkpoint(broken, "patch", step)
 
     broken.complete(PATCH, *CONFIG)
@@ -138,7 +153,7 @@ def test_an_interrupted_patch_is_the_same_patch(
     )
     assert before["training"]["resumed_from_step"] == 0
     assert after["training"]["resumed_from_step"] == step
-    assert after["training"]["steps"] == before["training"]["steps"] == 400
+    assert after["training"]["steps"] == before["training"]["steps"] == STEPS
     assert after["content_hash"] == before["content_hash"], "the weights are the same in every bit"
     assert after["cost"]["wall_seconds"] > after["training"]["earlier_seconds"] > 0
     left = (broken.directory / "results/checkpoints").rglob("*")

@@ -186,7 +186,7 @@ def test_the_minute_study_gives_the_scores_of_a_local_run(
         ours, theirs = (checkout.directory / "results" / file for checkout in (here, there))
         assert ours.read_bytes() == theirs.read_bytes(), file
     items = list(here.directory.glob("results/scores/*/*/*.samples.jsonl"))
-    assert len(items) == 6
+    assert len(items) == 9
     for path in items:
         other = there.directory / path.relative_to(here.directory)
         assert path.read_bytes() == other.read_bytes(), path.name

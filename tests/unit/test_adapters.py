@@ -1,11 +1,16 @@
 """Whether an adapter fits is known from headers, and said precisely."""
 
+import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
 import tiny
+from peft import LoraConfig
 
 from portllm import adapters, methods
 from portllm.errors import InputError
@@ -89,6 +94,54 @@ def test_what_is_no_sum_is_refused(tmp_path: Path, settings: dict, message: str)
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **settings)
     with pytest.raises(InputError, match=message):
         adapters.check_fit(adapter, model)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model, and an ordinary adapter for it."""
+    folder = tmp_path_factory.mktemp("plain")
+    model = tiny.save_model(folder / "model")
+    return model, tiny.save_adapter(folder / "adapter", model)
+
+
+def with_settings(adapter: Path, copy: Path, **settings: Any) -> Path:
+    """A copy of an adapter whose configuration says something else."""
+    shutil.copytree(adapter, copy)
+    config = copy / adapters.CONFIG
+    config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
+    return copy
+
+
+@pytest.mark.parametrize(("option", "reason"), adapters._REFUSED.items())
+def test_every_option_that_makes_it_no_sum_is_refused(
+    plain: tuple[Path, Path], tmp_path: Path, option: str, reason: str
+) -> None:
+    # One that PEFT does not have would refuse nothing.
+    assert option in {field.name for field in dataclasses.fields(LoraConfig)}
+    model, adapter = plain
+    adapters.check_fit(adapter, model)
+    changed = with_settings(adapter, tmp_path / "changed", **{option: {"some": "setting"}})
+    message = re.escape(f"{option} is set: {reason}; expected plain LoRA")
+    for use in (lambda: adapters.check_fit(changed, model), lambda: adapters.load(changed)):
+        with pytest.raises(InputError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("start", [*adapters._CHANGES_THE_BASE, "pissa_niter_16"])
+def test_every_start_that_changes_the_base_is_refused(
+    plain: tuple[Path, Path], tmp_path: Path, start: str
+) -> None:
+    model, adapter = plain
+    changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
+    with pytest.raises(InputError, match=rf"init_lora_weights is '{start}'.*convert it"):
+        adapters.check_fit(changed, model)
+
+
+@pytest.mark.parametrize("start", [True, False, "gaussian"])
+def test_other_starts_are_not(plain: tuple[Path, Path], tmp_path: Path, start: bool | str) -> None:
+    model, adapter = plain
+    changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
+    adapters.check_fit(changed, model)
 
 
 def test_direct_changes_nothing_and_scaled_scales_the_product(tmp_path: Path) -> None:

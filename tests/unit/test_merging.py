@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy
 import pytest
 import tiny
 import torch
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
@@ -306,6 +308,75 @@ def test_several_patches_in_one_pass(tmp_path: Path) -> None:
         for shard in checkpoints.shards(directory):
             same = tmp_path / f"both-{directory.name}" / shard.name
             assert shard.read_bytes() == same.read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_patches_read_each_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16, max_shard_size="10KB")
+    targets = ("all-linear", ["q_proj"], ["embed_tokens", "o_proj"])
+    edits = {}
+    for seed, modules in enumerate(targets):
+        adapter = tiny.save_adapter(tmp_path / f"a{seed}", model, seed=seed, target_modules=modules)
+        (directory := tmp_path / f"merged{seed}").mkdir()
+        edits[directory] = merging.edits_of(adapters.load(adapter))
+    read: list[tuple[str, int, int]] = []
+    real = streaming._read
+
+    def count(file: int, buffer: memoryview, offset: int) -> None:
+        read.append((Path(f"/proc/self/fd/{file}").readlink().name, offset, len(buffer)))
+        real(file, buffer, offset)
+
+    monkeypatch.setattr(streaming, "_read", count)
+    # Copies inside the kernel would be seen by nobody.
+    monkeypatch.setattr(streaming, "_copy", lambda *_: False)
+    monkeypatch.setattr(streaming, "BLOCK", 700)
+    merging.merge_many(model, edits, threads=threads)
+    shards = checkpoints.shards(model)
+    assert len(shards) > 1
+    for shard in shards:
+        parts = sorted((offset, size) for name, offset, size in read if name == shard.name)
+        place = checkpoints.header_length(shard)
+        for offset, size in parts:
+            assert offset == place, "every byte once, and none left out"
+            place += size
+        assert place == shard.stat().st_size
+        for directory in edits:
+            assert (directory / shard.name).stat().st_size == shard.stat().st_size
+
+
+def peak_of_merging(directory: Path, matrices: int) -> int:
+    """Peak memory of the program that merges into a model of so many matrices of 8 MiB."""
+    shape = (2048, 2048)
+    names = [f"layers.{index}.proj.weight" for index in range(matrices)]
+    weights = {name: torch.zeros(shape, dtype=torch.bfloat16) for name in names}
+    model = write_checkpoint(directory / "model", weights, 1)
+    patch = random_adapter(torch.Generator().manual_seed(0), dict.fromkeys(names, shape), 4, 8)
+    (directory / "patch").mkdir()
+    config = {"peft_type": "LORA", "r": 4, **patch.config}
+    adapters.save(Adapter(config, patch.tensors), directory / "patch", base=model)
+    program = PROJECT / "workflow_scripts" / "transplant.py"
+    command = [PROJECT / ".venvs/eval/bin/python", program, "--threads", "2", "--version", model]
+    command += ["--patch", directory / "patch", "--merged", directory / "merged"]
+    # From a shell: a process's peak begins with that of the one which it is forked from, and this
+    # one is large.
+    shell = ["sh", "-c", '"$@"; exit $?', "sh", *map(str, command)]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    changed = dict(checkpoints.tensors(directory / "merged"))
+    assert all(weight.any() for weight in changed.values())
+    return files.read_json(directory / "merged" / "manifest.json")["cost"]["peak_host_bytes"]
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    peaks = {}
+    for matrices in (4, 32):
+        (tmp_path / str(matrices)).mkdir()
+        peaks[matrices] = peak_of_merging(tmp_path / str(matrices), matrices)
+        shutil.rmtree(tmp_path / str(matrices))
+    # The models' sizes differ by 235 MB.
+    assert peaks[32] - peaks[4] < 40e6
 
 
 def test_a_weighted_sum(tmp_path: Path) -> None:

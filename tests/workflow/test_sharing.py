@@ -14,8 +14,10 @@ from portllm import sharing
 from portllm.errors import InputError
 
 STUDY = "tests/studies/minute.yaml"
-# One base, two evolutions; two patches on the base and two on the second evolution.
-SHARED = {"models/tiny/base", "models/tiny/first", "models/tiny/second"} | {
+# One base, two evolutions and a chain; two patches on the base and two on the second evolution.
+UPDATES = ("update-1", "update-2", "update-3")
+EVOLVED = {f"models/tiny/{version}" for version in ("first", "second", *UPDATES)}
+SHARED = {"models/tiny/base", *EVOLVED} | {
     f"patches/tiny/{version}/{task}/seed1234"
     for version in ("base", "second")
     for task in ("demo_yes_no", "demo_arithmetic")
@@ -118,7 +120,7 @@ ON_SECOND = {path for path in PATCHES if "second" in path}
 CHANGES: list[tuple[Callable[[dict[str, Any]], None], set[str]]] = [
     (other_seed, {path.replace("1234", "5") for path in PATCHES}),
     (other_rate, PATCHES),
-    (other_corpus, {"models/tiny/first", "models/tiny/second"} | ON_SECOND),
+    (other_corpus, EVOLVED | ON_SECOND),
     (other_base, SHARED),
     (other_order, {"models/tiny/second"} | ON_SECOND),
 ]

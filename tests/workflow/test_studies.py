@@ -191,6 +191,25 @@ def test_studies_compose(checkout: Checkout, tmp_path: Path) -> None:
     assert counts["score"] == 2
 
 
+def test_the_readmes_example_is_a_study(checkout: Checkout) -> None:
+    section = (PROJECT / "README.md").read_text().split("\n## Your own model", 1)[1]
+    study = yaml.safe_load(section.split("```yaml\n", 1)[1].split("```", 1)[0])
+    # What the reader has.
+    release = study["models"]["mine"]["releases"]["v0.2"]
+    release["path"] = str(tiny.save_model(checkout.directory / "release"))
+    tasks = checkout.directory / study["tasks"]["my_task"]["include"]
+    tasks.mkdir()
+    (tasks / "my_task.yaml").write_text(
+        "task: my_task\ndataset_path: mine\ntraining_split: train\n"
+    )
+    checkout.write("my_axolotl.yaml", {"datasets": [{"type": "alpaca"}]})
+    checkout.write("mine.yaml", study)
+    counts = checkout.counts("--configfile", "mine.yaml")
+    # The patch of each of two tasks on three versions, as it is and halved.
+    assert counts["transplant"] == 2 * 3 * 2
+    assert (counts["evolve"], counts["patch"], counts["merge"]) == (2, 2, 1)
+
+
 def test_a_chain_is_evolved_for_its_tasks_alone(checkout: Checkout, tmp_path: Path) -> None:
     only = tmp_path / "only.yaml"
     for task, updates in (("demo_sentiment", 0), ("demo_arithmetic", 5)):

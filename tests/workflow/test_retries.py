@@ -1,0 +1,67 @@
+"""How often a failed job is tried is the command line's say, and each attempt asks for more."""
+
+from conftest import Checkout
+
+STUDY = "tests/studies/minute.yaml"
+COMPUTING = {"pretrain", "patch", "preprocess", "evolve", "transplant", "merge", "score"}
+FETCHING = {"fetch_model", "fetch_patch", "corpus", "task_data"}
+MEASURING = {"movement", "norms", "geometry", "loss_slice"}
+PRESENTING = {"scores", "table", "figure", "report", "all"}
+
+SHOW_RETRIES = """
+include: "Snakefile"
+for each in workflow.rules:
+    # What the rule itself says; None leaves it to --retries.
+    print("retries of", each.name, each._restart_times)
+"""
+
+
+def with_every_rule(checkout: Checkout) -> None:
+    """Let the study have a model and a patch from the hub and a prepared dataset too."""
+    study = checkout.read(STUDY)
+    study["models"]["brought"] = {
+        "base": {"hub": "someone/model"},
+        "patches": {"demo_yes_no": {"hub": "someone/patch"}},
+        "evolutions": ["first"],
+    }
+    study["evolutions"]["second"]["preprocess"] = True
+    checkout.write(STUDY, study)
+
+
+def asked(checkout: Checkout, attempt: int) -> dict[tuple[str, str], dict[str, str]]:
+    """What each job asks for at an attempt, by its rule and its outputs."""
+    done = checkout.run("--dry-run", "--attempt", str(attempt), "--configfile", STUDY)
+    assert done.returncode == 0, done.stdout[-4000:]
+    jobs: dict[tuple[str, str], dict[str, str]] = {}
+    rule = output = ""
+    for line in done.stdout.splitlines():
+        if line.startswith(("rule ", "localrule ")):
+            rule, output = line.split()[1].rstrip(":"), ""
+        elif line.startswith("    output: "):
+            output = line
+        elif line.startswith("    resources: "):
+            pairs = line.removeprefix("    resources: ").split(", ")
+            jobs[rule, output] = dict(pair.split("=", 1) for pair in pairs)
+    return jobs
+
+
+def test_every_rule_asks_for_more_at_each_attempt(checkout: Checkout) -> None:
+    with_every_rule(checkout)
+    first, third = asked(checkout, 1), asked(checkout, 3)
+    assert first.keys() == third.keys()
+    assert {rule for rule, _ in first} == COMPUTING | FETCHING | MEASURING | PRESENTING
+    for (rule, output), resources in first.items():
+        if rule in PRESENTING:
+            assert "mem_mb" not in resources
+            continue
+        for name in ("mem_mb", "runtime"):
+            assert int(third[rule, output][name]) == 3 * int(resources[name]), (rule, name)
+        assert third[rule, output].get("gpu") == resources.get("gpu")
+
+
+def test_no_rule_says_how_often_it_is_tried(checkout: Checkout) -> None:
+    (checkout.directory / "retries.smk").write_text(SHOW_RETRIES)
+    said = checkout.run("--snakefile", "retries.smk", "--dry-run", "--configfile", STUDY).stdout
+    shown = [line.split()[2:] for line in said.splitlines() if line.startswith("retries of ")]
+    assert {name for name, _ in shown} >= COMPUTING | FETCHING | MEASURING
+    assert {times for _, times in shown} == {"None"}
