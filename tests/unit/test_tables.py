@@ -76,9 +76,17 @@ def test_the_main_tables_numbers_have_intervals(source: Path) -> None:
     first = numbers.iloc[0]
     theirs = stats.binomtest(200, 400).proportion_ci(method="wilson")
     assert (first["low"], first["high"]) == pytest.approx((theirs.low, theirs.high))
-    # A score that is no share of right items has the normal interval of lm-eval's error.
-    ends = tables.score_interval(0.7, 0.02, 400, "f1,none", 0.95)
-    assert ends == pytest.approx((0.6608, 0.7392), abs=1e-4)
+    assert (first["interval"], first["level"]) == ("Wilson", 0.95)
+
+
+def test_without_items_f1_has_the_normal_interval_of_lm_evals_error(source: Path) -> None:
+    table = pandas.read_csv(source)
+    table["metric"] = table["metric"].replace("acc,none", "f1,none")
+    table.to_csv(source, index=False)
+    numbers = tables.main([source], {**SETTINGS, "kind": "main"}).numbers
+    row = numbers[numbers["metric"] == "f1,none"].iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx((0.4608, 0.5392), abs=1e-4)
+    assert row["interval"] == "normal"
 
 
 def test_scores_of_other_numbers_of_items_are_in_no_common_table(source: Path) -> None:
