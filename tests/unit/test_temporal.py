@@ -19,7 +19,12 @@ ARMS = {
 }
 CHAIN = ["base", "first", "second", "third", "fourth"]
 UPDATES = {"m": {version: number for number, version in enumerate(CHAIN)}}
-SETTINGS = {"arms": ARMS, "updates": UPDATES, "lifetime": {"share_of_gain": 0.5}}
+SETTINGS = {
+    "arms": ARMS,
+    "updates": UPDATES,
+    "lifetime": {"share_of_gain": 0.5},
+    "statistics": {"level": 0.95},
+}
 
 
 def cell(version: str, trained_on: str, seed: str, task: str, value: float) -> list[Any]:
@@ -148,6 +153,28 @@ def test_forecast_of_a_patch_that_decays(tmp_path: Path) -> None:
     bare = {**TWO_ARMS, "lifetime": {"share_of_gain": 0}}
     later = tables.KINDS["trend"]([source], bare).numbers.set_index(["task", "arm"])
     assert later.loc[("decays", "carried"), "forecast"] == pytest.approx(
+def test_the_level_of_a_trends_intervals_is_the_studys(tmp_path: Path) -> None:
+    source = chain_scores(tmp_path / "scores.csv")
+    found = {}
+    for level in (0.8, 0.95):
+        settings = {**TWO_ARMS, "statistics": {"level": level}}
+        table = tables.KINDS["trend"]([source], settings)
+        found[level] = table.numbers.set_index(["task", "arm"]).loc[("decays", "carried")]
+        assert f"{100 * level:g} % intervals" in table.notes[0]
+        assert table.numbers["level"].tolist() == [level] * 4
+        assert table.text["n"].tolist() == table.numbers["n"].tolist() == [400] * 4
+    narrow, wide = found[0.8], found[0.95]
+    for low, high in (
+        ("low", "high"),
+        ("gain_low", "gain_high"),
+        ("un_patched_low", "un_patched_high"),
+        ("forecast_low", "forecast_high"),
+    ):
+        assert wide[low] < narrow[low] < narrow[high] < wide[high]
+    half = stats.t.ppf(0.9, 3) * stats.linregress(range(5), DECAY).stderr
+    assert narrow["high"] - narrow["slope"] == pytest.approx(half)
+
+
         -line.intercept / line.slope
     )
 

@@ -149,11 +149,11 @@ def _trend_sentence(numbers: pandas.DataFrame) -> str | None:
         return None
     parts = []
     for arm, rows in patched.groupby("arm", sort=False):
-        falling = int(((rows["slope"] < 0) & (rows["p_holm"] < SIGNIFICANT)).sum())
+        falling = int(((rows["slope"] < 0) & (rows["p_holm"] < significant)).sum())
         parts.append(f"{arm} in {falling} of {len(rows)}")
     return (
         f"Over {int(patched['last_update'].max())} updates, scores fall (Holm-corrected "
-        f"p < {SIGNIFICANT}): {', '.join(parts)} series."
+        f"p < {significant:g}): {', '.join(parts)} series."
     )
 
 
@@ -164,6 +164,8 @@ HIGHLIGHTS = {
     "efficiency": _cost_sentence,
 }
 
+    # Of intervals and tests alike; rounded, as 1 − 0.95 is a little more than 0.05.
+    significant = round(1 - patched["level"].iloc[0], 6)
 
 def highlights(results: Iterable[tuple[str, pandas.DataFrame]]) -> list[str]:
     """What the study found, a sentence for each kind of table that has one; the first table's."""
