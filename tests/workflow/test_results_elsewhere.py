@@ -1,6 +1,7 @@
 """Studies of results that someone else made, in whole or in part."""
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,17 @@ def test_the_published_files(checkout: Checkout) -> None:
     # The patch of the base on the base is the first of both arms.
     assert scores["arc_easy", "carried", 0] == scores["arc_easy", "step-wise", 0]
     trend = pandas.read_csv(results / "tables" / "trend.csv").set_index(["task", "arm"])
+    errors = table.set_index(["task", "arm", "update"])["stderr"]
+    assert errors["winogrande", "un-patched", 0] == pytest.approx(0.01216018919693069)
+    assert errors["boolq", "carried", 4] == pytest.approx(0.005160345817079486)
+    assert errors["gsm8k", "step-wise", 8] == pytest.approx(0.012532334368242894)
+    # And of all that were read, what the files say.
+    read = pandas.read_csv(results / "imported" / "follow-up.csv")
+    assert len(read) > 119
+    for row in read.itertuples():
+        raw = json.loads((REAL / row.file).read_text())["results"][row.task]
+        error = raw[row.metric.replace(",", "_stderr,")]
+        assert (row.value, row.stderr) == pytest.approx((raw[row.metric], error), rel=1e-12)
     assert trend.loc[("boolq", "carried"), "p"] == pytest.approx(0.193, abs=5e-4)
     assert trend.loc[("gsm8k", "carried"), "slope"] == pytest.approx(-0.00160, abs=5e-6)
     assert "humaneval" in (results / "tables" / "trend.md").read_text()
