@@ -237,7 +237,8 @@ def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
     """
     latex = _FITTED % text.to_latex(index=False, escape=True).strip()
     for note in notes:
-        latex += f"\\par{{\\footnotesize {_latex_text(note)}}}\n"
+        # The paragraph ends within the group, or it would be set as the text around it is.
+        latex += f"\\par\\smallskip{{\\footnotesize\\sloppy\\noindent {_latex_text(note)}\\par}}\n"
     for symbol, command in _LATEX.items():
         latex = latex.replace(symbol, command)
     return latex
