@@ -325,7 +325,7 @@ def table_inputs(table):
     """What a table is made from, by its kind."""
     settings = config["tables"][table]
     match settings["kind"]:
-        case "recovery":
+        case "main" | "recovery":
             return ["<results>/scores.csv", *item_paths(settings, ".json")]
         case "comparisons" | "seeds":
             return item_paths(settings, ".json")

@@ -6,6 +6,7 @@ rule report:
     input:
         tables=expand("<results>/tables/{table}.md", table=with_rows("tables")),
         figures=expand("<results>/figures/{figure}.svg", figure=with_rows("figures")),
+        imported=imported_paths(".csv"),
         sections=HERE / "report" / "sections.yaml",
         template=HERE / "report" / "report.html.j2",
     output:
@@ -18,5 +19,5 @@ rule report:
         settings=options({"settings": description.report_settings(config)}),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_report.py --tables {input.tables} --figures {input.figures}"
-        " --sections {input.sections} --template {input.template} {params.settings}"
+        " --imported {input.imported} --sections {input.sections} --template {input.template} {params.settings}"
         " --output {output} >{log} 2>&1"

@@ -20,6 +20,9 @@ def main() -> None:
     )
     parser.add_argument("--figures", type=Path, nargs="*", default=[], help="*.svg, others beside")
     parser.add_argument(
+        "--imported", type=Path, nargs="*", default=[], help="imported scores, SOURCE.csv"
+    )
+    parser.add_argument(
         "--settings", type=json.loads, required=True, help="JSON: study, tables, figures"
     )
     parser.add_argument("--sections", type=Path, required=True, help="YAML: the report's story")
@@ -28,12 +31,13 @@ def main() -> None:
     arguments = parser.parse_args()
     from portllm import report
 
+    study = arguments.settings["study"]
     page = report.write(
         arguments.template,
         report.read_sections(arguments.sections),
         tables=by_name(arguments.tables, arguments.settings["tables"]),
         figures=by_name(arguments.figures, arguments.settings["figures"]),
-        study=arguments.settings["study"],
+        study={**study, "parts": report.with_imported(study["parts"], arguments.imported)},
     )
     with files.whole_file(arguments.output) as partial:
         partial.write_text(page)

@@ -257,6 +257,30 @@ def test_recovery_has_an_interval_from_the_items(tmp_path: Path) -> None:
     assert any(line == pytest.approx((100 * found.low, 100 * found.high)) for line in lines)
 
 
+def test_the_main_tables_f1_has_the_bootstraps_interval(tmp_path: Path) -> None:
+    arms = ["zero-shot", "ported", "re-fine-tuned"]
+    cells = {**TWO_SEEDS, ("v2", "direct", 1): numpy.ones(200, int)}
+    del cells["v2", "direct", 2]
+    sources = collected(write(tmp_path, cells))
+    numbers = tables.main(sources, {**SETTINGS, "arms": {arm: ARMS[arm] for arm in arms}}).numbers
+    kinds = numbers.set_index(["metric", "arm"])
+    assert set(kinds.loc["acc,none", "interval"]) == {"Wilson"}
+    assert set(kinds.loc["f1,none", "interval"]) == {"bootstrap"}
+    found = [
+        statistics.score(
+            numpy.stack([GOLD, numpy.where(right == 1, GOLD, 1 - GOLD)], axis=1), "f1", **STATISTICS
+        )
+        for right in PORTED.values()
+    ]
+    ported = kinds.loc[("f1,none", "ported")]
+    # Seeds share their items: the interval is no narrower than theirs.
+    assert ported["low"] == pytest.approx(numpy.mean([one.low for one in found]))
+    assert ported["high"] == pytest.approx(numpy.mean([one.high for one in found]))
+    # All items right: no resample differs, which is no evidence.
+    assert kinds.loc[("f1,none", "re-fine-tuned"), ["low", "high"]].isna().all()
+    assert kinds.loc[("acc,none", "re-fine-tuned"), "low"] == pytest.approx(0.981, abs=1e-3)
+
+
 def test_recovery_within_noise_is_not_stated(tmp_path: Path) -> None:
     cells = {**ONE_SEED, ("v2", "direct", 1): ZERO_SHOT}
     # One item more right is a gain, and within noise.

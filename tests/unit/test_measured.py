@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas
 import pytest
-from matplotlib.axis import Axis
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from labels import assert_labels_stand_apart
+from scipy import stats
 
 from portllm import files, measured, measured_figures, scores, tables
 
+STATISTICS = {"statistics": {"level": 0.9}}
 NAMES = {"model": "m", "version": "v2", "trained_on": "base", "task": "t"}
 
 
@@ -92,26 +92,6 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     assert alone.iloc[0, 2:].tolist() == ["–"] * 6
 
 
-def shown_labels(axis: Axis) -> list[Text]:
-    """Labels of the ticks that lie within an axis's view."""
-    low, high = sorted(axis.get_view_interval())
-    ticks = (tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
-    return [tick.label1 for tick in ticks if tick.label1.get_visible()]
-
-
-def assert_labels_stand_apart(figure: Figure) -> None:
-    """No two texts of a figure lie on each other."""
-    figure.draw_without_rendering()
-    texts = list(figure.legends[0].get_texts())
-    for axes in figure.axes:
-        texts += [axes.title, axes.xaxis.label, axes.yaxis.label]
-        texts += [*shown_labels(axes.xaxis), *shown_labels(axes.yaxis)]
-    boxes = [text.get_window_extent().shrunk(0.95, 0.95) for text in texts if text.get_text()]
-    assert len(boxes) > 8
-    for number, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
-
-
 def test_figure_of_angles(sources: list[Path]) -> None:
     again = []
     for path in sources:
@@ -150,10 +130,11 @@ def test_figure_of_loss_slices(tmp_path: Path) -> None:
         for version in ("v2", "v3")
         for seed, loss in (("1", 1.0), ("2", 2.0))
     ]
-    figure = measured_figures.loss_slices(sources, {"width": 7.0, "height": 3.2}).figure
+    settings = {**STATISTICS, "width": 7.0, "height": 3.2}
+    figure = measured_figures.loss_slices(sources, settings).figure
     assert [axes.get_title() for axes in figure.axes] == [
-        "v2, 2 seeds\nun-patched: 4.00",
-        "v3, 2 seeds\nun-patched: 4.00",
+        "v2, 2 seeds\nn = 9, un-patched: 4.00",
+        "v3, 2 seeds\nn = 9, un-patched: 4.00",
     ]
     axes = figure.axes[0]
     assert list(axes.containers[0].lines[0].get_ydata()) == pytest.approx([2.25, 2.0, 1.5, 2.0])
@@ -161,6 +142,9 @@ def test_figure_of_loss_slices(tmp_path: Path) -> None:
     points = [line for line in axes.lines if len(line.get_xdata()) == 1]
     marks = {line.get_label(): line.get_xdata()[0] for line in points}
     assert marks == {"carried patch": 0.0, "re-trained patch": 1.0}
+    (_, low), (_, high) = axes.containers[0].lines[2][0].get_segments()[0]
+    assert (high - low) / 2 == pytest.approx(stats.norm.ppf(0.95) * 0.01)
+    assert figure.legends[0].get_title().get_text() == "bars: 90 % intervals over the items"
     # All of every curve is to be seen.
     assert axes.get_ylim()[1] > 2.25
     assert_labels_stand_apart(figure)
@@ -197,7 +181,7 @@ def swept(tmp_path: Path) -> Path:
 
 
 def test_scores_against_scale(swept: Path) -> None:
-    found = measured_figures.scaled_scores(swept, {"methods": METHODS})
+    found = measured_figures.scaled_scores(swept, {"methods": METHODS, **STATISTICS})
     assert found[["random", "scale", "value", "runs"]].to_numpy().tolist() == [
         [False, 0.0, 0.1, 1],
         [False, 0.5, 0.6, 1],
@@ -205,7 +189,8 @@ def test_scores_against_scale(swept: Path) -> None:
         [True, 1.0, pytest.approx(0.2), 2],
     ]
     # Wilson's interval of 240 of 400.
-    z, share, n = 1.96, 0.6, 400
+    assert set(found["interval"]) == {"Wilson"}
+    z, share, n = 1.644854, 0.6, 400
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     ends = found.loc[1, ["low", "high"]].tolist()
@@ -213,10 +198,11 @@ def test_scores_against_scale(swept: Path) -> None:
 
 
 def test_figure_of_scale(swept: Path) -> None:
-    settings = {"methods": METHODS, "width": 4.0, "height": 3.0}
+    settings = {"methods": METHODS, **STATISTICS, "width": 4.0, "height": 3.0}
     figure = measured_figures.scaling([swept], settings).figure
     (axes,) = figure.axes
-    assert axes.get_title() == "v2\nt"
+    assert axes.get_title() == "v2\nt\nn = 400"
+    assert figure.legends[0].get_title().get_text() == "bars: 90 % intervals over the items"
     assert axes.get_ylabel() == "score (%)"
     line, drawn = axes.containers
     assert list(line.lines[0].get_xdata()) == [0.0, 0.5, 1.0]

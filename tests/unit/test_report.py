@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+import elsewhere
 import matplotlib.figure
 import pandas
 import pytest
 from conftest import PROJECT
 
-from portllm import figures, report, tables
+from portllm import config, description, figures, report, scores, tables
 from portllm.errors import InputError
 
 SECTIONS = PROJECT / "report" / "sections.yaml"
@@ -103,7 +104,45 @@ def test_trends_are_counted_in_a_sentence() -> None:
             "p_holm": [0.01, 0.01, 0.4, 0.01],
             "last_update": [5, 5, 5, 5],
             "un_patched_slope": [None, -1.0, -1.0, -1.0],
+            "level": 0.95,
         }
     )
     (sentence,) = report.highlights([("trend", numbers)])
-    assert "carried in 1 of 2, step-wise in 0 of 1 series" in sentence
+    assert "p < 0.05): carried in 1 of 2, step-wise in 0 of 1 series" in sentence
+    (stricter,) = report.highlights([("trend", numbers.assign(level=0.995))])
+    assert "p < 0.005): carried in 0 of 2" in stricter
+
+
+def imported_scores(path: Path) -> Path:
+    rows = [
+        ["m", task, version, trained_on, "direct", seed, "acc,none", 0.5, 0.02, 400]
+        for task in ("boolq", "gsm8k")
+        for version in ("base", "first")
+        for trained_on, seed in (("none", "none"), ("base", "42"), ("base", "50"))
+    ]
+    pandas.DataFrame(rows, columns=scores.COLUMNS).to_csv(path, index=False)
+    return path
+
+
+def test_a_study_of_imported_scores_says_what_they_are_of(tmp_path: Path) -> None:
+    directory = elsewhere.save_all(tmp_path / "elsewhere")
+    study = {"imported": {"theirs": {**elsewhere.STUDY, "directory": str(directory)}}}
+    config.load(study, schema=PROJECT / "config" / "schema.yaml")
+    own = description.described(study)
+    found = report.with_imported(own, [imported_scores(tmp_path / "theirs.csv")])
+    assert {part: what for part, what in found.items() if part != "Arms"} == {
+        "Models": ["m (of theirs)"],
+        "Versions": ["base, first (of theirs)"],
+        "Results made elsewhere": ["theirs (a paper)"],
+        "Tasks": ["boolq, gsm8k (of theirs)"],
+        # Not the study's own seed, with which nothing was trained.
+        "Seeds": ["42, 50 (of theirs)"],
+    }
+
+
+def test_imported_scores_stand_beside_the_studys_own(tmp_path: Path) -> None:
+    own = {"Models": ["demo base (hub/demo)"], "Tasks": ["rte"], "Seeds": ["1234"], "Updates": []}
+    found = report.with_imported(own, [imported_scores(tmp_path / "theirs.csv")])
+    assert found["Models"] == ["demo base (hub/demo)", "m (of theirs)"]
+    assert found["Seeds"] == ["1234", "42, 50 (of theirs)"]
+    assert "Updates" not in found

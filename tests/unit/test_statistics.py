@@ -44,6 +44,7 @@ def test_an_accuracy_has_wilsons_interval_and_lm_evals_error() -> None:
     theirs = stats.binomtest(right, 300).proportion_ci(method="wilson")
     assert (found.value, found.n) == (right / 300, 300)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.interval == "Wilson"
     assert found.stderr == pytest.approx(numpy.std(GOOD, ddof=1) / math.sqrt(300))
 
 
@@ -79,7 +80,10 @@ def test_f1_and_mcc_are_scikit_learns(aggregation: str, theirs) -> None:
 
 
 def test_f1_without_positives_is_zero() -> None:
-    assert statistics.score([[0, 0], [0, 0], [0, 0]], "f1").value == 0
+    alike = statistics.score([[0, 0], [0, 0], [0, 0]], "f1")
+    assert (alike.value, alike.interval) == (0, "bootstrap")
+    assert math.isnan(alike.low)
+    assert math.isnan(alike.high)
 
 
 @pytest.mark.parametrize(("first", "second"), [(GOOD, BETTER), (BETTER, WEAK), (GOOD, GOOD)])

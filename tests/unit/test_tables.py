@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from labels import assert_labels_stand_apart
 from scipy import stats
 
 from portllm import figures, files, paired_tables, scores, tables
@@ -76,9 +77,17 @@ def test_the_main_tables_numbers_have_intervals(source: Path) -> None:
     first = numbers.iloc[0]
     theirs = stats.binomtest(200, 400).proportion_ci(method="wilson")
     assert (first["low"], first["high"]) == pytest.approx((theirs.low, theirs.high))
-    # A score that is no share of right items has the normal interval of lm-eval's error.
-    ends = tables.score_interval(0.7, 0.02, 400, "f1,none", 0.95)
-    assert ends == pytest.approx((0.6608, 0.7392), abs=1e-4)
+    assert (first["interval"], first["level"]) == ("Wilson", 0.95)
+
+
+def test_without_items_f1_has_the_normal_interval_of_lm_evals_error(source: Path) -> None:
+    table = pandas.read_csv(source)
+    table["metric"] = table["metric"].replace("acc,none", "f1,none")
+    table.to_csv(source, index=False)
+    numbers = tables.main([source], {**SETTINGS, "kind": "main"}).numbers
+    row = numbers[numbers["metric"] == "f1,none"].iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx((0.4608, 0.5392), abs=1e-4)
+    assert row["interval"] == "normal"
 
 
 def test_scores_of_other_numbers_of_items_are_in_no_common_table(source: Path) -> None:
@@ -147,6 +156,30 @@ def test_the_figure_shows_every_version(source: Path) -> None:
     heights = [round(bar.get_height()) for bar in axes.patches]
     assert heights == [88, 0, 0]
     assert [text.get_text() for text in axes.texts] == ["88", "n/a", "n/a"]
+    legend = figure.legends[0]
+    assert legend.get_texts()[0].get_text() == "easy, n = 400"
+    assert legend.get_title().get_text() == "lines: 95 % intervals; dashed: re-fine-tuning"
+    assert_labels_stand_apart(figure)
+
+
+@pytest.mark.parametrize("count", [3, 5, 16])
+def test_labels_of_many_versions_and_tasks_stand_apart(tmp_path: Path, count: int) -> None:
+    metrics = [(task, "acc,none") for task in ("boolq", "sst2", "mrpc", "rte", "winogrande")]
+    metrics += [("gsm8k", f"exact_match,{name}") for name in ("strict-match", "flexible-extract")]
+    names = [f"tales-then-lessons-{number}" for number in range(count)]
+    rows = []
+    for place, version in enumerate(names):
+        for trained_on, value in (("none", 0.5), ("base", 0.875 + place / 100), (version, 0.9)):
+            cell = [version, trained_on, "none" if trained_on == "none" else "direct", "1"]
+            rows += [["m", task, *cell, metric, value, 0.02, 400] for task, metric in metrics]
+    path = tmp_path / "scores.csv"
+    pandas.DataFrame(rows, columns=scores.COLUMNS).to_csv(path, index=False)
+    figure = figures.recovery([path], {**SETTINGS, "width": 7, "height": 3}).figure
+    shown = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert len(shown) == count * len(metrics)
+    # Every row of bars has the line of re-fine-tuning, on which a number would stand.
+    assert all(axes.lines[-1].get_ydata() == [100, 100] for axes in figure.axes)
+    assert_labels_stand_apart(figure)
 
 
 def test_collecting_results(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pandas
 import pytest
 import yaml
 from conftest import PROJECT
+from labels import assert_labels_stand_apart
 from scipy import stats
 
 from portllm import figures, scores, tables
@@ -19,7 +20,12 @@ ARMS = {
 }
 CHAIN = ["base", "first", "second", "third", "fourth"]
 UPDATES = {"m": {version: number for number, version in enumerate(CHAIN)}}
-SETTINGS = {"arms": ARMS, "updates": UPDATES, "lifetime": {"share_of_gain": 0.5}}
+SETTINGS = {
+    "arms": ARMS,
+    "updates": UPDATES,
+    "lifetime": {"share_of_gain": 0.5},
+    "statistics": {"level": 0.95},
+}
 
 
 def cell(version: str, trained_on: str, seed: str, task: str, value: float) -> list[Any]:
@@ -74,7 +80,7 @@ def test_a_selection_of_metrics_without_scores_is_refused(source: Path) -> None:
 def test_figure_over_updates(source: Path) -> None:
     settings = {**SETTINGS, "width": 7.0, "height": 2.5}
     figure = figures.lifetime([source], settings).figure
-    assert [axes.get_title() for axes in figure.axes] == ["easy", "hard"]
+    assert [axes.get_title() for axes in figure.axes] == ["easy\nn = 400", "hard\nn = 400"]
     for axes in figure.axes:
         assert axes.get_ylabel() == "accuracy (%)"
         assert "update" in axes.get_xlabel()
@@ -85,10 +91,49 @@ def test_figure_over_updates(source: Path) -> None:
     carried = figure.axes[0].containers[1]
     assert carried.get_label() == "carried"
     assert list(carried.lines[0].get_ydata()) == pytest.approx([90, 85, 80, 75, 70])
-    segments = carried.lines[2][0].get_segments()
-    assert segments[0][1][1] - segments[0][0][1] == pytest.approx(2 * 1.96 * 2)
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(ARMS)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_bars_are_wilsons_intervals_at_the_level(tmp_path: Path, level: float) -> None:
+    # Scores of 100 % have a standard error of zero, and are not certain.
+    rows = [cell(version, "base", "1", "t", 1.0) for version in CHAIN]
+    settings = {**TWO_ARMS, "statistics": {"level": level}, "width": 4.0, "height": 2.5}
+    drawing = figures.lifetime([save_scores(tmp_path / "scores.csv", rows)], settings)
+    (axes,) = drawing.figure.axes
+    (low, high) = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
+    theirs = stats.binomtest(400, 400).proportion_ci(level, method="wilson")
+    assert (low, high) == pytest.approx((100 * theirs.low, 100))
+    row = drawing.numbers.iloc[0]
+    assert row[["n", "interval", "level"]].tolist() == [400, "Wilson", level]
+    assert (row["low"], row["high"]) == pytest.approx((theirs.low, 1))
+    (legend,) = drawing.figure.legends
+    assert legend.get_title().get_text() == f"bars: {level:.0%} intervals".replace("%", " %") + (
+        " over the items"
+    )
+
+
+def test_a_score_whose_error_is_zero_has_no_normal_interval(tmp_path: Path) -> None:
+    rows = [
+        [*cell(version, "base", "1", "t", 1.0)[:6], "f1,none", 1.0, 0.0, 9] for version in CHAIN
+    ]
+    settings = {**TWO_ARMS, "width": 4.0, "height": 2.5}
+    numbers = figures.lifetime([save_scores(tmp_path / "scores.csv", rows)], settings).numbers
+    assert numbers[["low", "high"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("updates", [5, 11, 41])
+def test_labels_of_many_tasks_and_updates_stand_apart(tmp_path: Path, updates: int) -> None:
+    chain = ["base", *(f"update-{number}" for number in range(1, updates))]
+    tasks = ["winogrande", "boolq", "arc_easy", "arc_challenge", "sst2", "mnli"]
+    rows = [cell(version, "base", "1", task, 0.9) for version in chain for task in tasks]
+    for metric in ("exact_match,strict-match", "exact_match,flexible-extract"):
+        rows += [[*cell(v, "base", "1", "gsm8k", 0.7)[:6], metric, 0.7, 0.02, 1319] for v in chain]
+    numbers = {version: number for number, version in enumerate(chain)}
+    source = save_scores(tmp_path / "scores.csv", rows)
+    settings = {**SETTINGS, "updates": {"m": numbers}, "width": 7.0, "height": 2.4}
+    assert_labels_stand_apart(figures.lifetime([source], settings).figure)
 
 
 DECAY = [0.9, 0.84, 0.81, 0.74, 0.7]
@@ -106,6 +151,28 @@ def chain_scores(path: Path, *, updates: int = 5, un_patched: bool = True) -> Pa
                 rows.append(cell(version, "none", "none", task, FLAT[number]))
             rows.append(cell(version, "base", "1", task, carried[number]))
     return save_scores(path, rows)
+
+
+def test_the_level_of_a_trends_intervals_is_the_studys(tmp_path: Path) -> None:
+    source = chain_scores(tmp_path / "scores.csv")
+    found = {}
+    for level in (0.8, 0.95):
+        settings = {**TWO_ARMS, "statistics": {"level": level}}
+        table = tables.KINDS["trend"]([source], settings)
+        found[level] = table.numbers.set_index(["task", "arm"]).loc[("decays", "carried")]
+        assert f"{100 * level:g} % intervals" in table.notes[0]
+        assert table.numbers["level"].tolist() == [level] * 4
+        assert table.text["n"].tolist() == table.numbers["n"].tolist() == [400] * 4
+    narrow, wide = found[0.8], found[0.95]
+    for low, high in (
+        ("low", "high"),
+        ("gain_low", "gain_high"),
+        ("un_patched_low", "un_patched_high"),
+        ("forecast_low", "forecast_high"),
+    ):
+        assert wide[low] < narrow[low] < narrow[high] < wide[high]
+    half = stats.t.ppf(0.9, 3) * stats.linregress(range(5), DECAY).stderr
+    assert narrow["high"] - narrow["slope"] == pytest.approx(half)
 
 
 def test_trends_and_their_family(tmp_path: Path) -> None:

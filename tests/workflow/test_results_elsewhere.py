@@ -1,6 +1,7 @@
 """Studies of results that someone else made, in whole or in part."""
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ def test_tables_and_figures_from_nothing_else(study: Checkout) -> None:
     for kind in ("svg", "png"):
         assert (results / "figures" / f"lifetime.{kind}").stat().st_size > 1000
     assert not (results / "models").exists()
+    page = (results / "report.html").read_text()
+    for part, what in (("Models", "m"), ("Tasks", "boolq, gsm8k"), ("Seeds", "42")):
+        assert f"<dt>{part}</dt><dd>{what} (of theirs)</dd>" in page
 
     # A newer file and one that was cut off: what is made of scores is made anew, once.
     whole = elsewhere.result("boolq", 0.6, update=4)
@@ -189,6 +193,17 @@ def test_the_published_files(checkout: Checkout) -> None:
     assert scores["winogrande", "un-patched", 0] == pytest.approx(0.7505919494869772)
     assert scores["boolq", "carried", 4] == pytest.approx(0.9036697247706422)
     assert scores["gsm8k", "step-wise", 8] == pytest.approx(0.7073540561031084)
+    errors = table.set_index(["task", "arm", "update"])["stderr"]
+    assert errors["winogrande", "un-patched", 0] == pytest.approx(0.01216018919693069)
+    assert errors["boolq", "carried", 4] == pytest.approx(0.005160345817079486)
+    assert errors["gsm8k", "step-wise", 8] == pytest.approx(0.012532334368242894)
+    # And of all that were read, what the files say.
+    read = pandas.read_csv(results / "imported" / "follow-up.csv")
+    assert len(read) > 119
+    for row in read.itertuples():
+        raw = json.loads((REAL / row.file).read_text())["results"][row.task]
+        error = raw[row.metric.replace(",", "_stderr,")]
+        assert (row.value, row.stderr) == pytest.approx((raw[row.metric], error), rel=1e-12)
     # The patch of the base on the base is the first of both arms.
     assert scores["arc_easy", "carried", 0] == scores["arc_easy", "step-wise", 0]
     trend = pandas.read_csv(results / "tables" / "trend.csv").set_index(["task", "arm"])

@@ -28,6 +28,7 @@ def _names(*kinds: type) -> list[str]:
 
 
 RECOVERIES = [*PLACE, *_names(statistics.Recovery)]
+INTERVALS = [*PLACE, "arm", "low", "high", "interval"]
 SEEDS = [*PLACE, "arm", *_names(statistics.Seeds, statistics.Mixed)]
 COMPARISONS = [
     *PLACE,
@@ -147,6 +148,33 @@ def recoveries(results: list[Path], settings: Settings) -> pandas.DataFrame:
             )
             rows.append({**place, **asdict(found)})
     return pandas.DataFrame(rows, columns=RECOVERIES)
+
+
+def _has_other_scores(result: Path) -> bool:
+    cells = scores.read_result(result)["cells"]
+    return not all(scores.is_proportion(metric) for cell in cells for metric in cell["metrics"])
+
+
+def intervals(results: list[Path], settings: Settings) -> pandas.DataFrame:
+    """Intervals, from their items, of scores that are no share of right items; means over seeds.
+
+    The seeds share their items, so that the mean's interval is no narrower than one seed's.
+    """
+    rows = []
+    # Most tasks have none, and reading items takes its time.
+    for place, arms in places(list(filter(_has_other_scores, results)), settings):
+        if scores.is_proportion(place["metric"]):
+            continue
+        for arm in settings["arms"]:
+            if arm not in arms:
+                continue
+            found = pandas.DataFrame(
+                statistics.score(run.values, arms.aggregation, **settings["statistics"])
+                for run in arms.seeds(arm)
+            )
+            ends = found[["low", "high"]].mean().to_dict()
+            rows.append({**place, "arm": arm, **ends, "interval": found["interval"].iloc[0]})
+    return pandas.DataFrame(rows, columns=INTERVALS)
 
 
 def seeds(results: list[Path], settings: Settings) -> pandas.DataFrame:

@@ -24,7 +24,10 @@ def _source_text(source: dict[str, Any]) -> str:
 
 
 def described(config: study.Config) -> dict[str, list[str]]:
-    """What a study runs, in words: models, evolutions, tasks, arms, seeds, what is brought."""
+    """What a study runs, in words: models, evolutions, tasks, arms, seeds, what is brought.
+
+    A study of imported scores alone runs nothing: what these are of, the report says.
+    """
     obtained = [
         f"{model} {version} ({_source_text(source)})"
         for model in study.chosen(config, "models")
@@ -36,9 +39,11 @@ def described(config: study.Config) -> dict[str, list[str]]:
         if any(name in study.evolutions(config, model) for model in study.chosen(config, "models"))
     ]
     brought = [f"{patch.task} for {patch.model}" for patch in study.existing_patches(config)]
-    parts = {
+    seeds = [str(seed) for seed in config["study"]["seeds"]]
+    return {
         "Models": obtained,
         "Updates": evolved,
+        "Versions": [],
         "Patches brought": brought,
         "Results made elsewhere": [
             f"{name} ({source.get('origin', source['directory'])})"
@@ -46,9 +51,8 @@ def described(config: study.Config) -> dict[str, list[str]]:
         ],
         "Tasks": study.chosen(config, "tasks"),
         "Arms": [_arm_text(name, config["arms"][name]) for name in study.chosen(config, "arms")],
-        "Seeds": [str(seed) for seed in config["study"]["seeds"]],
+        "Seeds": seeds if study.chosen(config, "models") else [],
     }
-    return {name: what for name, what in parts.items() if what}
 
 
 def report_settings(config: study.Config) -> dict[str, Any]:

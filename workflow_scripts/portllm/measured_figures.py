@@ -1,24 +1,32 @@
 """Figures of what the analysis measured of patches and updates, and of scores against scale."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pandas
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from portllm import measured, scores
-from portllm.figure_style import COLOURS, LINES, MARKERS, NORMAL_95, Drawing, Settings
-from portllm.table_text import column_names, score_interval
+from portllm import measured, scores, statistics
+from portllm.figure_style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    Drawing,
+    Settings,
+    interval_ends,
+    interval_note,
+    legend,
+    panels,
+    set_title,
+)
+from portllm.table_text import column_names, with_intervals
 
 GREY = "0.35"
 # The last of the bars' colours, a yellow, is too light for a line on white.
 LINE_COLOURS = (*COLOURS[:-1], "black")
-LEVEL = 0.95
-# Narrower panels cannot hold their labels.
-PANEL_WIDTH = 2.2
+# Half the width of the band that holds 95 % of random cosines, in their standard deviations.
+NORMAL_95 = 1.96
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -37,37 +45,6 @@ def _tidy(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_size(9)
-
-
-def _panels(
-    settings: Settings, count: int, *, widest: int | None = None, same_scale: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A figure with a grid of `count` panels, as many in a row as its width holds."""
-    columns = max(1, min(count, widest or count, int(settings["width"] // PANEL_WIDTH)))
-    rows = math.ceil(count / columns)
-    figure = Figure(figsize=(settings["width"], settings["height"] * rows), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=same_scale).flat)
-    for axes in grid[count:]:
-        axes.remove()
-    return figure, grid[:count]
-
-
-def _legend(figure: Figure, width: float) -> None:
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        marks, labels = axes.get_legend_handles_labels()
-        handles = dict(zip(labels, marks, strict=True)) | handles
-    longest = max((len(label) for label in handles), default=1)
-    # About twelve letters fit an inch beside their marks.
-    columns = max(1, min(len(handles), int(width * 12 / (longest + 6))))
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=8,
-    )
 
 
 # What a panel shows, as a multiple of what random subspaces give where that is named, its words
@@ -112,7 +89,7 @@ def geometry(sources: list[Path], settings: Settings) -> Drawing:
     found = each[each["layer"].notna()].groupby(place, sort=False, as_index=False)
     found = found.mean(numeric_only=True)
     models = list(dict.fromkeys(found["model"]))
-    figure, grid = _panels(settings, len(_GEOMETRY) * len(models), widest=2)
+    figure, grid = panels(settings, len(_GEOMETRY) * len(models), widest=2)
     modules = list(dict.fromkeys(found["module"]))
     for number, axes in enumerate(grid):
         model = models[number // len(_GEOMETRY)]
@@ -132,34 +109,41 @@ def geometry(sources: list[Path], settings: Settings) -> Drawing:
         else:
             axes.axhline(1, color=GREY, linestyle="--", linewidth=0.9)
             axes.set_ylim(bottom=0)
-        axes.set_title(words if len(models) == 1 else f"{model}: {words}", fontsize=9)
+        set_title(axes, *([model] if len(models) > 1 else []), *words.splitlines())
         axes.set_xlabel("layer")
         axes.set_ylabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _tidy(axes)
-    _legend(figure, settings["width"])
+    legend(figure, settings["width"])
     return Drawing(figure, found)
 
 
 def loss_slices(sources: list[Path], settings: Settings) -> Drawing:
     """Loss from the carried patch (t = 0) to the re-trained one (t = 1): a panel for each version.
 
-    Means over seeds, whose number is in the title where there are several; bars are the 95 %
+    Means over seeds, whose number is in the title where there are several; bars are the normal
     intervals of one seed's mean over its items. The un-patched model's loss is in the title.
     """
     found = measured.slices(sources)
-    keys = ["model", "task", "version"]
-    panels = list(found.groupby(keys, sort=False))
+    level = settings["statistics"]["level"]
+    # One item has no standard error.
+    errors = pandas.to_numeric(found["stderr"])
+    low, high = statistics.normal_interval(found["loss"], errors, level)
+    found = found.assign(low=low, high=high, level=level)
+    parts = list(found.groupby(["model", "task", "version"], sort=False))
     several = [name for name in ("model", "task") if found[name].nunique() > 1]
-    figure, grid = _panels(settings, len(panels), same_scale=not several)
-    for axes, (_, part) in zip(grid, panels, strict=True):
+    figure, grid = panels(settings, len(parts), same_scale=not several)
+    for axes, (_, part) in zip(grid, parts, strict=True):
         points = part.groupby("t", sort=True).agg(
-            loss=("loss", "mean"), stderr=("stderr", "mean"), seeds=("seed", "nunique")
+            value=("loss", "mean"),
+            low=("low", "mean"),
+            high=("high", "mean"),
+            seeds=("seed", "nunique"),
         )
         axes.errorbar(
             points.index,
-            points["loss"],
-            yerr=NORMAL_95 * points["stderr"].fillna(0),
+            points["value"],
+            yerr=interval_ends(points),
             color=COLOURS[0],
             marker=".",
             linewidth=1.2,
@@ -169,19 +153,19 @@ def loss_slices(sources: list[Path], settings: Settings) -> Drawing:
         )
         for t, label, number in ((0.0, "carried patch", 5), (1.0, "re-trained patch", 2)):
             style = {**_style(number), "linestyle": "none", "markersize": 7}
-            axes.plot([t], [points.loc[t, "loss"]], label=label, zorder=3, **style)
+            axes.plot([t], [points.loc[t, "value"]], label=label, zorder=3, **style)
         seeds = int(points["seeds"].max())
         title = [part[name].iloc[0] for name in (*several, "version")]
         title[-1] += f", {seeds} seeds" if seeds > 1 else ""
-        title.append(f"un-patched: {part['un_patched'].mean():.2f}")
-        axes.set_title("\n".join(title), fontsize=9)
+        title.append(f"n = {part['n'].iloc[0]}, un-patched: {part['un_patched'].mean():.2f}")
+        set_title(axes, *title)
         axes.set_xlabel("t")
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel("loss (nats per token)")
         _tidy(axes)
     for axes in grid:
         axes.set_ylim(bottom=0)
-    _legend(figure, settings["width"])
+    legend(figure, settings["width"], title=interval_note(level))
     return Drawing(figure, found)
 
 
@@ -193,7 +177,7 @@ def scale_of(method: dict[str, Any]) -> float | None:
 
 
 def scaled_scores(source: Path, settings: Settings) -> pandas.DataFrame:
-    """Scores of ports by the factor λ that they were applied with, with 95 % intervals.
+    """Scores of ports by the factor λ that they were applied with, with intervals.
 
     Several seeds are averaged; they share their items, so the interval is that of one.
 
@@ -223,25 +207,21 @@ def scaled_scores(source: Path, settings: Settings) -> pandas.DataFrame:
         key: place for place, key in enumerate(places[keys].itertuples(index=False, name=None))
     }
     place = [order[key] for key in means[keys].itertuples(index=False, name=None)]
-    columns = (means[name] for name in ("value", "stderr", "n", "metric"))
-    # Wilson's says something of a score of 0 or 100 %, whose standard error is 0.
-    ends = [score_interval(*row, LEVEL) for row in zip(*columns, strict=True)]
-    means[["low", "high"]] = ends
-    means = means.assign(place=place)
+    means = with_intervals(means, settings["statistics"]["level"]).assign(place=place)
     return means.sort_values(["place", "random", "scale"], ignore_index=True).drop(columns="place")
 
 
 def scaling(sources: list[Path], settings: Settings) -> Drawing:
-    """Scores against the factor λ of the patch, with 95 % intervals, and random directions beside.
+    """Scores against the factor λ of the patch, with intervals, and random directions beside.
 
     A panel for each version, task and metric. λ = 0 is the un-patched model, λ = 1 the port.
     """
     found = scaled_scores(sources[0], settings)
     names = column_names(found)
-    panels = list(found.groupby(["model", "applied_to", "task", "metric"], sort=False))
-    figure, grid = _panels(settings, len(panels))
+    parts = list(found.groupby(["model", "applied_to", "task", "metric"], sort=False))
+    figure, grid = panels(settings, len(parts))
     several = found["model"].nunique() > 1
-    for axes, ((model, version, task, metric), part) in zip(grid, panels, strict=True):
+    for axes, ((model, version, task, metric), part) in zip(grid, parts, strict=True):
         factor = scores.factor(metric)
         is_share = factor != 1
         for random, label, number in ((False, "λ·Δθ", 0), (True, "random direction, ‖Δθ‖", 5)):
@@ -252,10 +232,7 @@ def scaling(sources: list[Path], settings: Settings) -> Drawing:
             axes.errorbar(
                 line["scale"],
                 line["value"] * factor,
-                yerr=[
-                    (line["value"] - line["low"]).clip(lower=0) * factor,
-                    (line["high"] - line["value"]).clip(lower=0) * factor,
-                ],
+                yerr=interval_ends(line, factor),
                 label=label,
                 elinewidth=0.8,
                 capsize=2,
@@ -263,11 +240,11 @@ def scaling(sources: list[Path], settings: Settings) -> Drawing:
             )
         axes.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
         title = [*([model] if several else []), version, names[task, metric]]
-        axes.set_title("\n".join(title), fontsize=9)
+        set_title(axes, *title, f"n = {part['n'].iloc[0]}")
         axes.set_xlabel("factor λ of the patch")
         axes.set_ylabel("score (%)" if is_share else "score")
         if is_share:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         _tidy(axes)
-    _legend(figure, settings["width"])
+    legend(figure, settings["width"], title=interval_note(settings["statistics"]["level"]))
     return Drawing(figure, found)

@@ -51,7 +51,8 @@ def recovery_numbers(sources: list[Path], settings: Settings) -> pandas.DataFram
         numbers[column] = numbers[column].where(stated)
     numbers = numbers.reset_index()
     tasks = zip(numbers["task"], numbers["metric"], strict=True)
-    return numbers.assign(n=[counts[pair] for pair in tasks])
+    level = settings["statistics"]["level"]
+    return numbers.assign(n=[counts[pair] for pair in tasks], level=level)
 
 
 def recovery(sources: list[Path], settings: Settings) -> Table:

@@ -13,11 +13,13 @@ import jinja2
 import pandas
 import yaml
 
+from portllm import scores
 from portllm.errors import InputError
 
 KINDS = ("tables", "figures")
 NUMERIC = re.compile(r"[-−+–]?\d*[\d.,]*( ± [\d.]+)?( ?%)?( \[[^]]*\])?$")
-SIGNIFICANT = 0.05
+# Parts of a study in words, and the columns of scores that imported ones give for them.
+OF_SCORES = {"Models": "model", "Versions": "applied_to", "Tasks": "task", "Seeds": "seed"}
 REST = "Further tables and figures"
 
 
@@ -72,6 +74,21 @@ def _figure(number: int, name: str, caption: str, path: Path) -> Exhibit:
     found = {kind: path.with_suffix(f".{kind.lower()}") for kind in ("CSV", "SVG", "PNG")}
     files = {kind: data_uri(file) for kind, file in found.items()}
     return Exhibit(number, name, caption, files, image=files["SVG"])
+
+
+def with_imported(parts: dict[str, list[str]], sources: Iterable[Path]) -> dict[str, list[str]]:
+    """A study's parts in words, with what imported scores are of; parts of nothing are left out.
+
+    `sources` are tables of scores, SOURCE.csv.
+    """
+    found = {part: list(what) for part, what in parts.items()}
+    for path in sources:
+        table = scores.read(path)
+        for part, column in OF_SCORES.items():
+            names = [name for name in dict.fromkeys(table[column]) if name != scores.NONE]
+            if names:
+                found.setdefault(part, []).append(f"{', '.join(names)} (of {path.stem})")
+    return {part: what for part, what in found.items() if what}
 
 
 def read_sections(path: Path) -> list[dict[str, Any]]:
@@ -147,13 +164,15 @@ def _trend_sentence(numbers: pandas.DataFrame) -> str | None:
     patched = numbers[numbers["un_patched_slope"].notna()]
     if patched.empty:
         return None
+    # Of intervals and tests alike; rounded, as 1 − 0.95 is a little more than 0.05.
+    significant = round(1 - patched["level"].iloc[0], 6)
     parts = []
     for arm, rows in patched.groupby("arm", sort=False):
-        falling = int(((rows["slope"] < 0) & (rows["p_holm"] < SIGNIFICANT)).sum())
+        falling = int(((rows["slope"] < 0) & (rows["p_holm"] < significant)).sum())
         parts.append(f"{arm} in {falling} of {len(rows)}")
     return (
         f"Over {int(patched['last_update'].max())} updates, scores fall (Holm-corrected "
-        f"p < {SIGNIFICANT}): {', '.join(parts)} series."
+        f"p < {significant:g}): {', '.join(parts)} series."
     )
 
 

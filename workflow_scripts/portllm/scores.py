@@ -31,6 +31,11 @@ COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "
 SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
 
 
+def is_proportion(metric: str) -> bool:
+    """Whether a metric is the share of items that are right."""
+    return metric.partition(",")[0] in PROPORTIONS
+
+
 def factor(metric: str) -> float:
     """By what a score is multiplied to be shown: 100 for a share."""
     return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0

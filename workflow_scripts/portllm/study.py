@@ -296,6 +296,8 @@ def jobs_with_items(config: Config, settings: dict[str, Any]) -> list[tuple[str,
     found = []
     for job, arms in _arms_of_jobs(config, settings).items():
         match settings["kind"]:
+            case "main":
+                wanted = bool(set(settings.get("arms", arms)) & arms.keys())
             case "recovery":
                 wanted = {roles["ported"], *others} <= arms.keys()
             case "comparisons":
@@ -414,15 +416,16 @@ def method_settings(config: Config, name: str) -> dict[str, Any]:
 
 
 def _statistics(config: Config, kind: str) -> dict[str, Any]:
-    """The settings of the statistics that a kind of table or figure computes."""
+    """The settings of the statistics that a kind of table or figure computes, if it does any."""
     drawn = ("level", "resamples", "seed")
     names = {
-        "main": ("level",),
+        "main": drawn,
         "recovery": drawn,
         "comparisons": ("margin", *drawn),
-        "seeds": ("level",),
+        **dict.fromkeys(("seeds", "trend", "lifetime", "loss_slices", "scaling"), ("level",)),
     }
-    return {name: config["statistics"][name] for name in names.get(kind, ())}
+    chosen_here = {name: config["statistics"][name] for name in names.get(kind, ())}
+    return {"statistics": chosen_here} if chosen_here else {}
 
 
 def table_settings(config: Config, table: str) -> dict[str, Any]:
@@ -438,18 +441,16 @@ def figure_settings(config: Config, figure: str) -> dict[str, Any]:
     """What a figure of scores needs: its own settings, and of the study what its kind reads."""
     settings = config["figures"][figure]
     if settings["kind"] in MEASURED:
-        return settings
+        return {**settings, **_statistics(config, settings["kind"])}
     if settings["kind"] == "scaling":
-        return {**settings, "methods": config["methods"]}
+        return {**settings, "methods": config["methods"], **_statistics(config, "scaling")}
     return {**settings, **_of_scores(config, settings)}
 
 
 def _of_scores(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     kind = settings["kind"]
     wanted = settings.get("arms", chosen(config, "arms"))
-    found: dict[str, Any] = {}
-    if statistics := _statistics(config, kind):
-        found["statistics"] = statistics
+    found = _statistics(config, kind)
     if kind == "recovery":
         found["recovery"] = config["recovery"]
     if kind == "comparisons":

@@ -1,5 +1,6 @@
 """A table, and how numbers are written for people."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,14 +68,35 @@ def p_text(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def level_text(level: float) -> str:
+    """The level of an interval, in per cent."""
+    return f"{100 * level:g} %"
+
+
 def score_interval(
     value: float, stderr: float, n: float, metric: str, level: float
 ) -> tuple[float, float]:
     """A score's interval where its items are not at hand.
 
     Wilson's for a share of right items; else normal, from the standard error, which is lm-eval's
-    bootstrap where the metric has no closed form, as F1 has none.
+    bootstrap where the metric has no closed form, as F1 has none. A standard error of zero, where
+    no resample differed, gives no interval.
     """
-    if metric.partition(",")[0] in scores.PROPORTIONS:
+    if scores.is_proportion(metric):
         return statistics.proportion_interval(value, int(n), level)
+    if not stderr > 0:
+        return math.nan, math.nan
     return statistics.normal_interval(value, stderr, level)
+
+
+def with_intervals(numbers: pandas.DataFrame, level: float) -> pandas.DataFrame:
+    """Scores with the ends of their intervals, `low` and `high`, their kind and their level."""
+    columns = (numbers[name] for name in ("value", "stderr", "n", "metric"))
+    ends = [score_interval(*row, level) for row in zip(*columns, strict=True)]
+    kinds = [
+        statistics.WILSON if scores.is_proportion(metric) else statistics.NORMAL
+        for metric in numbers["metric"]
+    ]
+    return numbers.assign(
+        low=[low for low, _ in ends], high=[high for _, high in ends], interval=kinds, level=level
+    )

@@ -11,6 +11,7 @@ from typing import Any
 import pandas
 
 from portllm import (
+    comparisons,
     manifest,
     measured,
     paired_tables,
@@ -25,21 +26,24 @@ from portllm.table_text import (
     Table,
     column_names,
     published_text,
-    score_interval,
     value_text,
+    with_intervals,
 )
 
 
 def main(sources: list[Path], settings: Settings) -> Table:
-    """The paper's main table: rows are the arms of each version, columns the tasks."""
-    numbers = scores.of_chosen_arms(sources[0], settings)
+    """The paper's main table: rows are the arms of each version, columns the tasks.
+
+    `sources` are the table of scores and, for the intervals of scores such as F1, the result files
+    of scoring jobs.
+    """
+    numbers = with_intervals(
+        scores.of_chosen_arms(sources[0], settings), settings["statistics"]["level"]
+    )
+    numbers = _with_items(numbers, comparisons.intervals(sources[1:], settings))
     versions = list(dict.fromkeys(scores.read(sources[0])["applied_to"]))
     counts = scores.item_counts(numbers)
     names = {pair: f"{name}, n = {counts[pair]}" for pair, name in column_names(numbers).items()}
-    columns = (numbers[name] for name in ("value", "stderr", "n", "metric"))
-    level = settings["statistics"]["level"]
-    ends = [score_interval(*row, level) for row in zip(*columns, strict=True)]
-    numbers[["low", "high"]] = ends
     texts = [
         value_text(*row)
         for row in zip(numbers["value"], numbers["stderr"], numbers["metric"], strict=True)
@@ -64,6 +68,17 @@ def main(sources: list[Path], settings: Settings) -> Table:
     wide = wide.loc[order, list(dict.fromkeys(names.values()))].fillna("–")
     text = wide.reset_index().rename(columns={"applied_to": "version"})
     return Table(numbers, text.drop(columns="model") if len(models) == 1 else text)
+
+
+def _with_items(numbers: pandas.DataFrame, found: pandas.DataFrame) -> pandas.DataFrame:
+    """Scores with the intervals that their items give, where these are at hand."""
+    keys = [*comparisons.PLACE, "arm"]
+    from_items = found.set_index(keys)
+    placed = numbers.set_index(keys)
+    there = from_items.index.intersection(placed.index)
+    # Not DataFrame.update, which keeps the other interval where the items give none.
+    placed.loc[there, from_items.columns] = from_items.loc[there]
+    return placed.reset_index()[list(numbers.columns)]
 
 
 def versions(sources: list[Path], settings: Settings) -> Table:
@@ -222,7 +237,8 @@ def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
     """
     latex = _FITTED % text.to_latex(index=False, escape=True).strip()
     for note in notes:
-        latex += f"\\par{{\\footnotesize {_latex_text(note)}}}\n"
+        # The paragraph ends within the group, or it would be set as the text around it is.
+        latex += f"\\par\\smallskip{{\\footnotesize\\sloppy\\noindent {_latex_text(note)}\\par}}\n"
     for symbol, command in _LATEX.items():
         latex = latex.replace(symbol, command)
     return latex

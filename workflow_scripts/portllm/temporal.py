@@ -53,10 +53,10 @@ def _ranks(column: pandas.Series) -> dict[str, int]:
     return {value: place for place, value in enumerate(dict.fromkeys(column))}
 
 
-def _line(part: pandas.DataFrame, prefix: str) -> dict[str, Any]:
+def _line(part: pandas.DataFrame, prefix: str, level: float) -> dict[str, Any]:
     """Slope, interval and p of one arm's line; missing, with the reason, where it has too few."""
     try:
-        line = statistics.trend(part["update"].to_numpy(), part["value"].to_numpy())
+        line = statistics.trend(part["update"].to_numpy(), part["value"].to_numpy(), level)
     except InputError as error:
         return {f"{prefix}refused": str(error)}
     return {
@@ -73,7 +73,7 @@ def _gains(part: pandas.DataFrame, un_patched: pandas.DataFrame) -> pandas.DataF
     return both.assign(value=both["value"] - both["value_un_patched"])[["update", "value"]]
 
 
-def _forecast(gains: pandas.DataFrame, share: float) -> dict[str, Any]:
+def _forecast(gains: pandas.DataFrame, share: float, level: float) -> dict[str, Any]:
     """The update from which on an arm keeps less than a share of its first gain."""
     if gains.empty:
         return {"forecast_refused": "no score of the un-patched model to gain on"}
@@ -83,7 +83,7 @@ def _forecast(gains: pandas.DataFrame, share: float) -> dict[str, Any]:
         return {**known, "forecast_refused": "no gain at the first update"}
     try:
         found = statistics.forecast(
-            gains["update"].to_numpy(), gains["value"].to_numpy(), share * first
+            gains["update"].to_numpy(), gains["value"].to_numpy(), share * first, level
         )
     except InputError as error:
         return {**known, "forecast_refused": str(error)}
@@ -97,7 +97,9 @@ def _forecast(gains: pandas.DataFrame, share: float) -> dict[str, Any]:
     }
 
 
-def _arm_trends(over_updates: pandas.DataFrame, share: float) -> Iterator[dict[str, Any]]:
+def _arm_trends(
+    over_updates: pandas.DataFrame, share: float, level: float
+) -> Iterator[dict[str, Any]]:
     columns = ["model", "task", "metric"]
     for names, group in over_updates.groupby(columns, sort=False):
         bare = group[group["un_patched"]]
@@ -106,19 +108,23 @@ def _arm_trends(over_updates: pandas.DataFrame, share: float) -> Iterator[dict[s
             row: dict[str, Any] = {
                 **dict(zip(columns, names, strict=True)),
                 "arm": arm,
+                "n": int(part["n"].iloc[0]),
                 "updates": len(part),
                 "last_update": int(part["update"].max()),
                 "equal_seeds": part["seeds"].nunique() == 1,
-                **_line(part, ""),
+                **_line(part, "", level),
+                "level": level,
             }
             if not part["un_patched"].any():
                 gains = _gains(part, bare)
-                row |= _line(bare, "un_patched_") | _line(gains, "gain_") | _forecast(gains, share)
+                row |= _line(bare, "un_patched_", level) | _line(gains, "gain_", level)
+                row |= _forecast(gains, share, level)
             yield row
 
 
 TREND_COLUMNS = [
     *SERIES,
+    "n",
     "updates",
     "last_update",
     "equal_seeds",
@@ -127,20 +133,22 @@ TREND_COLUMNS = [
     *("gain_slope", "gain_low", "gain_high", "gain_p"),
     *("first_gain", "least_gain", "forecast", "forecast_low", "forecast_high"),
     *("falling", "extrapolated", "forecast_refused"),
+    "level",
 ]
 
 
-def trends(over_updates: pandas.DataFrame, share: float) -> pandas.DataFrame:
+def trends(over_updates: pandas.DataFrame, share: float, level: float) -> pandas.DataFrame:
     """A line through each arm's scores, and when its patch is worn out: one row for each arm.
 
-    `over_updates` is what `numbers` gives. Slopes are in the metric's unit per update; seeds are
+    `over_updates` is what `numbers` gives, `level` that of all intervals; `n` is the number of the
+    task's items. Slopes are in the metric's unit per update; seeds are
     averaged first, since what they share would count several times. `p_holm` is corrected over the
     family of an arm: its slopes on all models, tasks and metrics of the table (`family` is their
     number). `gain_slope` is that of the gain over the un-patched model, and `forecast` the update
     from which on less than `share` of the first gain is left. What cannot be said is missing, with
     its reason in `refused` or `forecast_refused`.
     """
-    found = pandas.DataFrame(_arm_trends(over_updates, share)).reindex(columns=TREND_COLUMNS)
+    found = pandas.DataFrame(_arm_trends(over_updates, share, level)).reindex(columns=TREND_COLUMNS)
     for _, arm in found[found["p"].notna()].groupby("arm"):
         found.loc[arm.index, "p_holm"] = statistics.holm(arm["p"].tolist())
         found.loc[arm.index, "family"] = len(arm)

@@ -8,7 +8,7 @@ import pandas
 
 from portllm import scores
 from portllm import temporal as updates
-from portllm.table_text import Settings, Table, column_names, p_text, value_text
+from portllm.table_text import Settings, Table, column_names, level_text, p_text, value_text
 
 
 def temporal(sources: list[Path], settings: Settings) -> Table:
@@ -34,9 +34,9 @@ def trend(sources: list[Path], settings: Settings) -> Table:
 
     Slopes are in points per update where the metric is a share.
     """
-    share = settings["lifetime"]["share_of_gain"]
+    share, level = settings["lifetime"]["share_of_gain"], settings["statistics"]["level"]
     over = updates.numbers(sources[0], settings)
-    numbers = updates.trends(over, share)
+    numbers = updates.trends(over, share, level)
     names = column_names(numbers)
     rows = numbers.to_dict("records")
     text = pandas.DataFrame(
@@ -44,6 +44,7 @@ def trend(sources: list[Path], settings: Settings) -> Table:
             "model": numbers["model"],
             "task": [names[row["task"], row["metric"]] for row in rows],
             "arm": numbers["arm"],
+            "n": numbers["n"],
             "updates": numbers["updates"],
             "slope": [_slope_text(row, "") for row in rows],
             "p": [p_text(row["p"]) for row in rows],
@@ -54,7 +55,8 @@ def trend(sources: list[Path], settings: Settings) -> Table:
         }
     )
     single = text["model"].nunique() == 1
-    return Table(numbers, text.drop(columns="model") if single else text, _trend_notes(numbers))
+    notes = _trend_notes(numbers, level)
+    return Table(numbers, text.drop(columns="model") if single else text, notes)
 
 
 def _slope_text(row: dict[str, Any], prefix: str) -> str:
@@ -84,12 +86,14 @@ def _forecast_text(row: dict[str, Any]) -> str:
     return f"update {row['forecast']:.0f} [{low:.0f}, {high:.0f}]{beyond}"
 
 
-def _trend_notes(numbers: pandas.DataFrame) -> tuple[str, ...]:
+def _trend_notes(numbers: pandas.DataFrame, level: float) -> tuple[str, ...]:
+    stated = level_text(level)
     notes = [
         "Slopes are of straight lines through the scores (points per update for shares), with "
-        "95 % intervals; p is two-sided, of no change; Holm's correction is over the slopes of the "
-        "same arm in this table. The last column forecasts, with a 95 % interval, the update at "
-        "which the gain over the un-patched model falls below that share of the first gain."
+        f"{stated} intervals; p is two-sided, of no change; Holm's correction is over the slopes "
+        f"of the same arm in this table. The last column forecasts, with a {stated} interval, the "
+        "update at which the gain over the un-patched model falls below that share of the first "
+        "gain; n is the number of items of each score."
     ]
     for column in ("refused", "forecast_refused"):
         what = "slope" if column == "refused" else "forecast"

@@ -4,7 +4,14 @@ Levels are those of two-sided intervals, e.g. 0.95; what is no share, no number 
 either raises InputError.
 """
 
-from portllm.statistics.estimates import Score, normal_interval, proportion_interval, score
+from portllm.statistics.estimates import (
+    NORMAL,
+    WILSON,
+    Score,
+    normal_interval,
+    proportion_interval,
+    score,
+)
 from portllm.statistics.families import holm
 from portllm.statistics.items import Run, check_same_items, stacked
 from portllm.statistics.paired import (
@@ -23,6 +30,8 @@ from portllm.statistics.seeds import Mixed, Seeds, mixed, over_seeds
 from portllm.statistics.trends import Forecast, Trend, forecast, trend
 
 __all__ = [
+    "NORMAL",
+    "WILSON",
     "Difference",
     "Equivalence",
     "Flips",

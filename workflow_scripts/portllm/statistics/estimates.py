@@ -12,17 +12,20 @@ from portllm.statistics import aggregations, resampling
 
 RESAMPLES = 10_000
 SEED = 1234
+# Kinds of intervals.
+WILSON, NORMAL, BOOTSTRAP = "Wilson", "normal", "bootstrap"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A score in its metric's own unit; `n` items."""
+    """A score in its metric's own unit; `n` items; `interval` says how its ends were found."""
 
     value: float
     stderr: float
     low: float
     high: float
     n: int
+    interval: str
 
 
 def proportion_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -51,12 +54,15 @@ def score(
     """Score one run's items: (items,) numbers, or (items, 2) pairs for `f1` and `mcc`.
 
     Items that are right or wrong have Wilson's interval and lm-eval's standard error,
-    √(p(1 − p) / (n − 1)); all else the bootstrap's.
+    √(p(1 − p) / (n − 1)); all else the bootstrap's, which is missing where no resample differs.
     """
     items = aggregations.arm(values, aggregation)
     value, n = float(aggregations.by_seed(items, aggregation)[0]), len(items)
     if aggregation == "mean" and aggregations.is_binary(items):
         stderr = math.sqrt(value * (1 - value) / (n - 1))
-        return Score(value, stderr, *proportion_interval(value, n, level), n)
+        return Score(value, stderr, *proportion_interval(value, n, level), n, WILSON)
     (drawn,) = resampling.resampled([items], aggregation, resamples, seed)
-    return Score(value, float(numpy.std(drawn, ddof=1)), *resampling.percentiles(drawn, level), n)
+    # Resamples that are all alike tell nothing of the items that were not drawn.
+    alike = numpy.ptp(drawn) == 0
+    low, high = (math.nan, math.nan) if alike else resampling.percentiles(drawn, level)
+    return Score(value, float(numpy.std(drawn, ddof=1)), low, high, n, BOOTSTRAP)
