@@ -5,9 +5,12 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 
 from portllm import files, manifest
 from portllm.errors import InputError, nearest
@@ -36,6 +39,22 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with files.whole_directory(tmp_path / "artefact") as directory:
         (directory / "whole").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
+
+
+def test_the_memory_of_who_started_a_program_is_not_its_own() -> None:
+    ballast = b"x" * 300_000_000
+    code = "from portllm import manifest; print(manifest.Meter().read().peak_host_bytes)"
+    scripts = str(PROJECT / "workflow_scripts")
+    # A fork, as the shells of jobs are: what a spawned program inherits is its parent's size.
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": scripts},
+        preexec_fn=lambda: None,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 1_000_000 < int(done.stdout) < len(ballast) / 2
 
 
 def _killed_in(function: str, target: Path) -> None:
