@@ -204,6 +204,32 @@ def test_a_difference_of_f1() -> None:
     assert statistics.difference(good, better, "f1") == found
 
 
+def test_seeds_that_never_differ_are_no_proof_of_equivalence() -> None:
+    one = numpy.zeros((40, 2))
+    found = statistics.difference(one, one)
+    assert (found.value, found.p_value) == (0, 1)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    tested = statistics.equivalence(one, one, 0.02)
+    assert statistics.verdict(tested.p_inside, tested.p_outside) == "not shown"
+    assert math.isnan(statistics.mixed(one).low)
+    flipped = statistics.flips(one, one)
+    expected = statistics.proportion_interval(0, 40)
+    assert (flipped.negative_low, flipped.negative_high) == pytest.approx(expected)
+    # All items of one arm, none of the other: there is nothing to doubt.
+    apart = statistics.equivalence(one + 1, one, 0.02)
+    assert statistics.verdict(apart.p_inside, apart.p_outside) == "no"
+
+
+def test_a_port_that_does_as_re_fine_tuning_everywhere_is_not_certain() -> None:
+    zero_shot, tuned = numpy.repeat([0, 1], [400, 100]), numpy.repeat([0, 1], [100, 400])
+    found = statistics.recovery(tuned, zero_shot, tuned)
+    assert found.value == 1
+    # Items on which they may differ: 3.84 of 500 + 3.84, over a gain of 0.6 and less.
+    assert 0.98 < found.low < 1 - 0.0076 / 0.6
+    assert 1 + 0.0076 / 0.6 < found.high < 1.02
+
+
 @pytest.mark.parametrize("margin", [0.01, 0.05, 0.1, 0.15, 0.3])
 @pytest.mark.parametrize("aggregation", ["mean", "f1"])
 def test_equivalence_is_the_interval_within_the_margin(margin: float, aggregation: str) -> None:
@@ -351,7 +377,8 @@ def test_with_seed_noise_alone_it_is_the_t_test_over_seeds() -> None:
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
     assert found.item_variance == 0
     same = statistics.mixed(numpy.full((9, 3), 0.5))
-    assert (same.mean, same.stderr, same.low, same.high) == (0.5, 0, 0.5, 0.5)
+    assert (same.mean, same.stderr) == (0.5, 0)
+    assert math.isnan(same.low)
 
 
 def test_the_interval_over_seeds_covers_the_mean() -> None:

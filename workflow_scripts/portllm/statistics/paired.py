@@ -155,6 +155,8 @@ def _of_seeds(first: Array, second: Array) -> _Evidence:
     """Several seeds whose scores are means: items and seeds are both random."""
     difference = first - second
     found = seeds.mixed(difference)
+    # As in `_of_resamples`: no evidence that the arms are equivalent.
+    alike = not difference.any()
 
     def t(bound: float) -> float:
         above = found.mean - bound
@@ -169,8 +171,8 @@ def _of_seeds(first: Array, second: Array) -> _Evidence:
     return _Evidence(
         value=found.mean,
         stderr=found.stderr,
-        above=lambda bound: float(stats.t.sf(t(bound), found.df)),
-        below=lambda bound: float(stats.t.cdf(t(bound), found.df)),
+        above=lambda bound: 1.0 if alike else float(stats.t.sf(t(bound), found.df)),
+        below=lambda bound: 1.0 if alike else float(stats.t.cdf(t(bound), found.df)),
         within=within,
         p_value=float(2 * stats.t.sf(abs(t(0.0)), found.df)),
         test="t, items × seeds",
@@ -305,6 +307,8 @@ def _share(flipped: Array, level: float) -> tuple[float, float, float]:
         share = float(flipped.mean())
         return share, *proportion_interval(share, len(flipped), level)
     found = seeds.mixed(flipped, level)
+    if found.stderr == 0:
+        return found.mean, *proportion_interval(found.mean, len(flipped), level)
     return found.mean, max(0.0, found.low), min(1.0, found.high)
 
 
@@ -313,7 +317,7 @@ def flips(before: NDArray, after: NDArray, level: float = 0.95) -> Flips:
 
     The negative-flip rate of Yan et al. (2021, Positive-congruent training, CVPR), over all items.
     Arms are (items, seeds) of right (1) and wrong (0). The interval is Wilson's, or for several
-    seeds that of `seeds.mixed`. Raises InputError for items that are neither.
+    seeds that of `seeds.mixed` where they differ. Raises InputError for items that are neither.
     """
     first, second = aggregations.arm(before, "mean"), aggregations.arm(after, "mean")
     if not (aggregations.is_binary(first) and aggregations.is_binary(second)):

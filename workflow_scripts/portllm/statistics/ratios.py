@@ -6,8 +6,18 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
-from portllm.statistics import aggregations, resampling
+from portllm.statistics import aggregations, paired, resampling
+from portllm.statistics.aggregations import Array
 from portllm.statistics.estimates import RESAMPLES, SEED
+
+
+def _of_equal_arms(
+    arms: list[Array], aggregation: str, gain: float, level: float
+) -> tuple[float, float]:
+    if aggregation != "mean" or not all(map(aggregations.is_binary, arms)):
+        return math.nan, math.nan
+    low, high = paired.tango_interval(0, 0, len(arms[0]), level)
+    return 1 + low / gain, 1 + high / gain
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,10 @@ def recovery(
     With that the interval holds every ρ for which ported − zero-shot − ρ · gain may be zero, as
     Fieller's (1954) does for normal means; a percentile interval of the plain quotients would take
     a negative over a negative gain for a good recovery.
+
+    Where the port does as re-fine-tuning on every item, no resample differs from 1, which tells
+    nothing of the items that were not drawn. The interval is then that of their difference
+    (Tango's, for right and wrong items; else none), over the least gain of the gain's interval.
     """
     arms = [aggregations.arm(values, aggregation) for values in (ported, zero_shot, re_fine_tuned)]
     scores = [float(aggregations.by_seed(values, aggregation).mean()) for values in arms]
@@ -62,5 +76,7 @@ def recovery(
         highest = numpy.where(positive, quotients, math.inf)
         low = float(numpy.quantile(lowest, tail, method="higher"))
         high = float(numpy.quantile(highest, 1 - tail, method="lower"))
+        if numpy.array_equal(reached, gains):
+            low, high = _of_equal_arms(arms, aggregation, gain_low, level)
     seeds = max(values.shape[1] for values in arms)
     return Recovery(value, low, high, gain, gain_low, gain_high, len(arms[0]), seeds)

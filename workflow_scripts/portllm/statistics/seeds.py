@@ -38,7 +38,8 @@ class Mixed:
 
     `item_stderr` is what more items would lessen, `seed_stderr` what more seeds would, and
     `residual_stderr` what either would; `stderr` is all of them together, with `df` degrees of
-    freedom in the interval.
+    freedom in the interval. Where no value differs from another there is none (NaN): that tells
+    nothing of the items and seeds that were not drawn.
     """
 
     mean: float
@@ -88,7 +89,7 @@ def mixed(values: NDArray, level: float = 0.95) -> Mixed:
     spread = sum(square**2 / df for square, df in kept)
     df = total**2 / spread if spread > 0 else float(n - 1)
     stderr = math.sqrt(total / (n * seeds))
-    margin = float(stats.t.ppf((1 + level) / 2, df)) * stderr
+    margin = float(stats.t.ppf((1 + level) / 2, df)) * stderr if stderr > 0 else math.nan
     return Mixed(
         mean=float(mean),
         item_variance=item,
