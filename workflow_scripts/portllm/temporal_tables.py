@@ -65,7 +65,8 @@ def _slope_text(row: dict[str, Any], prefix: str) -> str:
     if pandas.isna(slope):
         return "–"
     # A minus as people write it, in text that stands beside plus signs.
-    return f"{slope:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    ends = "–" if pandas.isna(low) else f"{low:+.3f}, {high:+.3f}".replace("-", "−")
+    return f"{slope:+.3f}".replace("-", "−") + f" [{ends}]"
 
 
 # A line through scores says nothing of updates so many times farther than those it was drawn from.

@@ -75,15 +75,16 @@ def trend(updates: Numbers, values: Numbers, level: float = 0.95) -> Trend:
 
     `updates` (k numbers) may repeat, e.g. for several seeds; `values` are k scores. The interval
     and the test are Student's with k − 2 degrees of freedom (scipy.stats.linregress; Draper and
-    Smith 1998, Applied Regression Analysis, section 1.4). Raises InputError with fewer than three
+    Smith 1998, Applied Regression Analysis, section 1.4); scores that are all equal have no
+    interval (NaN). Raises InputError with fewer than three
     different updates.
     """
     x, y = _points(updates, values, LEAST_FOR_A_TREND, "a trend")
     line = stats.linregress(x, y)
-    # Scores that are all equal have no scatter to test against: there is no trend.
+    # Scores that are all equal have no scatter to test against, or to make an interval of.
     level_line = numpy.ptp(y) == 0
     stderr = 0.0 if level_line else float(line.stderr)
-    margin = float(stats.t.ppf((1 + level) / 2, x.size - 2)) * stderr
+    margin = math.nan if level_line else float(stats.t.ppf((1 + level) / 2, x.size - 2)) * stderr
     return Trend(
         slope=float(line.slope),
         intercept=float(line.intercept),
