@@ -2,7 +2,7 @@
 
     .venvs/test/bin/python benchmarks/engine.py overhead    # about six minutes
     .venvs/test/bin/python benchmarks/engine.py dry-run     # about three minutes
-    .venvs/test/bin/python benchmarks/engine.py makespan    # about three minutes
+    .venvs/test/bin/python benchmarks/engine.py makespan    # about a quarter of an hour
 
 Every figure is a ratio of two times of the same run, on a machine that does nothing else.
 """
@@ -203,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["overhead", "dry-run", "makespan"])
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--seconds-a-minute", type=float, default=0.03, help="scale of makespan")
+    parser.add_argument("--seconds-a-minute", type=float, default=0.06, help="scale of makespan")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
