@@ -177,12 +177,14 @@ def test_the_minute_study_gives_the_scores_of_a_local_run(
     told: dict[str, Future[None]], cluster: Cluster, tmp_path: Path
 ) -> None:
     here, there = make_checkout(tmp_path / "here"), make_checkout(tmp_path / "there")
+    compared = ("scores.csv", "tables/main.csv", "tables/recovery.csv")
+    targets = [f"results/{file}" for file in compared]
     with ThreadPoolExecutor() as pool:
-        local = pool.submit(here.complete, "--cores", "1", "--configfile", STUDY)
+        local = pool.submit(here.complete, *targets, "--cores", "1", "--configfile", STUDY)
         done = there.run(*PROFILE, "--slurm-keep-successful-logs", "--configfile", STUDY)
         assert done.returncode == 0, done.stdout[-6000:]
         local.result()
-    for file in ("scores.csv", "tables/main.csv", "tables/recovery.csv"):
+    for file in compared:
         ours, theirs = (checkout.directory / "results" / file for checkout in (here, there))
         assert ours.read_bytes() == theirs.read_bytes(), file
     items = list(here.directory.glob("results/scores/*/*/*.samples.jsonl"))
