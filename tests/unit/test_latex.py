@@ -85,7 +85,10 @@ def every_kind(directory: Path) -> dict[str, Table]:
     }
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None,
+    reason="pdflatex is not installed (Debian: texlive-latex-base, texlive-latex-recommended)",
+)
 def test_tables_of_every_kind_are_set_within_the_text(tmp_path: Path) -> None:
     found = every_kind(tmp_path)
     assert found.keys() == tables.KINDS.keys()
