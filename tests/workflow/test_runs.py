@@ -46,12 +46,20 @@ def start(study: Checkout) -> Iterator[Callable[[], subprocess.Popen[str]]]:
         run.kill()
         run.wait()
     for number in (study.directory / "started").read_text().split():
-        if psutil.pid_exists(int(number)):
+        if is_running(int(number)):
             os.kill(int(number), signal.SIGKILL)
 
 
 def training(study: Checkout) -> int:
     return int((study.directory / "started").read_text().split()[-1])
+
+
+def is_running(process: int) -> bool:
+    """Whether a process has not ended; init may take a while to forget an orphan that has."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def made(said: str) -> list[str]:
@@ -101,7 +109,7 @@ def test_a_signal_stops_jobs_and_run_cleanly(
     run.send_signal(number)
     assert run.wait(60) not in (0, -number)
     assert (study.directory / "stopped").read_text() == "SIGTERM"
-    assert not psutil.pid_exists(training(study))
+    assert not is_running(training(study))
     assert f"{number.name}: jobs are stopped" in (study.directory / "run0.log").read_text()
     assert list((study.directory / ".snakemake/locks").glob("*")) == []
     assert not (study.directory / PATCH).exists()
@@ -120,7 +128,7 @@ def test_a_second_signal_kills_the_jobs(
     wait_for(lambda: "SIGTERM: jobs" in (study.directory / "run0.log").read_text())
     run.terminate()
     assert run.wait(60) > 0
-    assert not psutil.pid_exists(training(study))
+    wait_for(lambda: not is_running(training(study)), seconds=10)
     assert not (study.directory / "stopped").exists()
 
 
