@@ -8,6 +8,8 @@
 
 SNAKEMAKE := .venvs/workflow/bin/snakemake
 PYTEST := .venvs/test/bin/python -m pytest
+# Tests of one file share what its fixtures make, so a file stays with one process.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UV := .venvs/uv/bin/uv
 
 .PHONY: demo envs test test-fast test-slurm lint pins
@@ -29,10 +31,10 @@ envs: .venvs/workflow.ready .venvs/train.ready .venvs/eval.ready
 	envs/make.sh $*
 
 test: envs .venvs/test.ready lint
-	$(PYTEST)
+	$(PYTEST) $(AT_ONCE)
 
 test-fast: envs .venvs/test.ready lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(AT_ONCE) -m "not slow"
 
 test-slurm: envs .venvs/test.ready
 	$(PYTEST) tests/slurm
