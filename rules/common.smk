@@ -76,6 +76,13 @@ def device_limit():
     return limit.value if is_ours and limit is not None else None
 
 
+def devices_by_rule():
+    """Devices that --set-resources RULE:gpu=N asks for; numbers that are computed are left out."""
+    asked = workflow.resource_settings.overwrite_resources.items()
+    given = [(name, settings.get("gpu")) for name, settings in asked]
+    return {name: gpu.value for name, gpu in given if gpu and not gpu.is_evaluable()}
+
+
 def has_devices():
     """Whether jobs find devices to compute on; of a cluster's nodes it is taken for granted."""
     return bool(devices.pool(os.environ)) or not workflow.local_exec
@@ -99,7 +106,7 @@ try:
         known=plan.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
     )
-    resources.check_devices(PRICED, device_limit())
+    resources.check_devices(PRICED, devices_by_rule(), device_limit())
 except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)

@@ -113,11 +113,11 @@ def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -
     )
     # 12 bytes a parameter and the activations: more than 87 GB.
     assert resources.wanted(sharded, "evolve", names, "gpu", 1) >= 2
-    resources.check_devices(sharded, None)
+    resources.check_devices(sharded, {}, None)
     for limit in (0, 1):
-        resources.check_devices(plain, limit)
+        resources.check_devices(plain, {}, limit)
     with pytest.raises(InputError, match=r"evolutions.v: its recipe shards m over \d devices"):
-        resources.check_devices(sharded, 1)
+        resources.check_devices(sharded, {}, 1)
 
 
 def test_threads_follow_the_size(tmp_path: Path) -> None:

@@ -107,6 +107,14 @@ def test_more_devices_than_the_run_may_use(study: Checkout, limit: int) -> None:
     assert f"--resources gpu={limit}" in line
 
 
+@pytest.mark.parametrize("rule", ["evolve", "score"])
+def test_more_devices_by_hand_than_the_run_may_use(study: Checkout, rule: str) -> None:
+    options = ("--resources", "gpu=4", "--set-resources", f"{rule}:gpu=8")
+    assert f"--set-resources {rule}:gpu=8: the run may use 4 devices" in refusal(study, *options)
+    fewer = study.run("--dry-run", "--resources", "gpu=4", "--set-resources", f"{rule}:gpu=4")
+    assert fewer.returncode == 0
+
+
 def test_more_devices_than_there_are(study: Checkout) -> None:
     set_resources(study, evolve={"gpu": 5})
     done = study.run("results/models/demo/lessons", "--cores", "1")

@@ -5,6 +5,9 @@ what runs past them, so they are generous and grow with the model's parameters. 
 attempt, since a retried job has often died of having too little.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from portllm import costs, study
 from portllm.costs import UnknownError
 from portllm.errors import InputError
@@ -119,14 +122,24 @@ def _parameters(priced: Study, names: dict[str, str]) -> int:
     return costs.parameters(priced.version(names["model"], wanted_version).architecture)
 
 
-def check_devices(priced: Study, limit: int | None) -> None:
-    """Refuse an evolution that shards its training over more devices than a run may use.
+def check_devices(priced: Study, by_rule: Mapping[str, Any], limit: int | None) -> None:
+    """Refuse jobs that ask for more devices than a run may use, None being no limit.
 
-    What the study itself asks for is checked with its configuration, and one device or none
-    (`--resources gpu=0`) is the run's choice. Raises InputError.
+    Snakemake would lower their number and say nothing. `by_rule` are numbers that --set-resources
+    names; else evolutions are looked at that shard their training. What the study itself asks for
+    is checked with its configuration, and one device or none (`--resources gpu=0`) is the run's
+    choice. Raises InputError.
     """
+    if limit is None:
+        return
+    for rule, asked in by_rule.items():
+        if isinstance(asked, int) and asked > max(limit, 1):
+            raise InputError(
+                f"--set-resources {rule}:gpu={asked}: the run may use {limit} devices "
+                f"(--resources gpu={limit})"
+            )
     for model, version in priced.versions:
-        if limit is None or version not in priced.config["evolutions"]:
+        if "evolve" in by_rule or version not in priced.config["evolutions"]:
             continue
         asked = wanted(priced, "evolve", {"model": model, "version": version}, "gpu", 1)
         if asked > max(limit, 1):
