@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 
@@ -29,11 +29,27 @@ def lm_eval_split(prompt: str, completion: str) -> tuple[list[int], list[int]]:
 
 @settings(max_examples=100, deadline=None)
 @given(prompt=TEXT.filter(str.strip), completion=TEXT)
+@example(prompt="e", completion="rs").via("a token reaches over the border")
 def test_the_loss_is_on_what_lm_eval_scores(prompt: str, completion: str) -> None:
     context, continuation = lm_eval_split(prompt, completion)
+    assume(continuation)
     encoded = fine_tuning.encode(TOKENIZER, prompt, completion, Settings(max_length=10_000))
-    assert encoded["input_ids"] == [*context, *continuation, TOKENIZER.eos_token_id]
-    assert encoded["labels"] == [IGNORED] * len(context) + [*continuation, TOKENIZER.eos_token_id]
+    scored = [*continuation, TOKENIZER.eos_token_id]
+    assert encoded["input_ids"] == [*TOKENIZER.encode(prompt + completion), TOKENIZER.eos_token_id]
+    assert encoded["input_ids"][len(context) :] == scored
+    assert encoded["labels"] == [IGNORED] * len(context) + scored
+
+
+@pytest.mark.parametrize(("prompt", "completion"), [("e", "r"), ("th", "e")])
+def test_a_completion_that_one_token_shares_with_the_prompt_is_learnt(
+    prompt: str, completion: str
+) -> None:
+    context, continuation = lm_eval_split(prompt, completion)
+    assert not continuation
+    encoded = fine_tuning.encode(TOKENIZER, prompt, completion, Settings())
+    learnt = [*TOKENIZER.encode(completion, add_special_tokens=False), TOKENIZER.eos_token_id]
+    assert encoded["input_ids"] == [*context, *learnt]
+    assert encoded["labels"] == [IGNORED] * len(context) + learnt
 
 
 def test_long_prompts_lose_their_start_not_the_completion() -> None:

@@ -61,9 +61,15 @@ def encode(
 
     Prompt and completion are encoded together and the completion is what follows as many tokens
     as the prompt alone has; the end token is added. Too long an example loses tokens of its start.
+    Where a token reaches from the prompt over the whole completion, lm-eval finds nothing to
+    score; the completion is then encoded by itself, as the model has to say it after the prompt.
     """
-    start = tokenizer(prompt.rstrip())["input_ids"]
+    bare = prompt.rstrip()
+    start = tokenizer(bare)["input_ids"]
     whole = tokenizer(prompt + completion)["input_ids"]
+    if len(whole) <= len(start):
+        rest = prompt[len(bare) :] + completion
+        whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
     ids = [*whole, tokenizer.eos_token_id][-settings.max_length :]
     completion_length = len(whole) + 1 - len(start)
     cut = 0 if settings.loss_on == "everything" else max(0, len(ids) - completion_length)
