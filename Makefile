@@ -1,6 +1,6 @@
 # make demo       make what is needed and run the default study
 # make test       make what is needed and run all tests
-# make test-fast  the tests that train no study
+# make test-fast  the library's tests: no Snakemake, no study
 # make test-slurm the tests on a real SLURM with fake GPUs on this machine (root, Debian's packages)
 # make envs       make every environment (on a cluster: on the login node, once)
 # make lint       check style: ruff, snakefmt, snakemake --lint
@@ -34,7 +34,7 @@ test: envs .venvs/test.ready lint
 	$(PYTEST) $(AT_ONCE)
 
 test-fast: envs .venvs/test.ready lint
-	$(PYTEST) $(AT_ONCE) -m "not slow"
+	$(PYTEST) $(AT_ONCE) -m "not slow" tests/unit
 
 test-slurm: envs .venvs/test.ready
 	$(PYTEST) tests/slurm

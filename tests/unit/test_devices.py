@@ -488,6 +488,7 @@ def parent_below(process: int, ancestor: int) -> int:
         process = parent
 
 
+@pytest.mark.slow
 def test_no_device_is_held_twice_and_none_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

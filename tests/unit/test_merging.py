@@ -369,6 +369,7 @@ def peak_of_merging(directory: Path, matrices: int) -> int:
     return files.read_json(directory / "merged" / "manifest.json")["cost"]["peak_host_bytes"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     peaks = {}
     for matrices in (4, 32):
