@@ -1,8 +1,8 @@
 """Checkpoints written from a checkpoint's bytes, block by block, in one pass over its shards.
 
 A block is some rows of a weight, or a stretch of bytes that nothing changes. Blocks are read,
-changed and written by threads and hashed in the order of the file as they come, so that no file is
-read twice. Memory holds a few blocks, whatever the model's size.
+changed by threads, and hashed and written in the order of the file as they come, so that no file
+is read twice. Memory holds a few blocks, whatever the model's size.
 """
 
 import errno
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from portllm import checkpoints
+from portllm import checkpoints, direct_io
 from portllm.checkpoints import Stored
 from portllm.errors import InputError, nearest
 from portllm.files import read_json, write_json
@@ -125,9 +125,9 @@ class _Buffers:
             buffer = torch.empty(size, dtype=torch.uint8)
         return buffer[:size]
 
-    def give_back(self, parts: Iterable[Tensor | None]) -> None:
+    def give_back(self, parts: Iterable[Tensor]) -> None:
         """Take bytes back; several parts may be the same ones."""
-        storages = {part.data_ptr(): part.untyped_storage() for part in parts if part is not None}
+        storages = {part.data_ptr(): part.untyped_storage() for part in parts}
         for storage in storages.values():
             self._free.append(torch.empty(0, dtype=torch.uint8).set_(storage))
 
@@ -141,10 +141,9 @@ class _Buffers:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a block goes: which output, at which byte, changed by what."""
+    """Where a block goes: which output, changed by what."""
 
     output: int
-    offset: int
     apply: _Prepared | None = None
 
 
@@ -211,8 +210,8 @@ def _no_room_is_said(directory: Path) -> Iterator[None]:
         raise InputError(f"{directory}: {error.strerror} while the weights were written") from None
 
 
-def _header(shard: Path, tensors: list[Stored], targets: Targets) -> tuple[bytes, dict[str, int]]:
-    """Header of a shard's copy, as it is unless weights are added, and where added ones begin."""
+def _header(shard: Path, tensors: list[Stored], targets: Targets) -> bytes:
+    """Header of a shard's copy: as it is, unless weights are added behind the others."""
     length = checkpoints.header_length(shard)
     with shard.open("rb") as file:
         raw = file.read(length)
@@ -222,12 +221,10 @@ def _header(shard: Path, tensors: list[Stored], targets: Targets) -> tuple[bytes
         for name, _ in targets.get(tensor.name, ())[1:]
     ]
     if not added:
-        return raw, {}
+        return raw
     header = json.loads(raw[8:])
     end = shard.stat().st_size - length
-    begins = {}
     for tensor in added:
-        begins[tensor.name] = end
         size = tensor.end - tensor.begin
         header[tensor.name] = {
             "dtype": tensor.dtype,
@@ -237,62 +234,50 @@ def _header(shard: Path, tensors: list[Stored], targets: Targets) -> tuple[bytes
         end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    new = struct.pack("<Q", len(text)) + text
-    return new, {name: len(new) + begin for name, begin in begins.items()}
+    return struct.pack("<Q", len(text)) + text
 
 
-def _of_tensor(tensor: Stored, places: list[tuple[_Place, Edit | None]]) -> Iterator[_Block]:
-    """Blocks of a weight that some output edits; offsets of places are the weight's begin."""
+def _of_tensor(tensor: Stored, places: list[tuple[int, Edit | None]]) -> Iterator[_Block]:
+    """Blocks of a weight that some output edits; places are outputs by their number."""
     rows = tensor.shape[0] if tensor.shape else 1
     size = tensor.end - tensor.begin
     if size == 0:
         return
     dtype = TORCH[tensor.dtype]
     whole = any(edit is not None and edit.whole for _, edit in places)
-    ready = [
-        (place, None if edit is None else _Prepared(edit, arithmetic(dtype)))
-        for place, edit in places
-    ]
+    there = tuple(
+        _Place(output, None if edit is None else _Prepared(edit, arithmetic(dtype)))
+        for output, edit in places
+    )
     row_size = size // rows
     step = rows if whole else max(1, BLOCK // row_size)
     piece = rows if whole else max(1, PIECE * dtype.itemsize // row_size)
     for row in range(0, rows, step):
         begin = row * row_size
         part = min(step * row_size, size - begin)
-        there = tuple(
-            replace(place, offset=place.offset + begin, apply=apply) for place, apply in ready
-        )
         yield _Block(tensor, tensor.begin + begin, part, row, piece, there)
 
 
-def _of_bytes(begin: int, end: int, shifts: list[int]) -> Iterator[_Block]:
+def _of_bytes(begin: int, end: int, outputs: int) -> Iterator[_Block]:
+    places = tuple(map(_Place, range(outputs)))
     for offset in range(begin, end, BLOCK):
-        places = tuple(_Place(index, offset + shift) for index, shift in enumerate(shifts))
         yield _Block(None, offset, min(BLOCK, end - offset), 0, 1, places)
 
 
-def _blocks(
-    tensors: list[Stored], outputs: list[Targets], shifts: list[int], added: list[dict[str, int]]
-) -> Iterator[_Block]:
-    """All blocks of a shard, such that each output's bytes come in their order.
-
-    `shifts` are the bytes by which each output's header is longer than the shard's.
-    """
-    begin = end = tensors[0].begin if tensors else 0
+def _blocks(tensors: list[Stored], outputs: list[Targets]) -> Iterator[_Block]:
+    """All blocks of a shard, such that each output's bytes come in their order."""
+    begin, end = (tensors[0].begin, tensors[-1].end) if tensors else (0, 0)
     for tensor in tensors:
         edits = [targets.get(tensor.name, [(tensor.name, None)])[0][1] for targets in outputs]
         if any(edit is not None for edit in edits):
-            yield from _of_bytes(begin, end, shifts)
-            places = [_Place(index, tensor.begin + shift) for index, shift in enumerate(shifts)]
-            yield from _of_tensor(tensor, list(zip(places, edits, strict=True)))
+            yield from _of_bytes(begin, tensor.begin, len(outputs))
+            yield from _of_tensor(tensor, list(enumerate(edits)))
             begin = tensor.end
-        end = tensor.end
-    yield from _of_bytes(begin, end, shifts)
+    yield from _of_bytes(begin, end, len(outputs))
     for tensor in tensors:
         for index, targets in enumerate(outputs):
-            for name, edit in targets.get(tensor.name, ())[1:]:
-                place = _Place(index, added[index][name])
-                for block in _of_tensor(tensor, [(place, edit)]):
+            for _, edit in targets.get(tensor.name, ())[1:]:
+                for block in _of_tensor(tensor, [(index, edit)]):
                     yield replace(block, again=True)
 
 
@@ -302,39 +287,6 @@ def _read(file: int, buffer: memoryview, offset: int) -> None:
         if count == 0:
             raise InputError("a shard became shorter while it was read")
         buffer, offset = buffer[count:], offset + count
-
-
-class _Output:
-    """A file that one thread writes at a time.
-
-    In the kernel several would wait for each other, and keep the processors busy with it.
-    """
-
-    def __init__(self, file: int) -> None:
-        self.file = file
-        self.lock = threading.Lock()
-
-
-def _write(output: _Output, buffer: memoryview, offset: int) -> None:
-    with output.lock:
-        while buffer:
-            count = os.pwrite(output.file, buffer, offset)
-            buffer, offset = buffer[count:], offset + count
-
-
-def _copy(source: int, target: _Output, block: _Block, place: _Place) -> bool:
-    """Copy a block inside the kernel, which may share it on disk; False where that cannot be."""
-    done = 0
-    try:
-        while done < block.size:
-            begin, there, left = block.offset + done, place.offset + done, block.size - done
-            with target.lock:
-                done += os.copy_file_range(source, target.file, left, begin, there)
-    except OSError as error:
-        if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            return False
-        raise
-    return True
 
 
 def _edited(block: _Block, stored: Tensor, apply: _Prepared, buffers: _Buffers) -> Tensor:
@@ -356,20 +308,12 @@ def _edited(block: _Block, stored: Tensor, apply: _Prepared, buffers: _Buffers) 
 
 
 @torch.inference_mode()
-def _work(
-    block: _Block, source: int, outputs: list[_Output], needed: bool, buffers: _Buffers
-) -> tuple[_Block, Tensor | None, list[Tensor | None]]:
-    """Make a block of every output; return its bytes as read and as written, where `needed`."""
-    copied = [
-        place.apply is None and _copy(source, outputs[place.output], block, place)
-        for place in block.places
-    ]
-    if all(copied) and not needed:
-        return block, None, [None] * len(copied)
+def _work(block: _Block, source: int, buffers: _Buffers) -> tuple[_Block, Tensor, list[Tensor]]:
+    """Read a block; return its bytes as they are, and as they are to be for each of its places."""
     content = buffers.take(block.size)
     _read(source, memoryview(content.numpy()), block.offset)
     made = []
-    for place, there in zip(block.places, copied, strict=True):
+    for place in block.places:
         changed = content
         if place.apply is not None:
             stored = content.view(TORCH[block.tensor.dtype])
@@ -377,8 +321,6 @@ def _work(
             rows //= block.tensor.end - block.tensor.begin
             stored = stored.view(rows, -1)
             changed = _edited(block, stored, place.apply, buffers).view(-1).view(torch.uint8)
-        if not there:
-            _write(outputs[place.output], memoryview(changed.numpy()), place.offset)
         made.append(changed)
     return block, content, made
 
@@ -422,13 +364,6 @@ def _write_index(model: Path, directory: Path, shard_of: dict[str, str], targets
     write_json(directory / checkpoints.INDEX, index)
 
 
-def _flush(file: int) -> None:
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 @dataclass(frozen=True)
 class _Pass:
     """What the shards of one pass have in common."""
@@ -439,57 +374,40 @@ class _Pass:
     hashed: bool
     source_hashed: bool
     bar: tqdm
-    flushed: list[Future] = field(default_factory=list)
+    writers: direct_io.Writers
     buffers: _Buffers = field(default_factory=_Buffers)
-
-    def _open(self, stack: ExitStack, path: Path, flags: int) -> int:
-        file = os.open(path, flags, 0o666)
-        stack.callback(os.close, file)
-        return file
-
-    def _flush(self, file: int) -> None:
-        # While the next shard is written, the last one goes to the disk.
-        twin = os.dup(file)
-        if self.pool is None:
-            _flush(twin)
-        else:
-            self.flushed.append(self.pool.submit(_flush, twin))
 
     def write(self, shard: Path, written: Written) -> int:
         """Write one shard of every output; return how many bytes."""
         tensors = checkpoints.stored(shard)
-        headers = [_header(shard, tensors, targets) for targets in self.outputs.values()]
-        length = checkpoints.header_length(shard)
-        shifts = [len(header) - length for header, _ in headers]
-        added = [begins for _, begins in headers]
-        blocks = _blocks(tensors, list(self.outputs.values()), shifts, added)
+        files = [
+            direct_io.NewFile(directory / shard.name, self.writers, hashed=self.hashed)
+            for directory in self.outputs
+        ]
+        for file, targets in zip(files, self.outputs.values(), strict=True):
+            header = bytearray(_header(shard, tensors, targets))
+            file.append(torch.frombuffer(header, dtype=torch.uint8))
         count = 0
-        with ExitStack() as stack:
-            source = self._open(stack, shard, os.O_RDONLY)
-            new = os.O_RDWR | os.O_CREAT | os.O_EXCL
-            files = [_Output(self._open(stack, where / shard.name, new)) for where in self.outputs]
-            for output, (header, _) in zip(files, headers, strict=True):
-                _write(output, memoryview(header), 0)
-            hashes = [hashlib.sha256(header) for header, _ in headers]
-            own = hashlib.sha256(os.pread(source, length, 0))
-            needed = self.hashed or self.source_hashed
-            calls = (partial(_work, block, source, files, needed, self.buffers) for block in blocks)
+        with shard.open("rb") as source:
+            own = hashlib.sha256(source.read(checkpoints.header_length(shard)))
+            calls = (
+                partial(_work, block, source.fileno(), self.buffers)
+                for block in _blocks(tensors, list(self.outputs.values()))
+            )
             for block, content, made in _in_order(self.pool, calls, self.ahead):
                 if self.source_hashed and not block.again:
                     own.update(content.numpy())
-                if self.hashed:
-                    for place, stored in zip(block.places, made, strict=True):
-                        hashes[place.output].update(stored.numpy())
+                for place, stored in zip(block.places, made, strict=True):
+                    files[place.output].append(stored)
                 self.buffers.give_back([content, *made])
                 count += block.size * len(block.places)
                 self.bar.update(block.size * len(block.places))
-            for output in files:
-                self._flush(output.file)
+        hashes = [file.close() for file in files]
         if self.source_hashed:
             written.source[shard.name] = own.hexdigest()
         if self.hashed:
             for directory, digest in zip(self.outputs, hashes, strict=True):
-                written.content[directory][shard.name] = digest.hexdigest()
+                written.content[directory][shard.name] = digest
         return count
 
 
@@ -528,14 +446,14 @@ def write(
         # Shown on a terminal only; a log gets a line for each shard.
         total = sum(one.bytes for one in plans.values())
         bar = stack.enter_context(tqdm(total=total, unit="B", unit_scale=True, disable=None))
-        one_pass = _Pass(outputs, pool, 2 * threads, hashed, source_hashed, bar)
+        writers = stack.enter_context(direct_io.writers())
+        one_pass = _Pass(outputs, pool, 2 * threads, hashed, source_hashed, bar, writers)
         for shard in shards:
             started = time.perf_counter()
             gigabytes = one_pass.write(shard, written) / 1e9
             rate = gigabytes / (time.perf_counter() - started)
             log.info("wrote %s: %.2f GB, %.2f GB/s", shard.name, gigabytes, rate)
-        for future in one_pass.flushed:
-            future.result()
+        writers.wait()
     shard_of = {one.name: shard.name for shard in shards for one in checkpoints.stored(shard)}
     for directory, targets in outputs.items():
         _write_index(model, directory, shard_of, targets)
