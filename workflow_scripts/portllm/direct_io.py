@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Writers:
-    """Threads that write files, and memory for the parts of these, used again and again."""
+    """Threads that write and hash files, and memory for the parts of these, used over and over."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
+    def __init__(self, pool: ThreadPoolExecutor, hasher: ThreadPoolExecutor) -> None:
+        """The hasher is one thread, as what it hashes has to stay in order."""
+        self._pool, self._hasher = pool, hasher
         self._free: deque[mmap.mmap] = deque()
         self._closing: list[Future[None]] = []
         self._open: set[_Descriptor] = set()
@@ -50,14 +52,27 @@ class Writers:
         except IndexError:
             return mmap.mmap(-1, PART)
 
-    def write(self, file: "_Descriptor", part: mmap.mmap, size: int, offset: int) -> Future[None]:
-        """Write the begin of a part some time, and take its memory back."""
+    def write(
+        self, file: "_Descriptor", offset: int, part: mmap.mmap, filled: int, digest: Any | None
+    ) -> Future[None]:
+        """Write and hash the begin of a part some time, and take its memory back."""
+        content = memoryview(part)
+        pages = -(-filled // PAGE) * PAGE
+        hashed = None
+        if digest is not None:
+            hashed = self._hasher.submit(digest.update, content[:filled])
 
         def act() -> None:
-            file.write(memoryview(part)[:size], offset)
+            file.write(content[:pages], offset)
+            if hashed is not None:
+                hashed.result()
             self._free.append(part)
 
         return self._pool.submit(act)
+
+    def digest_of(self, digest: Any) -> str:
+        """The digest of all that was given to be hashed, in hexadecimal digits."""
+        return self._hasher.submit(digest.hexdigest).result()
 
     def close(self, file: "_Descriptor", size: int, before: list[Future[None]]) -> None:
         """Give a file its size and have it on the disk, some time after what is to come before."""
@@ -84,9 +99,9 @@ class Writers:
 
 @contextmanager
 def writers() -> Iterator[Writers]:
-    """Two threads: one writes while the other waits for the disk to have a file that is closed."""
-    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
-        threads = Writers(pool)
+    """One thread that hashes and two others: one writes while one waits for the disk at an end."""
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as hasher:
+        threads = Writers(pool, hasher)
         stack.callback(threads.give_up)
         yield threads
 
@@ -163,12 +178,10 @@ class NewFile:
     def _send(self) -> None:
         if self._part is None:
             return
-        if self._hash is not None:
-            self._hash.update(memoryview(self._part)[: self._filled])
         while len(self._waiting) >= AHEAD:
             self._waiting.popleft().result()
-        pages = -(-self._filled // PAGE) * PAGE
-        self._waiting.append(self._writers.write(self._file, self._part, pages, self._written))
+        sent = self._writers.write(self._file, self._written, self._part, self._filled, self._hash)
+        self._waiting.append(sent)
         self._written += self._filled
         self._part, self._filled = None, 0
 
@@ -176,4 +189,4 @@ class NewFile:
         """Write what is left; return the SHA-256 of it all, where that is made."""
         self._send()
         self._writers.close(self._file, self._written, list(self._waiting))
-        return None if self._hash is None else self._hash.hexdigest()
+        return None if self._hash is None else self._writers.digest_of(self._hash)
