@@ -263,6 +263,8 @@ def test_efficiency_from_manifests(tmp_path: Path) -> None:
         ["m", "t", "re-fine-tuning", "a GPU", "20,971,520", "30.00", "50.00", "2.00", "3.0000", 2],
         ["m", "t", "porting", "cpu", "0", "–", "–", "2.00", "0.0100", 1],
     ]
+    quick = _manifest(tmp_path / "d", "transplant", 0.1, [])
+    assert tables.efficiency([quick], {"kind": "efficiency"}).text["hours"].tolist() == ["<0.0001"]
     known = {"kind": "efficiency", "published": "resources/published/portllm_efficiency.csv"}
     rows = tables.efficiency(sources, known).text
     published = rows[rows["device"].str.startswith("published")]

@@ -1,6 +1,7 @@
 """A table, and how numbers are written for people."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,12 @@ def value_text(value: float, stderr: float, metric: str) -> str:
     factor = scores.factor(metric)
     shown = f"{value * factor:.1f}"
     return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
+
+
+def hours_text(values: Iterable[float]) -> list[str]:
+    """Hours to four digits behind the point; less than these can show is not shown as none."""
+    smallest = 1e-4
+    return [f"<{smallest:.4f}" if 0 < value < smallest else f"{value:.4f}" for value in values]
 
 
 def published_text(value: float, difference: float, possible: bool, metric: str) -> str:

@@ -25,6 +25,7 @@ from portllm.table_text import (
     Settings,
     Table,
     column_names,
+    hours_text,
     published_text,
     value_text,
     with_intervals,
@@ -157,7 +158,7 @@ def efficiency(sources: list[Path], settings: Settings) -> Table:
             "GB per device": _memory(numbers["peak_device_bytes"]),
             "GB, all devices": _memory(numbers["sum_device_bytes"]),
             "GB, host": _memory(numbers["peak_host_bytes"]),
-            "hours": [f"{value:.4f}" for value in numbers["hours"]],
+            "hours": hours_text(numbers["hours"]),
             "jobs": numbers["jobs"],
         }
     )
@@ -181,9 +182,9 @@ def costs(sources: list[Path], settings: Settings) -> Table:
     numbers = provenance.costs(provenance.read(sources))
     text = numbers[["stage", "device", "jobs"]].assign(
         **{
-            "hours": [f"{value:.3f}" for value in numbers["hours"]],
-            "hours of the longest": [f"{value:.3f}" for value in numbers["longest_hours"]],
-            "device hours": [f"{value:.3f}" for value in numbers["device_hours"]],
+            "hours": hours_text(numbers["hours"]),
+            "hours of the longest": hours_text(numbers["longest_hours"]),
+            "device hours": hours_text(numbers["device_hours"]),
             "GB, host": _memory(numbers["peak_host_bytes"]),
             "GB per device": _memory(numbers["peak_device_bytes"]),
         }
