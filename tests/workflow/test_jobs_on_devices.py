@@ -2,13 +2,11 @@
 
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import SNAKEMAKE, Checkout, use_stand_ins
+from conftest import SNAKEMAKE, Checkout, is_running, use_stand_ins, wait_for
 from test_bad_input import refusal
 
 POOL = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
@@ -128,13 +126,6 @@ def test_several_devices_for_a_patch(study: Checkout) -> None:
     assert "config.yaml: resources.patch.gpu: found 2, but this stage uses one device" in line
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_jobs_stop_when_snakemake_is_gone(study: Checkout, number: int) -> None:
     let(study, "train", LONG)
@@ -152,7 +143,7 @@ def test_jobs_stop_when_snakemake_is_gone(study: Checkout, number: int) -> None:
     try:
         wait_for(lambda: len(lines(running)) == 2)
         snakemake.send_signal(number)
-        wait_for(lambda: not any(Path(f"/proc/{job}").exists() for job in lines(running)))
+        wait_for(lambda: not any(is_running(int(job)) for job in lines(running)))
     finally:
         snakemake.kill()
         snakemake.wait()

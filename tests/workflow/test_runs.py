@@ -9,9 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import Checkout, make_checkout, use_stand_ins, wait_for
+from conftest import Checkout, is_running, make_checkout, use_stand_ins, wait_for
 
 CONFIG = ("--configfile", "tests/studies/minute.yaml")
 PATCH = "results/patches/tiny/base/demo_yes_no/seed1234"
@@ -52,14 +51,6 @@ def start(study: Checkout) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
 def training(study: Checkout) -> int:
     return int((study.directory / "started").read_text().split()[-1])
-
-
-def is_running(process: int) -> bool:
-    """Whether a process has not ended; init may take a while to forget an orphan that has."""
-    try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def made(said: str) -> list[str]:
