@@ -26,7 +26,7 @@ def on_small_disk(directory: Path, script: str, *, kilobytes: int) -> str:
         check=False,
     )
     if done.returncode == 99 or "unshare" in done.stdout:
-        pytest.skip(f"no file system can be mounted here: {done.stdout.strip()}")
+        pytest.skip(f"needs to mount a tmpfs (root, or user namespaces): {done.stdout.strip()}")
     return done.stdout
 
 
