@@ -22,7 +22,7 @@ sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "workflow_scripts")]
 
 from conftest import STAND_IN, Checkout, make_checkout  # noqa: E402
 
-from portllm import config as configuration  # noqa: E402
+from portllm.study import config as configuration  # noqa: E402
 
 PAPER = "config/paper.yaml"
 MINUTE = "tests/studies/minute.yaml"

@@ -24,8 +24,8 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT / "workflow_scripts"))
 
-from portllm import files  # noqa: E402
 from portllm.command_line import options  # noqa: E402
+from portllm.storage import files  # noqa: E402
 
 DEMO = str(PROJECT / "resources" / "demo")
 EVAL = PROJECT / ".venvs" / "eval" / "bin"

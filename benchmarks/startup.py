@@ -25,8 +25,11 @@ import evaluate  # noqa: E402
 WORKFLOW = ("collect_scores.py", "make_figure.py", "make_table.py", "plan.py")
 TRAIN = ("evolve.py", "train_patch.py")
 LEFT_OUT = {
-    "eval": ("scoring", ["sklearn", "scipy"]),
-    "train": ("fine_tuning", ["sklearn", "scipy", "datasets", "bitsandbytes", "torchao"]),
+    "eval": ("scoring.hf", ["sklearn", "scipy"]),
+    "train": (
+        "training.patch_training",
+        ["sklearn", "scipy", "datasets", "bitsandbytes", "torchao"],
+    ),
 }
 
 

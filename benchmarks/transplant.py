@@ -43,7 +43,9 @@ PeftModel.from_pretrained(base, patch).merge_and_unload().save_pretrained(output
 WITHOUT_HASHES = """
 import sys
 from pathlib import Path
-from portllm import adapters, files, merging
+from portllm.storage import files
+from portllm.transplant import merging
+from portllm.weights import adapters
 model, patch, output = map(Path, sys.argv[1:])
 with files.whole_directory(output) as directory:
     edits = merging.edits_of(adapters.load(patch))
@@ -274,7 +276,7 @@ def differences(first: Path, second: Path) -> str:
     import torch
 
     sys.path.insert(0, str(SCRIPTS))
-    from portllm import checkpoints
+    from portllm.weights import checkpoints
 
     shards = dict(checkpoints.locations(second))
     differing, most, count = 0, 0, 0
@@ -310,7 +312,8 @@ def gaps() -> None:
     from transformers import MistralConfig, MistralForCausalLM
 
     sys.path.insert(0, str(SCRIPTS))
-    from portllm import adapters, merging
+    from portllm.transplant import merging
+    from portllm.weights import adapters
 
     sizes = {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 4}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000}

@@ -91,7 +91,7 @@ rule loss_slice:
         mem_mb=asks("loss_slice", "mem_mb", 4000),
         runtime=asks("loss_slice", "runtime", 720),
     params:
-        settings=lambda wildcards: options(study.loss_slice_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(matrix.loss_slice_settings(config, wildcards.task)),
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/measure_loss_slice.py --version {input.version}"

@@ -19,7 +19,7 @@ rule pretrain:
     log:
         "<logs>/pretrain/{model}.log",
     wildcard_constraints:
-        model=one_of(study.models_from_scratch(config)),
+        model=one_of(matrix.models_from_scratch(config)),
     cache: SHARED
     conda:
         "../envs/eval.yaml"
@@ -30,7 +30,7 @@ rule pretrain:
         runtime=asks("pretrain", "runtime", 60),
     params:
         settings=lambda wildcards: options(
-            study.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
+            matrix.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
         ),
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
@@ -42,14 +42,14 @@ rule fetch_model:
     input:
         environment_ready("eval"),
         files=lambda wildcards: source_files(
-            study.sources(config, wildcards.model)[wildcards.version], models.MODEL
+            matrix.sources(config, wildcards.model)[wildcards.version], fetching.MODEL
         ),
     output:
         directory("<results>/models/{model}/{version}"),
     log:
         "<logs>/fetch_model/{model}/{version}.log",
     wildcard_constraints:
-        version=one_of(study.obtained_versions(config)),
+        version=one_of(matrix.obtained_versions(config)),
     conda:
         "../envs/eval.yaml"
     threads: asks("fetch_model", "threads", 1)
@@ -57,7 +57,7 @@ rule fetch_model:
         mem_mb=asks("fetch_model", "mem_mb", 4000),
         runtime=asks("fetch_model", "runtime", 240),
     params:
-        source=lambda wildcards: options(study.sources(config, wildcards.model)[wildcards.version]),
+        source=lambda wildcards: options(matrix.sources(config, wildcards.model)[wildcards.version]),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
         "$EVAL_PYTHON $SCRIPTS/fetch_model.py {params.source} {params.hub_mirror}"

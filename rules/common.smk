@@ -11,22 +11,12 @@ HERE = Path(os.path.relpath(workflow.basedir))
 ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
-from portllm import config as configuration
-from portllm import (
-    cell_patterns,
-    clusters,
-    description,
-    devices,
-    engine,
-    models,
-    plan,
-    progress,
-    resources,
-    sharing,
-    study,
-    supervision,
-    task_files,
-)
+from portllm.data import fetching, task_files
+from portllm.jobs import devices, supervision
+from portllm.planning import estimates, requests
+from portllm.snakemake_hooks import clusters, output_cache, progress, run_guard
+from portllm.study import config as configuration
+from portllm.study import imported_patterns, matrix, summary
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -90,7 +80,7 @@ def has_devices():
 
 try:
     if workflow.workflow_settings.cache is not None:
-        sharing.prepare(os.environ, HERE / "workflow_scripts", with_devices=has_devices())
+        output_cache.prepare(os.environ, HERE / "workflow_scripts", with_devices=has_devices())
     configuration.load(
         config,
         schema=HERE / "config" / "schema.yaml",
@@ -100,19 +90,19 @@ try:
     )
     RECIPES = configuration.recipes(config)
     configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
-    PRICED = plan.Study(
+    PRICED = estimates.Study(
         config,
         results=Path(workflow.pathvars.apply("<results>")),
-        known=plan.hub_models(HERE / "resources" / "models"),
+        known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
     )
-    resources.check_devices(PRICED, devices_by_rule(), device_limit())
+    requests.check_devices(PRICED, devices_by_rule(), device_limit())
 except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
 
 # One run at a time on the results; damaged ones are made again; signals stop the jobs.
-engine.attend(workflow, logger)
+run_guard.attend(workflow, logger)
 PROGRESS = progress.follow(logger, is_main=workflow.is_main_process)
 # Jobs that a killed run left on a cluster are not submitted again.
 clusters.attend(workflow)
@@ -138,7 +128,7 @@ def environment_ready(environment):
 
 def asks(rule, name, default):
     """What a rule's jobs ask for: the config's word, else what follows from their model."""
-    return lambda wildcards, attempt: resources.wanted(
+    return lambda wildcards, attempt: requests.wanted(
         PRICED, rule, dict(wildcards), name, default, attempt
     )
 
@@ -184,20 +174,20 @@ def patch_path(patch):
 
 EXISTING_PATCHES = {
     "{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch): patch
-    for patch in study.existing_patches(config)
+    for patch in matrix.existing_patches(config)
 }
 
 
 def source_files(source, kept):
     """The local files that a model or a patch is linked from; none where it comes from the hub."""
-    return models.local_files(source, config["hub_mirror"], kept)
+    return fetching.local_files(source, config["hub_mirror"], kept)
 
 
 def existing_patch(path):
     """Options that say where a patch that someone brings comes from, and what it is called."""
     patch = EXISTING_PATCHES[path]
-    source = study.without(study.existing_patches(config)[patch], "trained_on")
-    return {**source, "hub_mirror": config["hub_mirror"], "names": study.names(asdict(patch))}
+    source = matrix.without(matrix.existing_patches(config)[patch], "trained_on")
+    return {**source, "hub_mirror": config["hub_mirror"], "names": matrix.names(asdict(patch))}
 
 
 def adapter_path(cell):
@@ -216,7 +206,7 @@ def merged_path(cell):
 
 
 # Worked out once: a large study asks for each job's cells again and again.
-CELLS = study.cells_by_job(config)
+CELLS = matrix.cells_by_job(config)
 
 
 def cells_of(wildcards):
@@ -249,12 +239,12 @@ def score_paths(suffix):
 
 def imported_files(source):
     """The result files that a source of imported scores reads."""
-    return cell_patterns.find_files(config["imported"][source])
+    return imported_patterns.find_files(config["imported"][source])
 
 
 def imported_paths(suffix, settings=None):
     """What is made of the imported scores that a table selects; by default, of all."""
-    sources = study.imported_sources(config, settings or {})
+    sources = matrix.imported_sources(config, settings or {})
     return [f"<results>/imported/{source}{suffix}" for source in sources]
 
 
@@ -267,7 +257,7 @@ def table_notes(table):
         "efficiency",
         "costs",
         "provenance",
-        *study.MEASURED,
+        *matrix.MEASURED,
     ):
         return []
     return imported_paths(".notes.txt", settings)
@@ -299,22 +289,22 @@ def movement_paths():
     """How far every evolved or released version of the study lies from its base."""
     return [
         "<results>/analysis/{}/{}/movement.json".format(*place)
-        for place in study.moved_versions(config)
+        for place in matrix.moved_versions(config)
     ]
 
 
 def with_rows(kind):
     """Names of the study's tables or figures that have something to show."""
-    return [name for name, settings in config[kind].items() if study.has_rows(config, settings)]
+    return [name for name, settings in config[kind].items() if matrix.has_rows(config, settings)]
 
 
 def artefact_paths():
     """Everything in the study that carries a manifest: versions, patches, ports, scores."""
-    cells = study.cells(config)
+    cells = matrix.cells(config)
     versions = {
         version_path(model, version)
-        for model in study.chosen(config, "models")
-        for version in study.versions(config, model)
+        for model in matrix.chosen(config, "models")
+        for version in matrix.versions(config, model)
     }
     patched = [cell for cell in cells if cell.patch]
     patches = {patch_path(cell.patch) for cell in patched}
@@ -324,7 +314,7 @@ def artefact_paths():
 
 def item_paths(settings, suffix):
     """Results, or items, of the scoring jobs whose items a table or figure compares."""
-    jobs = study.jobs_with_items(config, settings)
+    jobs = matrix.jobs_with_items(config, settings)
     return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in jobs]
 
 
@@ -339,14 +329,14 @@ def table_inputs(table):
         case "versions":
             return movement_paths()
         case "norms":
-            return [norms_path(cell) for cell in study.compared_cells(config, settings)]
+            return [norms_path(cell) for cell in matrix.compared_cells(config, settings)]
         case "geometry":
             return [
-                measured_path("geometry", cell) for cell in study.measured_cells(config, settings)
+                measured_path("geometry", cell) for cell in matrix.measured_cells(config, settings)
             ]
         case "efficiency":
-            compared = study.compared_cells(config, settings)
-            natives = [patch_path(study.native_patch(cell)) for cell in compared]
+            compared = matrix.compared_cells(config, settings)
+            natives = [patch_path(matrix.native_patch(cell)) for cell in compared]
             return [*natives, *map(adapter_path, compared)]
         case "costs" | "provenance":
             return artefact_paths()
@@ -357,8 +347,8 @@ def table_inputs(table):
 def figure_inputs(figure):
     """What a figure is made from, by its kind."""
     settings = config["figures"][figure]
-    if settings["kind"] in study.MEASURED:
-        cells = study.measured_cells(config, settings)
+    if settings["kind"] in matrix.MEASURED:
+        cells = matrix.measured_cells(config, settings)
         return [measured_path(settings["kind"], cell) for cell in cells]
     return ["<results>/scores.csv", *item_paths(settings, ".json")]
 

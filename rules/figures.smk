@@ -22,7 +22,7 @@ rule figure:
         "../envs/workflow.yaml"
     params:
         settings=lambda wildcards: options(
-            {"settings": study.figure_settings(config, wildcards.figure)}
+            {"settings": matrix.figure_settings(config, wildcards.figure)}
         ),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input.sources} {params.settings}"

@@ -16,7 +16,7 @@ rule imported:
     params:
         # The program looks for the files itself: so many names could be too long a command.
         settings=lambda wildcards: options(
-            {"settings": study.imported_settings(config, wildcards.source)}
+            {"settings": matrix.imported_settings(config, wildcards.source)}
         ),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/import_scores.py --name {wildcards.source} {params.settings}"

@@ -10,7 +10,7 @@ rule fetch_patch:
     input:
         environment_ready("eval"),
         files=lambda wildcards: source_files(
-            study.existing_patches(config)[EXISTING_PATCHES[wildcards.existing]], models.ADAPTER
+            matrix.existing_patches(config)[EXISTING_PATCHES[wildcards.existing]], fetching.ADAPTER
         ),
     output:
         directory("<results>/patches/{existing}"),
@@ -49,15 +49,15 @@ rule patch:
         mem_mb=asks("patch", "mem_mb", 4000),
         runtime=asks("patch", "runtime", 720),
         # No parameter: how often checkpoints are written changes no patch and redoes none.
-        checkpoint_steps=lambda wildcards: study.patch_settings(config, wildcards.task)[
+        checkpoint_steps=lambda wildcards: matrix.patch_settings(config, wildcards.task)[
             "checkpoint_steps"
         ],
     params:
         settings=lambda wildcards: options(
-            study.without(study.patch_settings(config, wildcards.task), "checkpoint_steps")
+            matrix.without(matrix.patch_settings(config, wildcards.task), "checkpoint_steps")
         ),
         # The key of a shared output covers parameters, not wildcards.
-        names=lambda wildcards: options({"seed": wildcards.seed, "names": study.names(wildcards)}),
+        names=lambda wildcards: options({"seed": wildcards.seed, "names": matrix.names(wildcards)}),
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"

@@ -16,7 +16,7 @@ rule report:
     conda:
         "../envs/workflow.yaml"
     params:
-        settings=options({"settings": description.report_settings(config)}),
+        settings=options({"settings": summary.report_settings(config)}),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_report.py --tables {input.tables} --figures {input.figures}"
         " --imported {input.imported} --sections {input.sections} --template {input.template} {params.settings}"

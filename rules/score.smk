@@ -23,7 +23,7 @@ rule score:
         mem_mb=asks("score", "mem_mb", 4000),
         runtime=asks("score", "runtime", 720),
     params:
-        settings=lambda wildcards: options(study.scoring_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(matrix.scoring_settings(config, wildcards.task)),
         cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
     shell:
         "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"

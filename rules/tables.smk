@@ -24,7 +24,7 @@ rule table:
         "../envs/workflow.yaml"
     params:
         settings=lambda wildcards: options(
-            {"settings": study.table_settings(config, wildcards.table)}
+            {"settings": matrix.table_settings(config, wildcards.table)}
         ),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} --notes {input.notes} {params.settings}"

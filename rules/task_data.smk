@@ -17,7 +17,7 @@ rule task_data:
         mem_mb=asks("task_data", "mem_mb", 4000),
         runtime=asks("task_data", "runtime", 60),
     params:
-        settings=lambda wildcards: options(study.task_data_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(matrix.task_data_settings(config, wildcards.task)),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
         "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"

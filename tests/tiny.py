@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 
-from portllm import from_scratch
+from portllm.training import pretraining
 
 SENTENCES = [
     "the cat sat on the mat and the dog lay by the door",
@@ -30,7 +30,7 @@ def config(model_type: str = "mistral", **more: Any) -> dict[str, Any]:
 
 def tokenizer() -> Any:
     """A byte-level tokenizer."""
-    return from_scratch.train_tokenizer(SENTENCES, 300)
+    return pretraining.train_tokenizer(SENTENCES, 300)
 
 
 def save_model(
@@ -40,7 +40,7 @@ def save_model(
     shard = more.pop("max_shard_size", "1GB")
     words = tokenizer()
     torch.manual_seed(seed)
-    model = from_scratch.build_model(config(**more), words).to(dtype)
+    model = pretraining.build_model(config(**more), words).to(dtype)
     model.config.dtype = dtype
     model.save_pretrained(directory, max_shard_size=shard)
     words.save_pretrained(directory)

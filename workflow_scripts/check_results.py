@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from portllm import artefacts
 from portllm.command_line import run
+from portllm.storage import integrity
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
         "--contents", action="store_true", help="compare every byte, not only sizes and endings"
     )
     arguments = parser.parse_args()
-    damaged = list(artefacts.damaged(arguments.results, contents=arguments.contents))
+    damaged = list(integrity.damaged(arguments.results, contents=arguments.contents))
     for path, problem in damaged:
         print(f"{path}: {problem}")
     if damaged:

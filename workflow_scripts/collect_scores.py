@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from portllm import files
 from portllm.command_line import run
+from portllm.storage import files
 
 
 def main() -> None:
@@ -15,9 +15,9 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="CSV to write")
     arguments = parser.parse_args()
-    from portllm import scores
+    from portllm.comparison import score_table
 
-    table = scores.collect(arguments.results, arguments.imported)
+    table = score_table.collect(arguments.results, arguments.imported)
     with files.whole_file(arguments.output) as partial:
         table.to_csv(partial, index=False)
 

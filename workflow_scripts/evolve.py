@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from portllm import manifest
 from portllm.command_line import run
 from portllm.errors import InputError
+from portllm.storage import manifests
 
 log = logging.getLogger("evolve")
 
@@ -40,7 +40,8 @@ def preprocess(arguments: argparse.Namespace) -> None:
     """Let Axolotl prepare the dataset, and keep nothing else."""
     import yaml
 
-    from portllm import evolution, files
+    from portllm.storage import files
+    from portllm.training import evolution
 
     with files.whole_directory(arguments.output) as directory:
         final = evolution.render(
@@ -58,7 +59,7 @@ def preprocess(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
     if arguments.preprocess_only:
         preprocess(arguments)
@@ -66,16 +67,18 @@ def main() -> None:
         evolve(arguments, meter)
 
 
-def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
+def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
     """Let Axolotl train, and make a full checkpoint of what it leaves."""
     import yaml
 
-    from portllm import devices, evolution, files, resuming
+    from portllm.jobs import devices
+    from portllm.storage import files
+    from portllm.training import evolution, resuming
 
     recipe = evolution.read_recipes(arguments.recipe)
     inputs = {
-        "model": manifest.content_hash(arguments.model),
-        "corpus": manifest.content_hash(arguments.corpus),
+        "model": manifests.content_hash(arguments.model),
+        "corpus": manifests.content_hash(arguments.corpus),
     }
     held = devices.pool(os.environ)
     # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
@@ -109,7 +112,7 @@ def evolve(arguments: argparse.Namespace, meter: manifest.Meter) -> None:
         with files.whole_directory(arguments.output) as directory:
             kind = evolution.collect(arguments.model, work / "output", directory)
             shutil.copyfile(rendered, directory / "axolotl.yaml")
-            manifest.write_for_directory(
+            manifests.write_for_directory(
                 directory,
                 stage="evolve",
                 parameters={"recipe": final, "kind": kind},

@@ -3,32 +3,34 @@
 import argparse
 from pathlib import Path
 
-from portllm import checkpoints, files, manifest, models
 from portllm.command_line import run
+from portllm.data import fetching
+from portllm.storage import files, manifests
+from portllm.weights import checkpoints
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    models.add_source(parser, "a model")
+    fetching.add_source(parser, "a model")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
-    local = models.local_directory(arguments)
+    local = fetching.local_directory(arguments)
     with files.whole_directory(arguments.output) as directory:
         if local is not None:
-            models.link(local, directory)
+            fetching.link(local, directory)
             commit = None
         else:
-            commit = models.download(arguments.hub, arguments.revision, directory)
+            commit = fetching.download(arguments.hub, arguments.revision, directory)
         checkpoints.shapes(directory)  # refuses weights that are cut off
-        manifest.write_for_directory(
+        manifests.write_for_directory(
             directory,
             stage="base",
-            parameters=models.asked_for(arguments),
+            parameters=fetching.asked_for(arguments),
             inputs={},
             cost=meter.read(),
             packages=("huggingface_hub",),

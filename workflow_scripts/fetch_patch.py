@@ -3,33 +3,35 @@
 import argparse
 from pathlib import Path
 
-from portllm import adapters, files, manifest, models
 from portllm.command_line import add_names, run
+from portllm.data import fetching
+from portllm.storage import files, manifests
+from portllm.weights import adapters
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    models.add_source(parser, "an adapter")
+    fetching.add_source(parser, "an adapter")
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
-    local = models.local_directory(arguments)
+    local = fetching.local_directory(arguments)
     revision = None
     with files.whole_directory(arguments.output) as directory:
         if local is not None:
             adapters.link(local, directory)
         else:
-            revision = models.download_adapter(arguments.hub, arguments.revision, directory)
+            revision = fetching.download_adapter(arguments.hub, arguments.revision, directory)
         adapters.check_directory(directory)
-        manifest.write_for_directory(
+        manifests.write_for_directory(
             directory,
             stage="patch",
-            parameters=models.asked_for(arguments),
+            parameters=fetching.asked_for(arguments),
             inputs={},
             cost=meter.read(),
             packages=("huggingface_hub",),

@@ -28,7 +28,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    from portllm import files, imported
+    from portllm.comparison import imported
+    from portllm.storage import files
 
     found = imported.collect(arguments.settings, arguments.name)
     notes = imported.notes(found.files, arguments.name, arguments.settings.get("origin"))

@@ -5,8 +5,9 @@ import json
 import os
 from pathlib import Path
 
-from portllm import corpora, files, manifest
 from portllm.command_line import run
+from portllm.data import corpora
+from portllm.storage import files, manifests
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -23,7 +24,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
     if arguments.hub_mirror:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,7 +33,7 @@ def main() -> None:
         definition = corpora.pinned(definition)
     rows = corpora.rows_of_corpus(definition, arguments.hub_mirror)
     files.write_json_lines(arguments.output, rows)
-    manifest.write_for_file(
+    manifests.write_for_file(
         arguments.output,
         stage="corpus",
         parameters={**arguments.definition, "rows": len(rows)},

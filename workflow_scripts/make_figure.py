@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import files
 from portllm.command_line import run
+from portllm.storage import files
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
-    from portllm import figures
+    from portllm.reporting import figures
 
     drawing = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     for path in arguments.output:

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import files
 from portllm.command_line import run
+from portllm.storage import files
 
 
 def by_name(paths: list[Path], kinds: dict[str, str]) -> dict[str, tuple[str, Path]]:
@@ -29,15 +29,15 @@ def main() -> None:
     parser.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
-    from portllm import report
+    from portllm.reporting import html_report
 
     study = arguments.settings["study"]
-    page = report.write(
+    page = html_report.write(
         arguments.template,
-        report.read_sections(arguments.sections),
+        html_report.read_sections(arguments.sections),
         tables=by_name(arguments.tables, arguments.settings["tables"]),
         figures=by_name(arguments.figures, arguments.settings["figures"]),
-        study={**study, "parts": report.with_imported(study["parts"], arguments.imported)},
+        study={**study, "parts": html_report.with_imported(study["parts"], arguments.imported)},
     )
     with files.whole_file(arguments.output) as partial:
         partial.write_text(page)

@@ -4,8 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from portllm import files
 from portllm.command_line import run
+from portllm.storage import files
 
 
 def _lines(file: Path) -> list[str]:
@@ -31,7 +31,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
-    from portllm import tables
+    from portllm.reporting import tables
 
     table = tables.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
     notes = [*table.notes, *(line for file in arguments.notes for line in _lines(file))]

@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from portllm import manifest
 from portllm.command_line import run
+from portllm.storage import manifests
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -21,11 +21,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
     if arguments.hub_mirror:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
-    from portllm import files, hub, task_files, tasks
+    from portllm.data import hub, task_files, tasks
+    from portllm.storage import files
 
     with hub.explained("dataset", f"of task {arguments.lm_eval}"):
         task = tasks.load(
@@ -40,7 +41,7 @@ def main() -> None:
             examples = tasks.training_examples(task, limit=arguments.training_limit)
             count = files.write_json_lines(directory / "train.jsonl", examples)
         tasks.save_dataset(task, directory / task_files.DATASET)
-        manifest.write_for_directory(
+        manifests.write_for_directory(
             directory,
             stage="task_data",
             parameters={

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from portllm import files
 from portllm.command_line import add_names, run
+from portllm.storage import files
 
 
 def main() -> None:
@@ -16,7 +16,7 @@ def main() -> None:
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    from portllm.geometry import geometry
+    from portllm.analysis.geometry import geometry
 
     measured = geometry(arguments.base, arguments.version, arguments.ported, arguments.native)
     files.write_json(arguments.output, {**dict(arguments.names), **measured})

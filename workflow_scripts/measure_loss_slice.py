@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from portllm import manifest
 from portllm.command_line import add_names, run
+from portllm.storage import manifests
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,9 +29,12 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
-    from portllm import files, loss_slices, scoring, task_files, tasks
+    from portllm.analysis import loss_slices
+    from portllm.data import task_files, tasks
+    from portllm.scoring import hf
+    from portllm.storage import files
 
     task = tasks.load(
         arguments.lm_eval,
@@ -39,7 +42,7 @@ def main() -> None:
         dataset=(arguments.task / task_files.DATASET).absolute(),
         allow_unsafe_code=arguments.allow_unsafe_code,
     )
-    model, tokenizer = scoring.load_version(arguments.version, arguments.dtype)
+    model, tokenizer = hf.load_version(arguments.version, arguments.dtype)
     examples = loss_slices.held_out(task, arguments.items)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     measured = loss_slices.loss_slice(

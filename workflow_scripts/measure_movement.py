@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from portllm import files
 from portllm.command_line import add_names, run
+from portllm.storage import files
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
-    from portllm.movement import movement
+    from portllm.analysis.movement import movement
 
     measured = movement(arguments.base, arguments.version)
     files.write_json(arguments.output, {**dict(arguments.names), **measured})

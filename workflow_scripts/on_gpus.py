@@ -13,9 +13,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from portllm import devices, supervision
 from portllm.command_line import run
 from portllm.errors import InputError
+from portllm.jobs import devices, supervision
 
 log = logging.getLogger("on_gpus")
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portllm import costs, resources, study
 from portllm.command_line import run
-from portllm.plan import Estimate, Job, Rule, Study, hub_models, read_summary
+from portllm.planning import formulas, requests
+from portllm.planning.estimates import Estimate, Job, Rule, Study, hub_models, read_summary
+from portllm.study import matrix
 
 MEGABYTE = 1_000_000
 MODELS = Path(__file__).parents[1] / "resources" / "models"
@@ -76,7 +77,7 @@ class Stage:
         self.cached += job.cached
         try:
             disk = priced.disk(job)
-        except costs.UnknownError:
+        except formulas.UnknownError:
             self.unknown = True
             return
         self.disk += disk
@@ -111,7 +112,7 @@ def largest_work(jobs: Iterable[Job], priced: Study) -> int:
     for job in jobs:
         try:
             sizes.append(0 if job.cached else priced.work(job))
-        except costs.UnknownError:
+        except formulas.UnknownError:
             continue
     return max(sizes)
 
@@ -125,11 +126,11 @@ def memory_rows(
     for job in jobs:
         try:
             found = priced.memory(job)
-        except costs.UnknownError:
+        except formulas.UnknownError:
             continue
         if found is not None:
             names = dict(job.wildcards)
-            asked = resources.wanted(priced, job.rule, names, "mem_mb", default=0)
+            asked = requests.wanted(priced, job.rule, names, "mem_mb", default=0)
             kinds[job.rule, names["model"], *found, asked] += 1
     rows, short = [], False
     for (name, model, words, estimate, mem_mb), count in kinds.items():
@@ -143,18 +144,18 @@ def memory_rows(
     return sorted(rows, key=lambda row: (order.index(row[0]), row[1])), short
 
 
-def model_rows(priced: Study, config: study.Config) -> list[list[Any]]:
+def model_rows(priced: Study, config: matrix.Config) -> list[list[Any]]:
     """What each version takes; evolutions that are alike in a row."""
     rows: Counter[tuple[str, ...]] = Counter()
     names: dict[tuple[str, ...], list[str]] = {}
     rank, targets = config["patch"]["rank"], config["patch"]["target_modules"]
     for (model, version), found in priced.versions.items():
         try:
-            trainable = f"{costs.lora_parameters(found.architecture, rank, targets):,}"
-        except costs.UnknownError:
+            trainable = f"{formulas.lora_parameters(found.architecture, rank, targets):,}"
+        except formulas.UnknownError:
             trainable = "?"
         disk = "linked" if found.linked else size(found.checkpoint_bytes)
-        key = (model, f"{costs.parameters(found.architecture):,}", trainable, disk, found.origin)
+        key = (model, f"{formulas.parameters(found.architecture):,}", trainable, disk, found.origin)
         rows[key] += 1
         names.setdefault(key, []).append(version)
     return [
@@ -178,7 +179,7 @@ def main() -> None:
     rules = [Rule(**{**rule, "outputs": tuple(rule["outputs"])}) for rule in described["rules"]]
     jobs = read_summary(arguments.summary.read_text().splitlines(), rules)
     known = hub_models(MODELS)
-    from portllm import config as configuration
+    from portllm.study import config as configuration
 
     priced = Study(config, results=results, known=known, recipes=configuration.recipes(config))
     counted = stages(jobs, rules, priced)

@@ -5,8 +5,9 @@ import json
 import logging
 from pathlib import Path
 
-from portllm import imports, manifest
+from portllm import imports
 from portllm.command_line import run
+from portllm.storage import manifests
 
 log = logging.getLogger("pretrain")
 
@@ -35,17 +36,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
     imports.leave_out("sklearn", "scipy")
     import torch
 
-    from portllm import files, from_scratch
+    from portllm.storage import files
+    from portllm.training import pretraining
 
     texts = [row["text"] for row in files.read_json_lines(arguments.corpus)]
-    tokenizer = from_scratch.train_tokenizer(texts, arguments.vocabulary_size)
+    tokenizer = pretraining.train_tokenizer(texts, arguments.vocabulary_size)
     torch.manual_seed(arguments.seed)
-    model = from_scratch.build_model(arguments.config, tokenizer)
+    model = pretraining.build_model(arguments.config, tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     log.info("%d parameters, %d tokens", model.num_parameters(), len(tokenizer))
     settings = {
@@ -59,15 +61,15 @@ def main() -> None:
             "seed",
         )
     }
-    losses = from_scratch.pretrain(model, tokenizer, texts, **settings, log=log)
+    losses = pretraining.pretrain(model, tokenizer, texts, **settings, log=log)
     with files.whole_directory(arguments.output) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
-        manifest.write_for_directory(
+        manifests.write_for_directory(
             directory,
             stage="base",
             parameters={**settings, "config": arguments.config},
-            inputs={"corpus": manifest.content_hash(arguments.corpus)},
+            inputs={"corpus": manifests.content_hash(arguments.corpus)},
             cost=meter.read(),
             packages=("torch", "transformers", "tokenizers"),
             parameter_count=model.num_parameters(),

@@ -7,9 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from portllm import cells, files, imports, manifest, ports, processes, task_files
-from portllm.cells import Cell
+from portllm import imports
 from portllm.command_line import add_names, run
+from portllm.data import task_files
+from portllm.scoring import cache, data_parallel
+from portllm.scoring.cache import Cell
+from portllm.storage import files, manifests
+from portllm.transplant import ports
 
 log = logging.getLogger("score")
 
@@ -53,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--few-shot", type=int, default=0, help="examples in the prompt")
     parser.add_argument("--limit", type=int, help="score the first so many items")
-    parser.add_argument("--backend", choices=list(cells.PACKAGES), default="hf")
+    parser.add_argument("--backend", choices=list(cache.PACKAGES), default="hf")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-length", type=int, help="tokens")
@@ -70,8 +74,8 @@ def made_from(arguments: argparse.Namespace) -> dict[str, str]:
     """Content hashes of what every cell of the job is made from."""
     definition = task_files.definition_hashes(arguments.lm_eval, arguments.include)
     return {
-        "version": manifest.content_hash(arguments.version),
-        "task": manifest.content_hash(arguments.task),
+        "version": manifests.content_hash(arguments.version),
+        "task": manifests.content_hash(arguments.task),
         "definition": files.hash_value(definition),
     }
 
@@ -82,25 +86,25 @@ def wanted_cells(arguments: argparse.Namespace, *made_from: Any) -> list[Wanted]
     first: list[tuple[Cell, Path | None]] = [(un_patched, None)] if arguments.un_patched else []
     wanted = []
     for names, directory in first + arguments.adapter:
-        content = manifest.content_hash(directory) if directory else None
-        wanted.append(Wanted(names, directory, content, cells.key(names, content, *made_from)))
+        content = manifests.content_hash(directory) if directory else None
+        wanted.append(Wanted(names, directory, content, cache.key(names, content, *made_from)))
     return wanted
 
 
-def load_scorer(version: Path, settings: cells.Settings, adapters: list[Path], gpus: int) -> Any:
+def load_scorer(version: Path, settings: cache.Settings, adapters: list[Path], gpus: int) -> Any:
     """The version, loaded in what the settings name, to be scored with each of `adapters`."""
     if settings.backend == "vllm":
-        from portllm import vllm_scoring
+        from portllm.scoring import vllm
 
-        return vllm_scoring.Scorer(version, settings, adapters, gpus=gpus)
+        return vllm.Scorer(version, settings, adapters, gpus=gpus)
     with imports.without("sklearn", "scipy"):
-        from portllm import scoring
-    return scoring.Scorer(version, settings)
+        from portllm.scoring import hf
+    return hf.Scorer(version, settings)
 
 
 def load_task(arguments: argparse.Namespace) -> Any:
     """lm-eval's task object, on the data that the task-data stage has left."""
-    from portllm import tasks
+    from portllm.data import tasks
 
     return tasks.load(
         arguments.lm_eval,
@@ -111,17 +115,17 @@ def load_task(arguments: argparse.Namespace) -> Any:
 
 
 def score(
-    arguments: argparse.Namespace, settings: cells.Settings, missing: list[Wanted], gpus: int
-) -> cells.Scored:
+    arguments: argparse.Namespace, settings: cache.Settings, missing: list[Wanted], gpus: int
+) -> cache.Scored:
     """Score the cells that are missing, in this process."""
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     task = load_task(arguments)
     adapters = [cell.adapter for cell in missing if cell.adapter]
     scorer = load_scorer(arguments.version, settings, adapters, gpus)
-    scored = cells.Scored(lm_eval={"task": arguments.lm_eval, "version": task.VERSION})
+    scored = cache.Scored(lm_eval={"task": arguments.lm_eval, "version": task.VERSION})
     for wanted in missing:
         log.info("%s: scoring", wanted.names)
-        cell_meter = manifest.Meter()
+        cell_meter = manifests.Meter()
         result = scorer.score(task, wanted.adapter)
         rows = [{"cell": wanted.key, **wanted.names, **sample} for sample in result.samples]
         scored.samples[wanted.key] = rows
@@ -137,10 +141,10 @@ def score(
     return replace(scored, cost=meter.read(**scorer.finish()))
 
 
-def write(arguments: argparse.Namespace, scored: cells.Scored, **about: Any) -> None:
+def write(arguments: argparse.Namespace, scored: cache.Scored, **about: Any) -> None:
     """Write the results and their samples, cells in the order in which `scored` has them."""
     files.write_json_lines(arguments.samples, chain.from_iterable(scored.samples.values()))
-    document = manifest.describe(
+    document = manifests.describe(
         stage="score",
         content={arguments.samples.name: files.hash_file(arguments.samples)},
         sizes={arguments.samples.name: arguments.samples.stat().st_size},
@@ -155,34 +159,34 @@ def write(arguments: argparse.Namespace, scored: cells.Scored, **about: Any) -> 
 
 def main() -> None:
     arguments = parse_arguments()
-    settings = cells.Settings(
-        **{field.name: getattr(arguments, field.name) for field in fields(cells.Settings)}
+    settings = cache.Settings(
+        **{field.name: getattr(arguments, field.name) for field in fields(cache.Settings)}
     )
     inputs = made_from(arguments)
-    packages = manifest.package_versions(cells.PACKAGES[settings.backend])
-    visible = processes.visible_gpus()
+    packages = manifests.package_versions(cache.PACKAGES[settings.backend])
+    visible = data_parallel.visible_gpus()
     gpus = min(arguments.gpus, len(visible))
     # Batches, and with them the rounding, differ with the number of processes.
-    place = [visible[0] if visible else "cpu", processes.launched() or max(gpus, 1)]
+    place = [visible[0] if visible else "cpu", data_parallel.launched() or max(gpus, 1)]
     wanted = wanted_cells(arguments, inputs, asdict(settings), packages, place)
-    scored = cells.earlier(arguments.results, arguments.samples)
+    scored = cache.earlier(arguments.results, arguments.samples)
     missing = [cell for cell in wanted if cell.key not in scored.cells]
-    if missing and settings.backend == "hf" and gpus > 1 and not processes.launched():
-        processes.launch(gpus)
-    if not processes.is_first():
+    if missing and settings.backend == "hf" and gpus > 1 and not data_parallel.launched():
+        data_parallel.launch(gpus)
+    if not data_parallel.is_first():
         logging.disable(logging.INFO)
     for cell in wanted:
         if cell not in missing:
             log.info("%s: scored before", cell.names)
     if missing:
         scored = scored.with_new(score(arguments, settings, missing, gpus))
-    if processes.is_first():
+    if data_parallel.is_first():
         write(
             arguments,
             scored.only([cell.key for cell in wanted]),
             parameters=asdict(settings),
             inputs=inputs,
-            packages=cells.PACKAGES[settings.backend],
+            packages=cache.PACKAGES[settings.backend],
         )
 
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from portllm import imports, manifest
+from portllm import imports
 from portllm.command_line import add_names, run
+from portllm.storage import manifests
 
 log = logging.getLogger("train_patch")
 
@@ -48,25 +49,28 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
     imports.leave_out(*imports.unused_in_training(arguments.model))
-    from portllm import files, fine_tuning, resuming
+    from portllm.storage import files
+    from portllm.training import patch_training, resuming
 
-    values = {field.name: getattr(arguments, field.name) for field in fields(fine_tuning.Settings)}
+    values = {
+        field.name: getattr(arguments, field.name) for field in fields(patch_training.Settings)
+    }
     targets = arguments.target_modules
     values["target_modules"] = targets[0] if targets == ["all-linear"] else tuple(targets)
-    settings = fine_tuning.Settings(**values)
+    settings = patch_training.Settings(**values)
     inputs = {
-        "model": manifest.content_hash(arguments.model),
-        "task": manifest.content_hash(arguments.task),
+        "model": manifests.content_hash(arguments.model),
+        "task": manifests.content_hash(arguments.task),
     }
     # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
     decisive = {**asdict(settings), "checkpoint_steps": None}
     work = arguments.work / files.hash_value([decisive, inputs])[:16]
     examples = list(files.read_json_lines(arguments.task / "train.jsonl"))
     with resuming.held(work):
-        model, training = fine_tuning.train(
+        model, training = patch_training.train(
             arguments.model, examples, settings, work, seconds=meter.seconds
         )
         write(arguments, asdict(settings), inputs, model, training, meter)
@@ -81,15 +85,16 @@ def write(
     inputs: dict[str, str],
     model: Any,
     training: dict[str, float],
-    meter: manifest.Meter,
+    meter: manifests.Meter,
 ) -> None:
     """Write the adapter and its manifest."""
-    from portllm import adapters, files
+    from portllm.storage import files
+    from portllm.weights import adapters
 
     with files.whole_directory(arguments.output) as directory:
         model.save_pretrained(directory, safe_serialization=True)
         adapters.sort_targets(directory)
-        manifest.write_for_directory(
+        manifests.write_for_directory(
             directory,
             stage="patch",
             parameters=parameters,

@@ -8,9 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from portllm import adapters, files, hub, manifest, ports
 from portllm.command_line import add_names, run
+from portllm.data import hub
 from portllm.errors import InputError
+from portllm.storage import files, manifests
+from portllm.transplant import ports
+from portllm.weights import adapters
 
 log = logging.getLogger("transplant")
 
@@ -110,7 +113,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def replaceable(directory: Path) -> bool:
     """Whether a directory is empty or holds what this program wrote."""
-    return (directory / manifest.NAME).exists() or not any(directory.iterdir())
+    return (directory / manifests.NAME).exists() or not any(directory.iterdir())
 
 
 def push(directory: Path, name: str) -> None:
@@ -135,7 +138,7 @@ def check_fit(port: ports.Port, arguments: argparse.Namespace) -> None:
 
 def about(port: ports.Port, arguments: argparse.Namespace, version: str) -> dict[str, Any]:
     """What the manifest of an output says of how it was made."""
-    hashes = [manifest.content_hash(patch.directory) for patch in port.patches]
+    hashes = [manifests.content_hash(patch.directory) for patch in port.patches]
     weights = [patch.weight for patch in port.patches]
     # A single patch as it is needs no weight to be told.
     told = {} if weights == [1.0] else {"weights": weights}
@@ -152,7 +155,7 @@ def about(port: ports.Port, arguments: argparse.Namespace, version: str) -> dict
 
 def show_plan(merged: dict[Path, ports.Port], version: Path) -> None:
     """Print what each checkpoint would be made of; InputError where there is no room for all."""
-    from portllm import merging, streaming
+    from portllm.transplant import merging, streaming
 
     plans = {
         directory: merging.planned(version, merging.edits_of_port(port))
@@ -168,9 +171,9 @@ def show_plan(merged: dict[Path, ports.Port], version: Path) -> None:
 
 def merge(merged: dict[Path, ports.Port], arguments: argparse.Namespace, meter: Any) -> None:
     """Write every checkpoint in one pass over the version, each with its manifest."""
-    from portllm import merging
+    from portllm.transplant import merging
 
-    known = (arguments.version / manifest.NAME).exists()
+    known = (arguments.version / manifests.NAME).exists()
     with ExitStack() as stack:
         places = {
             directory: stack.enter_context(files.whole_directory(directory)) for directory in merged
@@ -179,9 +182,9 @@ def merge(merged: dict[Path, ports.Port], arguments: argparse.Namespace, meter: 
         written = merging.merge_many(
             arguments.version, edits, threads=arguments.threads, source_hashed=not known
         )
-        version = manifest.content_hash(arguments.version, known=written.source)
+        version = manifests.content_hash(arguments.version, known=written.source)
         for directory, port in merged.items():
-            manifest.write_for_directory(
+            manifests.write_for_directory(
                 places[directory],
                 known=written.content[places[directory]],
                 cost=meter.read(),
@@ -191,7 +194,7 @@ def merge(merged: dict[Path, ports.Port], arguments: argparse.Namespace, meter: 
 
 
 def main() -> None:
-    meter = manifest.Meter()
+    meter = manifests.Meter()
     arguments = parse_arguments()
     check_arguments(arguments)
     sign = -1.0 if arguments.unmerge else 1.0
@@ -212,9 +215,9 @@ def main() -> None:
     if arguments.adapter:
         with files.whole_directory(arguments.adapter) as directory:
             ports.write(port, directory, base=arguments.version)
-            version = manifest.content_hash(arguments.version)
+            version = manifests.content_hash(arguments.version)
             parts = about(port, arguments, version)
-            manifest.write_for_directory(directory, cost=meter.read(), **parts)
+            manifests.write_for_directory(directory, cost=meter.read(), **parts)
     if merged:
         merge(merged, arguments, meter)
     if arguments.push_to_hub:

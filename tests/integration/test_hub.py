@@ -19,7 +19,7 @@ from conftest import PROJECT
 from hub_server import Hub
 from safetensors.torch import save_file
 
-from portllm import files
+from portllm.storage import files
 
 PYTHON = PROJECT / ".venvs" / "eval" / "bin" / "python"
 SCRIPTS = PROJECT / "workflow_scripts"

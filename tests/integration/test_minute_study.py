@@ -19,7 +19,9 @@ from conftest import PROJECT, Checkout, copy_state, make_checkout, run_program
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from portllm import checkpoints, files, manifest, scores
+from portllm.comparison import score_table
+from portllm.storage import files, manifests
+from portllm.weights import checkpoints
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +48,8 @@ def test_a_second_run_does_nothing(finished: Checkout) -> None:
 
 
 def test_every_cell_is_scored_once(results: Path) -> None:
-    table = scores.read(results / "scores.csv")
-    assert list(table.columns) == scores.COLUMNS
+    table = score_table.read(results / "scores.csv")
+    assert list(table.columns) == score_table.COLUMNS
     cells = table[["task", "applied_to", "trained_on", "method", "metric"]]
     assert not cells.duplicated().any()
     # base: un-patched, fine-tuned; first: un-patched, ported; second: those, half, re-fine-tuned.
@@ -64,7 +66,7 @@ def test_every_cell_is_scored_once(results: Path) -> None:
 
 
 def test_scores_are_the_means_of_their_items(results: Path) -> None:
-    table = scores.read(results / "scores.csv")
+    table = score_table.read(results / "scores.csv")
     for path in results.glob("scores/tiny/*/*.samples.jsonl"):
         rows = pandas.DataFrame(files.read_json_lines(path))
         rows["seed"] = ["none" if pandas.isna(seed) else str(int(seed)) for seed in rows["seed"]]
@@ -85,7 +87,7 @@ def test_scores_are_the_means_of_their_items(results: Path) -> None:
 
 
 def test_tables_show_the_scores(results: Path) -> None:
-    table = scores.read(results / "scores.csv")
+    table = score_table.read(results / "scores.csv")
     text = (results / "tables" / "main.md").read_text()
     assert [line.split("|")[2].strip() for line in text.splitlines()[2:]] == [
         *("zero-shot", "fine-tuned"),
@@ -133,7 +135,7 @@ def test_a_chain_is_followed_from_update_to_update(results: Path) -> None:
     assert sum(parts, Counter()) == whole
     assert sorted(part.total() for part in parts) == [66, 67, 67]
 
-    table = scores.read(results / "scores.csv")
+    table = score_table.read(results / "scores.csv")
     table = table[table["method"].isin(["none", "direct"])]
     scored = table.set_index(["applied_to", "trained_on", "task"]).sort_index()
     over = pandas.read_csv(results / "tables/temporal.csv")
@@ -249,7 +251,7 @@ def test_the_rendered_recipe_lies_beside_the_version(results: Path) -> None:
     assert recipe["base_model"] == "results/models/tiny/first"
     assert recipe["max_steps"] == 3
     evolved = files.read_json(results / "models/tiny/second/manifest.json")
-    parent = manifest.content_hash(results / "models/tiny/first")
+    parent = manifests.content_hash(results / "models/tiny/first")
     assert evolved["inputs"]["model"] == parent
 
 
@@ -352,7 +354,7 @@ def test_cells_that_are_known_load_nothing(finished: Checkout, tmp_path: Path) -
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("scored before") == 4
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "portllm.cells" in imported
+    assert "portllm.scoring.cache" in imported
     heavy = {"torch", "transformers", "peft", "lm_eval", "datasets", "numpy", "pandas"}
     assert not imported & heavy
     before, after = files.read_json(of_study), files.read_json(results)

@@ -6,7 +6,8 @@ import pandas
 import pytest
 from conftest import Checkout, make_checkout
 
-from portllm import files, scores
+from portllm.comparison import score_table
+from portllm.storage import files
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +31,7 @@ def results(finished: Checkout) -> Path:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_architecture_goes_through_every_stage(results: Path, model: str) -> None:
-    table = scores.read(results / "scores.csv")
+    table = score_table.read(results / "scores.csv")
     cells = table[(table["model"] == model) & (table["applied_to"] == "openorca")]
     assert set(cells["trained_on"]) == {"none", "base", "openorca"}
     assert (cells["n"] == 40).all()

@@ -8,7 +8,7 @@ import pytest
 from conftest import PROJECT, run_program
 from datasets import load_from_disk
 
-from portllm import files
+from portllm.storage import files
 
 MIRROR = Path(os.environ.get("PORTLLM_HUB_MIRROR", PROJECT.parent / "shared" / "hub"))
 

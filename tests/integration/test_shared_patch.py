@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import Checkout, make_checkout
 
-from portllm import files, manifest
+from portllm.storage import files, manifests
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +32,9 @@ def test_a_shared_patch_is_scored_and_can_be_made_anew(tmp_path: Path) -> None:
     assert "Moving output file" not in output
     cells = files.read_json(second.directory / SCORE)["cells"]
     assert [cell["trained_on"] for cell in cells] == ["none", "base"]
-    original = manifest.content_hash(first.directory / PATCH)
+    original = manifests.content_hash(first.directory / PATCH)
     assert cells[1]["adapter_content"] == original
-    assert manifest.content_hash(second.directory / PATCH) == original
+    assert manifests.content_hash(second.directory / PATCH) == original
 
     # Made anew without the cache, the patch is the checkout's own; the shared one stays.
     second.complete(PATCH, "--forcerun", "patch", "--configfile", CONFIG[-1])

@@ -10,7 +10,8 @@ import psutil
 import pytest
 from conftest import Checkout, copy_state, make_checkout, wait_for
 
-from portllm import files, resuming
+from portllm.storage import files
+from portllm.training import resuming
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from conftest import PROJECT, Checkout, make_checkout, use_stand_ins
 
-from portllm import sharing
 from portllm.errors import InputError
+from portllm.snakemake_hooks import output_cache
 
 STUDY = "tests/studies/minute.yaml"
 # One base, two evolutions and a chain; two patches on the base and two on the second evolution.
@@ -154,7 +154,7 @@ def test_changed_training_code_shares_nothing(cache: Path, second: Checkout) -> 
 
 
 def test_code_that_trains_nothing_is_not_part_of_the_key() -> None:
-    files = {path.name for path in sharing.deciding_files(PROJECT / "workflow_scripts")}
+    files = {path.name for path in output_cache.deciding_files(PROJECT / "workflow_scripts")}
     assert {"fine_tuning.py", "evolution.py", "from_scratch.py", "tasks.py", "corpora.py"} <= files
     assert not files & {"tables.py", "figures.py", "scores.py", "scoring.py", "plan.py"}
 
@@ -187,9 +187,9 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, where: str) -> None:
 def test_devices_are_part_of_the_place(tmp_path: Path) -> None:
     places = set()
     for with_devices in (False, True):
-        environment = {sharing.VARIABLE: str(tmp_path)}
-        sharing.prepare(environment, PROJECT / "workflow_scripts", with_devices=with_devices)
-        places.add(environment[sharing.VARIABLE])
+        environment = {output_cache.VARIABLE: str(tmp_path)}
+        output_cache.prepare(environment, PROJECT / "workflow_scripts", with_devices=with_devices)
+        places.add(environment[output_cache.VARIABLE])
     assert len(places) == 2
 
 
@@ -218,14 +218,14 @@ def test_a_cache_without_a_place_is_refused(second: Checkout) -> None:
 
 def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    environment = {sharing.VARIABLE: str(tmp_path / "file")}
+    environment = {output_cache.VARIABLE: str(tmp_path / "file")}
     with pytest.raises(InputError, match="cannot be made"):
-        sharing.prepare(environment, PROJECT / "workflow_scripts")
+        output_cache.prepare(environment, PROJECT / "workflow_scripts")
 
 
 def test_the_place_is_not_extended_twice(tmp_path: Path) -> None:
-    environment = {sharing.VARIABLE: str(tmp_path)}
-    sharing.prepare(environment, PROJECT / "workflow_scripts")
+    environment = {output_cache.VARIABLE: str(tmp_path)}
+    output_cache.prepare(environment, PROJECT / "workflow_scripts")
     once = dict(environment)
-    sharing.prepare(environment, PROJECT / "workflow_scripts")
-    assert environment == once != {sharing.VARIABLE: str(tmp_path)}
+    output_cache.prepare(environment, PROJECT / "workflow_scripts")
+    assert environment == once != {output_cache.VARIABLE: str(tmp_path)}

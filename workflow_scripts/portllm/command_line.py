@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from portllm.errors import InputError, out_of_memory
-from portllm.files import told_disk_is_full
+from portllm.storage.files import told_disk_is_full
 
 
 def options(settings: dict[str, Any]) -> str:

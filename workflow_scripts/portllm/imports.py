@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from portllm.files import read_json
+from portllm.storage.files import read_json
 
 
 def leave_out(*packages: str) -> list[str]:

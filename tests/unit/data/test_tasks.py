@@ -1,0 +1,146 @@
+"""Training text is what lm-eval itself sends and expects, byte for byte."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from portllm.data import task_files, tasks
+from portllm.errors import InputError
+
+DEMO = "resources/demo"
+
+DOCUMENTS: dict[str, list[dict[str, Any]]] = {
+    "boolq": [
+        {"passage": "Snow is frozen water.", "question": "is snow water", "label": 1},
+        {"passage": "Ice floats.", "question": "does ice sink", "label": 0},
+    ],
+    "winogrande": [
+        {
+            "sentence": "The cup did not fit the box because _ was too big.",
+            "option1": "the cup",
+            "option2": "the box",
+            "answer": "1",
+        },
+        {
+            "sentence": "Ann paid Bea because _ had worked.",
+            "option1": "Ann",
+            "option2": "Bea",
+            "answer": "2",
+        },
+    ],
+    "gsm8k": [
+        {
+            "question": "Ann has 3 pens and buys 4. How many has she?",
+            "answer": "She has 3+4=<<3+4=7>>7 pens.\n#### 7",
+        }
+    ],
+}
+GOLD = {"boolq": [" yes", " no"], "gsm8k": [" She has 3+4=<<3+4=7>>7 pens.\n#### 7"]}
+
+
+def task_on(name: str, documents: list[dict[str, Any]]) -> Any:
+    """lm-eval's unmodified task on documents of ours, in all the splits that it uses."""
+    import datasets
+    from lm_eval.api.task import ConfigurableTask
+
+    path = task_files.find(name, [task_files.library()])
+    assert path is not None
+    definition = load_yaml(path, resolve_func=True)
+    definition.pop("tag", None)
+    rows = datasets.Dataset.from_list(documents)
+    splits = dict.fromkeys(("train", "validation", "test"), rows)
+    definition["custom_dataset"] = lambda **_: datasets.DatasetDict(splits)
+    return ConfigurableTask(config=definition)
+
+
+def requests_of(task: Any, index: int) -> list[Any]:
+    """The requests that lm-eval sends for one document, zero-shot."""
+    task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=1234)
+    task.build_all_requests()
+    return [request for request in task.instances if request.doc_id == index]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_text_is_lm_evals_own(name: str) -> None:
+    task = task_on(name, DOCUMENTS[name])
+    examples = list(tasks.training_examples(task))
+    assert len(examples) == len(DOCUMENTS[name])
+    for index, example in enumerate(examples):
+        requests = requests_of(task, index)
+        if task.OUTPUT_TYPE == "multiple_choice":
+            sent = [tuple(request.args[:2]) for request in requests]
+            gold = (example["prompt"], example["completion"])
+            # lm-eval itself is asked which of its requests is the right one.
+            answers = [(0.0 if pair == gold else -9.0, False) for pair in sent]
+            assert gold in sent
+            assert task.process_results(task.training_docs()[index], answers)["acc"] == 1.0
+        else:
+            assert example["prompt"] == requests[0].args[0]
+        if name in GOLD:
+            assert example["completion"] == GOLD[name][index]
+
+
+def test_winogrande_puts_the_choice_into_the_prompt() -> None:
+    examples = list(tasks.training_examples(task_on("winogrande", DOCUMENTS["winogrande"])))
+    assert examples[0]["prompt"].endswith("because the cup")
+    assert examples[1]["prompt"].endswith("because Bea")
+    assert examples[1]["completion"] == " had worked."
+
+
+def test_the_limit_draws_the_same_items_each_time() -> None:
+    documents = [
+        {"passage": str(number), "question": "q", "label": number % 2} for number in range(50)
+    ]
+    task = task_on("boolq", documents)
+    first = list(tasks.training_examples(task, limit=10))
+    assert len(first) == 10
+    assert first == list(tasks.training_examples(task, limit=10))
+    assert first != list(tasks.training_examples(task))[:10]
+
+
+def test_a_saved_dataset_gives_the_same_task(tmp_path: Path) -> None:
+    task = tasks.load("demo_sentiment", include=DEMO)
+    tasks.save_dataset(task, tmp_path / "dataset")
+    again = tasks.load("demo_sentiment", include=DEMO, dataset=tmp_path / "dataset")
+    assert list(again.eval_docs) == list(task.eval_docs)
+    assert list(again.training_docs()) == list(task.training_docs())
+
+
+def test_unknown_task_and_task_without_training_split() -> None:
+    with pytest.raises(InputError, match=r"no task 'demo_sentimental'; nearest: demo_sentiment"):
+        tasks.load("demo_sentimental", include=DEMO)
+    task = task_on("boolq", DOCUMENTS["boolq"])
+    task.config.training_split = None
+    with pytest.raises(InputError, match=r"no training split"):
+        next(tasks.training_examples(task))
+
+
+def test_generated_code_is_not_executed_without_leave(tmp_path: Path) -> None:
+    (tmp_path / "risky.yaml").write_text("task: risky\nunsafe_code: true\ntraining_split: train\n")
+    with pytest.raises(InputError, match=r"executes code.*allow_unsafe_code: true"):
+        tasks.load("risky", include=str(tmp_path))
+
+
+def test_tasks_that_are_classes_are_refused() -> None:
+    with pytest.raises(InputError, match=r"Python class"):
+        tasks.load("squadv2")
+
+
+def test_files_that_define_a_task() -> None:
+    path = task_files.find("demo_sentiment", [Path(DEMO)])
+    assert path is not None
+    names = [file.name for file in task_files.defining_files(path)]
+    assert names == ["demo_sentiment.yaml", "generate.py"]
+
+
+def test_the_scan_agrees_with_lm_eval() -> None:
+    for name in ("boolq", "sst2", "mrpc", "rte", "winogrande", "wnli", "gsm8k", "arc_easy"):
+        path = task_files.find(name, [task_files.library()])
+        assert path is not None
+        ours = task_files.load(path)
+        theirs = load_yaml(path, resolve_func=False)
+        assert ours["task"] == theirs["task"] == name
+        assert ours["training_split"] == theirs["training_split"]

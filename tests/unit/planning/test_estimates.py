@@ -1,0 +1,204 @@
+"""The plan's formulae by hand and against what PyTorch, transformers and PEFT really make."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from conftest import PROJECT
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from portllm.errors import InputError
+from portllm.planning import estimates, formulas
+from portllm.planning.estimates import Rule
+from portllm.planning.formulas import Training, UnknownError
+from portllm.study import config as configuration
+from portllm.training import patch_training
+
+MISTRAL = formulas.architecture(
+    estimates.hub_models(PROJECT / "resources" / "models")["mistralai/mistral-7b-v0.1"]
+)
+# Real models' proportions; large enough that what is counted outweighs what is not.
+SHAPE = {
+    "hidden_size": 256,
+    "intermediate_size": 896,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "vocab_size": 1000,
+}
+
+
+def test_parts_of_a_training_by_hand() -> None:
+    training = Training(4, 256, weight_bytes=2, width=2, rank=8, targets="all-linear")
+    parts = formulas.training_bytes(MISTRAL, training)
+    assert parts["weights"] == 7_241_732_096 * 2 + 20_971_520 * 4
+    assert parts["gradients"] == 20_971_520 * 4
+    assert parts["optimiser"] == 20_971_520 * 8
+    assert parts["logits"] == 4 * 256 * 32000 * 10
+    # Norms 8·4096; attention 4·(4096 + 1024); MLP 6·14336; adapted inputs 5·(6·4096 + 14336).
+    layer = 8 * 4096 + 4 * 5120 + 6 * 14336 + 5 * (6 * 4096 + 14336)
+    assert parts["activations"] == 32 * 4 * 256 * layer
+
+
+def test_checkpointing_keeps_inputs_and_one_layer() -> None:
+    training = Training(1, 128, 2, 2, checkpointing=True)
+    layer = 128 * formulas.activations_of_layer(MISTRAL, 2)
+    expected = 2 * 128 * 4096 * 32 + layer
+    assert formulas.training_bytes(MISTRAL, training)["activations"] == expected
+
+
+def test_all_weights_in_sixteen_bits() -> None:
+    parts = formulas.training_bytes(MISTRAL, Training(1, 1, 2, 2))
+    assert parts["weights"] == parts["gradients"] == 7_241_732_096 * 2
+    assert parts["optimiser"] == 7_241_732_096 * 8
+
+
+def test_parts_of_a_scoring_by_hand() -> None:
+    parts = formulas.scoring_bytes(MISTRAL, 16, 256, 2)
+    assert parts["weights"] == 7_241_732_096 * 2
+    assert parts["cache"] == 16 * 256 * 2 * 32 * 8 * 128 * 2
+    assert parts["logits"] == 16 * 256 * 2 * 32000 * 2
+
+
+def saved_bytes(model_type: str, dtype: torch.dtype, *, lora: bool) -> float:
+    """Bytes a token and layer that autograd keeps, parameters and logits left out."""
+    batch, length = 2, 64
+    config = AutoConfig.for_model(model_type, **SHAPE, use_cache=False)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if lora:
+        model = patch_training.add_lora(model, patch_training.Settings())
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        pointer = tensor.untyped_storage().data_ptr()
+        if pointer not in own and SHAPE["vocab_size"] not in tensor.shape:
+            kept[pointer] = tensor
+        return tensor
+
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.train()(input_ids=tokens, labels=tokens)
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return total / (batch * length * SHAPE["num_hidden_layers"])
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "llama"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lora", [False, True])
+def test_activations_are_what_autograd_keeps(
+    model_type: str, dtype: torch.dtype, lora: bool
+) -> None:
+    known = formulas.architecture({"model_type": model_type, **SHAPE})
+    targets = "all-linear" if lora else None
+    # On a CPU, dropout keeps its mask in float32.
+    counted = formulas.activations_of_layer(known, dtype.itemsize, targets, mask_bytes=4)
+    assert counted == pytest.approx(saved_bytes(model_type, dtype, lora=lora), rel=0.05)
+
+
+def test_the_demo_patch_costs_what_was_measured() -> None:
+    """The default study's patches peaked at 774 to 788 MB on two cores, without a GPU."""
+    study = configuration.load(
+        configuration.read_yaml(PROJECT / "config.yaml", what="config.yaml"),
+        schema=PROJECT / "config" / "schema.yaml",
+    )
+    scratch = study["models"]["demo"]["base"]["from_scratch"]
+    known = formulas.architecture({**scratch["config"], "vocab_size": 900})
+    assert formulas.parameters(known) == 558_464  # what results/models/demo/base/manifest.json says
+    training = formulas.patch_training(study["patch"], gpu=False)
+    estimate = formulas.IMPORTS["patch"] + sum(formulas.training_bytes(known, training).values())
+    # At most: the estimate is for batches of the full length, the demo's prompts are shorter.
+    assert 788e6 < estimate < 1.25 * 788e6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpoint_bytes_are_those_of_files(tmp_path: Path, dtype: torch.dtype) -> None:
+    tiny.save_model(tmp_path / "model", dtype=dtype, hidden_size=256, intermediate_size=512)
+    version = estimates.obtained_version(
+        {"path": str(tmp_path / "model")}, tmp_path / "none", {}, None
+    )
+    known = version.architecture
+    estimate = formulas.parameters(known) * known.dtype_bytes
+    assert estimate == pytest.approx(version.checkpoint_bytes, rel=0.02)
+    assert version.linked
+
+
+def test_adapter_bytes_are_those_of_files(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
+    adapter = tiny.save_adapter(tmp_path / "adapter", model, r=8)
+    known = estimates.obtained_version(
+        {"path": str(model)}, tmp_path / "none", {}, None
+    ).architecture
+    file = adapter / "adapter_model.safetensors"
+    assert 4 * formulas.lora_parameters(known, 8) == pytest.approx(file.stat().st_size, rel=0.05)
+
+
+def test_what_is_unknown_is_said() -> None:
+    with pytest.raises(UnknownError, match="someone/model"):
+        estimates.obtained_version({"hub": "someone/model"}, Path("none"), {}, None)
+    with pytest.raises(UnknownError, match="model_type mamba"):
+        formulas.architecture({"model_type": "mamba"})
+    with pytest.raises(UnknownError, match="lm_head"):
+        formulas.lora_parameters(MISTRAL, 8, ["q_proj", "lm_head"])
+
+
+def recipe(**more: Any) -> dict[str, Any]:
+    return {"micro_batch_size": 2, "sequence_len": 512, "bf16": "auto", **more}
+
+
+def test_an_evolution_is_read_from_its_recipe() -> None:
+    full = formulas.evolution_training(recipe(gradient_checkpointing=True), gpu=True)
+    assert (full.batch, full.length, full.width, full.targets) == (2, 512, 2, None)
+    assert full.checkpointing
+    assert formulas.evolution_training(recipe(), gpu=False).width == 4
+    lora = {"adapter": "qlora", "lora_r": 16, "lora_target_linear": True, "load_in_4bit": True}
+    quantised = formulas.evolution_training(recipe(**lora, optimizer="paged_adamw_8bit"), gpu=True)
+    assert (quantised.rank, quantised.targets) == (16, "all-linear")
+    assert (quantised.weight_bytes, quantised.optimizer_bytes) == (0.5, 2)
+
+
+def test_disk_while_an_evolution_trains() -> None:
+    total = 7_241_732_096
+    none = recipe(save_strategy="no")
+    assert formulas.evolution_work_bytes(MISTRAL, none, gpu=True) == 0
+    saves = recipe(save_total_limit=1)
+    # The checkpoint and the next one while it is written: 16-bit weights, AdamW's 8 bytes.
+    assert formulas.evolution_work_bytes(MISTRAL, saves, gpu=True) == 2 * total * (2 + 8)
+
+
+def test_an_evolution_keeps_or_changes_the_dtype() -> None:
+    parent = estimates.Version(MISTRAL, "test", 0)
+    merged = estimates.evolved_version(parent, recipe(adapter="lora", bf16=False), gpu=True)
+    assert merged.checkpoint_bytes == 7_241_732_096 * 2
+    trained = estimates.evolved_version(parent, recipe(bf16=False), gpu=True)
+    assert trained.checkpoint_bytes == 7_241_732_096 * 4
+
+
+RULES = [
+    Rule("patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=True),
+    Rule("score", ("results/{model}/{task}.json", "results/{model}/{task}.samples.jsonl")),
+]
+HEADER = "output_file\tdate\trule\tlog-file(s)\tstatus\tplan"
+
+
+def test_jobs_of_a_summary() -> None:
+    lines = [
+        HEADER,
+        "results/patches/m/a.b/seed1\tdate\tpatch\t-\tok\tno update",
+        "results/m/a.b.json\tdate\tscore\t-\tok\tno update",
+        "results/m/a.b.samples.jsonl\t-\tscore\t-\tmissing\tupdate pending",
+    ]
+    patch, score = estimates.read_summary(lines, RULES)
+    assert dict(patch.wildcards) == {"model": "m", "task": "a.b", "seed": "1"}
+    assert patch.cached
+    assert dict(score.wildcards) == {"model": "m", "task": "a.b"}
+    assert len(score.outputs) == 2
+    assert not score.cached
+
+
+def test_no_summary_is_an_error() -> None:
+    with pytest.raises(InputError, match="log"):
+        estimates.read_summary(["Error: something"], RULES)

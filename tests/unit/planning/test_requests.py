@@ -1,0 +1,132 @@
+"""What jobs ask for: the study's word, what follows from the model, and growth with attempts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PROJECT
+
+from portllm.errors import InputError
+from portllm.planning import estimates, requests
+from portllm.study import config as configuration
+
+MODELS = estimates.hub_models(PROJECT / "resources" / "models")
+NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "method": "direct", "seed": "1"}
+
+
+def priced(
+    directory: Path,
+    hub: str = "mistralai/Mistral-7B-v0.1",
+    recipe: dict[str, Any] | None = None,
+    **settings: Any,
+) -> estimates.Study:
+    """A study of one model, one task and one evolution, known by its configuration alone."""
+    config = {
+        "models": {"m": {"base": {"hub": hub}}},
+        "tasks": {"sst2": {}},
+        "corpora": {"c": {"sources": [{"files": ["c.jsonl"]}]}},
+        "evolutions": {"v": {"corpus": "c", "recipe": "r.yaml"}},
+        "resources": settings,
+    }
+    configuration.check_schema(
+        config, configuration.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
+    )
+    return estimates.Study(config, results=directory, known=MODELS, recipes={"v": recipe or {}})
+
+
+def test_the_study_has_the_last_word(tmp_path: Path) -> None:
+    study = priced(tmp_path, patch={"mem_mb": 123, "threads": 7, "runtime": 5, "gpu": 0})
+    asked = {name: requests.wanted(study, "patch", NAMES, name, 99) for name in ("mem_mb", "gpu")}
+    assert asked == {"mem_mb": 123, "gpu": 0}
+    assert requests.wanted(study, "patch", NAMES, "threads", 99) == 7
+    assert requests.wanted(study, "patch", NAMES, "runtime", 99, attempt=3) == 15
+
+
+def test_what_retries_ask_for_grows(tmp_path: Path) -> None:
+    study = priced(tmp_path)
+    for name in ("mem_mb", "runtime"):
+        first, second = (requests.wanted(study, "patch", NAMES, name, 1, a) for a in (1, 2))
+        assert second == 2 * first
+    for name in ("gpu", "threads"):
+        first, second = (requests.wanted(study, "patch", NAMES, name, 1, a) for a in (1, 2))
+        assert second == first
+
+
+RULES = ["patch", "evolve", "score", "merge", "movement", "norms", "geometry", "loss_slice"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
+    names = {**NAMES, "version": "v", "applied_to": "v"}
+    asked = requests.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
+    large = requests.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
+    # 7.24 billion parameters in bfloat16; merges and measurements never hold all of them.
+    whole = ("patch", "evolve", "score", "loss_slice")
+    assert asked > (14_483 if rule in whole else 0)
+    if rule in ("norms", "geometry"):
+        # One projection at a time, in float64; the largest of the two models is Mistral's.
+        assert asked > 14336 * 4096 * 8 / 1e6
+        assert large < asked
+    else:
+        assert large > asked or rule == "merge"
+    assert asked % 500 == 0
+
+
+def test_every_rule_asks_in_its_own_name() -> None:
+    asked = {}
+    for file in sorted((PROJECT / "rules").glob("*.smk")):
+        for text in re.split(r"^(?=(?:rule|checkpoint) )", file.read_text(), flags=re.M):
+            name = re.match(r"rule (\w+):", text)
+            if name:
+                asked[name[1]] = set(re.findall(r'asks\("(\w+)"', text))
+    assert asked["geometry"] == {"geometry"}
+    assert {name: names for name, names in asked.items() if names - {name}} == {}
+
+
+def test_measurements_are_set_by_their_stage(tmp_path: Path) -> None:
+    study = priced(tmp_path, analyse={"mem_mb": 123, "gpu": 2})
+    names = {**NAMES, "applied_to": "v"}
+    for rule in ("geometry", "norms", "loss_slice"):
+        assert requests.wanted(study, rule, names, "mem_mb", 1) == 123
+    assert requests.wanted(study, "loss_slice", names, "gpu", 1) == 2
+
+
+def test_without_a_gpu_the_host_holds_everything(tmp_path: Path) -> None:
+    with_gpu = requests.wanted(priced(tmp_path), "patch", NAMES, "mem_mb", 1)
+    alone = requests.wanted(priced(tmp_path, patch={"gpu": 0}), "patch", NAMES, "mem_mb", 1)
+    assert alone > 2 * with_gpu
+
+
+def test_an_unknown_model_gets_the_rule_s_default(tmp_path: Path) -> None:
+    study = priced(tmp_path, "somebody/unknown")
+    assert requests.wanted(study, "patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
+    assert requests.wanted(study, "patch", NAMES, "runtime", 720) == 720
+
+
+def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -> None:
+    names = {"model": "m", "version": "v"}
+    plain = priced(tmp_path, recipe={"bf16": True, "sequence_len": 512})
+    assert requests.wanted(plain, "evolve", names, "gpu", 1) == 1
+    sharded = priced(
+        tmp_path, recipe={"bf16": True, "deepspeed": "zero3.json", "micro_batch_size": 8}
+    )
+    # 12 bytes a parameter and the activations: more than 87 GB.
+    assert requests.wanted(sharded, "evolve", names, "gpu", 1) >= 2
+    requests.check_devices(sharded, {}, None)
+    for limit in (0, 1):
+        requests.check_devices(plain, {}, limit)
+    with pytest.raises(InputError, match=r"evolutions.v: its recipe shards m over \d devices"):
+        requests.check_devices(sharded, {}, 1)
+
+
+def test_threads_follow_the_size(tmp_path: Path) -> None:
+    names = {"model": "m", "version": "v"}
+    assert requests.wanted(priced(tmp_path), "evolve", names, "threads", 1) == 4
+    scratch = {"corpus": "c", "steps": 1, "config": {"model_type": "mistral", "hidden_size": 64}}
+    study = priced(tmp_path)
+    small = {**scratch, "vocabulary_size": 300}
+    study.versions["m", "v"] = estimates.obtained_version(
+        {"from_scratch": small}, tmp_path, {}, None
+    )
+    assert requests.wanted(study, "evolve", names, "threads", 1) == 1

@@ -1,0 +1,151 @@
+"""One process for each GPU, and a job's cells, without any GPU or model."""
+
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import score as program
+from portllm.scoring import cache, data_parallel, hf
+from portllm.storage import files, manifests
+
+
+def asked(index: int) -> SimpleNamespace:
+    """The requests of three items, two choices each, as lm-eval numbers them."""
+    return SimpleNamespace(doc_id=index // 2, index=index)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shares_make_up_the_whole_and_items_stay_together(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    requests = [asked(index) for index in range(6)]
+    shares: list[list[int]] = []
+    gathered: list[tuple[int, str]] = []
+
+    def answer(mine: list[Any]) -> list[str]:
+        shares.append([request.index for request in mine])
+        return [f"answer {request.index}" for request in mine]
+
+    # One process after the other: the last finds what all of them have brought.
+    monkeypatch.setattr(hf, "gather_object", lambda mine: gathered.extend(mine) or gathered)
+    for rank in range(count):
+        state = SimpleNamespace(num_processes=count, process_index=rank)
+        found = hf.shared(requests, answer, state)
+    assert found == [f"answer {index}" for index in range(6)]
+    # A process without a share does not call its model.
+    assert len(shares) == min(count, 3)
+    assert all(index ^ 1 in share for share in shares for index in share)
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    """A command line of the scoring program."""
+    task, version = tmp_path / "task", tmp_path / "version"
+    for directory in (task, version):
+        directory.mkdir()
+        (directory / "file").touch()
+    words = ["score.py", "--version", str(version), "--task", str(task), "--lm-eval", "boolq"]
+    return [*words, "--un-patched", "--results", "r.json", "--samples", "r.jsonl", "--gpus"]
+
+
+def test_the_program_is_started_once_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(data_parallel, "visible_gpus", lambda: ["H200", "H200", "H200"])
+    started: list[list[str]] = []
+
+    def replace_program(path: str, words: list[str]) -> None:
+        started.append(words)
+        raise SystemExit
+
+    monkeypatch.setattr(os, "execv", replace_program)
+    for gpus in ("2", "8"):
+        monkeypatch.setattr(sys, "argv", [*arguments, gpus])
+        with pytest.raises(SystemExit):
+            program.main()
+    assert [words[-len(arguments) - 2 :][0] for words in started] == ["2", "3"]
+    for words, gpus in zip(started, ("2", "8"), strict=True):
+        assert words[:3] == [sys.executable, "-m", "torch.distributed.run"]
+        assert words[-len(arguments) - 1 :] == [*arguments, gpus]
+
+
+def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert data_parallel.is_first()
+    # Some clusters set these for every job; they mean nothing without the launcher.
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert data_parallel.is_first()
+    assert data_parallel.launched() == 0
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert not data_parallel.is_first()
+    assert data_parallel.launched() == 2
+    monkeypatch.setenv("RANK", "0")
+    assert data_parallel.is_first()
+
+
+def test_hidden_gpus_are_not_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    monkeypatch.setattr(data_parallel, "_DRIVERS", (str(driver),))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert data_parallel.visible_gpus() == []
+    driver.touch()
+    with pytest.raises(ModuleNotFoundError):
+        data_parallel.visible_gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert data_parallel.visible_gpus() == []
+
+
+def test_backend_device_and_number_of_processes_are_in_a_cells_key(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    keys: list[str] = []
+
+    def note(arguments: Any, settings: Any, missing: list[program.Wanted], gpus: int) -> None:
+        keys.extend(cell.key for cell in missing)
+        raise SystemExit
+
+    monkeypatch.setattr(program, "score", note)
+
+    def key(gpus: list[str], *more: str) -> str:
+        monkeypatch.setattr(data_parallel, "visible_gpus", lambda: gpus)
+        monkeypatch.setattr(sys, "argv", [*arguments, *more])
+        with pytest.raises(SystemExit):
+            program.main()
+        return keys[-1]
+
+    alone = key([], "1")
+    assert key([], "2") == alone
+    assert key([], "1", "--backend", "vllm") != alone
+    one_gpu = key(["H200"], "1")
+    assert key(["H200", "H200"], "1") == one_gpu
+    with_vllm = [key(["H200", "H200"], number, "--backend", "vllm") for number in ("1", "2")]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert len({alone, one_gpu, key(["H200", "H200"], "2"), *with_vllm}) == 5
+
+
+def test_earlier_cells_are_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    results, samples = tmp_path / "r.json", tmp_path / "r.jsonl"
+    assert cache.earlier(results, samples) == cache.Scored()
+    cost = manifests.Cost(1.0, 2, "cpu", 0, [])
+    about = {"lm_eval": {"task": "t", "version": 1}, "cost": vars(cost)}
+    made = [{"key": "a", "samples": 2}, {"key": "b", "samples": 1}]
+    files.write_json(results, {**about, "cells": made})
+    files.write_json_lines(samples, [{"cell": "a"}, {"cell": "b"}])
+    found = cache.earlier(results, samples)
+    assert list(found.cells) == ["b"]
+    assert found.cost == cost
+    new = cache.Scored({"c": {"key": "c"}}, {"c": [{"cell": "c"}]}, {"task": "u"}, None)
+    both = found.with_new(new).only(["c", "b"])
+    assert list(both.cells) == list(both.samples) == ["c", "b"]
+    assert both.lm_eval == {"task": "u"}
+    for file, whole in ((results, results.read_text()), (samples, samples.read_text())):
+        file.write_text(whole[:-5])
+        assert cache.earlier(results, samples) == cache.Scored()
+        file.write_text(whole)

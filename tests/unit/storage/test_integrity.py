@@ -1,0 +1,136 @@
+"""Damaged results are noticed, whatever kind they are of."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import run_program
+
+from portllm.errors import InputError
+from portllm.storage import files, integrity, manifests
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """One whole artefact of each kind, and work in progress."""
+    results = tmp_path / "results"
+    cost = manifests.Meter().read()
+    about = {"stage": "x", "parameters": {}, "inputs": {}, "cost": cost}
+    with files.whole_directory(results / "patches/m/base/t/seed1") as patch:
+        (patch / "adapter_model.safetensors").write_bytes(b"w" * 500)
+        (patch / "adapter_config.json").write_text("{}")
+        manifests.write_for_directory(patch, **about)
+    rows = results / "corpora/c.jsonl"
+    files.write_json_lines(rows, [{"text": "a"}, {"text": "b"}])
+    manifests.write_for_file(rows, **about)
+    samples = results / "scores/m/base/t.samples.jsonl"
+    files.write_json_lines(samples, [{"cell": "k"}])
+    sizes = {samples.name: samples.stat().st_size}
+    files.write_json(results / "scores/m/base/t.json", {"cells": [], "sizes": sizes})
+    (results / "scores.csv").write_text("model,task\nm,t\n")
+    (results / "tables").mkdir()
+    (results / "tables/main.md").write_text("| a |\n")
+    (results / "figures").mkdir()
+    (results / "figures/f.png").write_bytes(b"\x89PNG...IEND\xaeB`\x82")
+    for half in (
+        "checkpoints/patch/k/checkpoint-1/trainer_state.json",
+        "models/.x.partial-1/m.json",
+    ):
+        (results / half).parent.mkdir(parents=True)
+        (results / half).write_text("{")
+    return results
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+CASES: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
+    "weights cut off": (
+        "patches/m/base/t/seed1/adapter_model.safetensors",
+        cut,
+        "patches/m/base/t/seed1",
+        "adapter_model.safetensors has 497 bytes, 500 were written",
+    ),
+    "file missing": (
+        "patches/m/base/t/seed1/adapter_config.json",
+        Path.unlink,
+        "patches/m/base/t/seed1",
+        "adapter_config.json is missing",
+    ),
+    "manifest cut off": (
+        "patches/m/base/t/seed1/manifest.json",
+        cut,
+        "patches/m/base/t/seed1",
+        "not whole JSON",
+    ),
+    "rows cut off": ("corpora/c.jsonl", cut, "corpora/c.jsonl", "cut off"),
+    "rows cut off at a line's end": (
+        "corpora/c.jsonl",
+        lambda path: path.write_text('{"text": "a"}\n'),
+        "corpora/c.manifest.json",
+        "c.jsonl has 14 bytes, 28 were written",
+    ),
+    "result cut off": ("scores/m/base/t.json", cut, "scores/m/base/t.json", "not whole JSON"),
+    "result emptied": (
+        "scores/m/base/t.json",
+        lambda path: path.write_text(""),
+        "scores/m/base/t.json",
+        "not whole JSON",
+    ),
+    "samples gone": (
+        "scores/m/base/t.samples.jsonl",
+        Path.unlink,
+        "scores/m/base/t.json",
+        "t.samples.jsonl is missing",
+    ),
+    "scores cut off": ("scores.csv", cut, "scores.csv", "cut off"),
+    "table emptied": (
+        "tables/main.md",
+        lambda path: path.write_text(""),
+        "tables/main.md",
+        "cut off",
+    ),
+    "figure cut off": ("figures/f.png", cut, "figures/f.png", "cut off"),
+}
+
+
+def test_whole_results_are_whole(results: Path) -> None:
+    assert list(integrity.damaged(results)) == []
+    assert list(integrity.damaged(results, contents=True)) == []
+    assert len(list(integrity.found(results))) == 8
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_damage_is_named(results: Path, case: str) -> None:
+    file, damage, artefact, problem = CASES[case]
+    damage(results / file)
+    found = {str(path.relative_to(results)): what for path, what in integrity.damaged(results)}
+    assert problem in found[artefact]
+    assert set(found) <= {artefact, "corpora/c.manifest.json"}
+
+
+def test_changed_bytes_are_found_when_they_are_asked_for(results: Path) -> None:
+    weights = results / "patches/m/base/t/seed1/adapter_model.safetensors"
+    weights.write_bytes(b"v" + weights.read_bytes()[1:])
+    assert list(integrity.damaged(results)) == []
+    quick = run_program("check_results.py", str(results))
+    assert (quick.returncode, quick.stdout) == (0, "")
+    thorough = run_program("check_results.py", str(results), "--contents")
+    assert thorough.returncode == 1
+    expected = f"{weights.parent}: {weights.name} is not what was written\n"
+    assert thorough.stdout == expected
+
+
+def test_a_damaged_input_is_refused_before_work(results: Path) -> None:
+    patch = results / "patches/m/base/t/seed1"
+    before = manifests.content_hash(patch)
+    cut(patch / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"seed1 was damaged after it was made: .* run Snakemake"):
+        manifests.content_hash(patch)
+    corpus = results / "corpora/c.jsonl"
+    manifests.content_hash(corpus)
+    cut(corpus)
+    with pytest.raises(InputError, match=r"c\.jsonl was damaged .*25 bytes, 28 were written"):
+        manifests.content_hash(corpus)
+    assert before

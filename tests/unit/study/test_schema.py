@@ -1,0 +1,47 @@
+"""The schema explains every key of a study, as the documentation promises."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from conftest import PROJECT
+
+from portllm.study import config as configuration
+from portllm.transplant import methods
+
+SCHEMA = configuration.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
+# Explained where they are settings of the whole study.
+ELSEWHERE = SCHEMA["$defs"]["patch_overrides"]
+
+
+def keys(node: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every key that a part of the schema names, with what the schema says of it."""
+    for name, part in node.get("properties", {}).items():
+        yield f"{place}.{name}", part
+        yield from keys(part, f"{place}.{name}")
+    for others in (node.get("additionalProperties"), node.get("items")):
+        if isinstance(others, dict):
+            yield from keys(others, f"{place}.*")
+
+
+def test_every_key_is_explained() -> None:
+    found = list(keys(SCHEMA, ""))
+    for name, part in SCHEMA["$defs"].items():
+        found += [] if part is ELSEWHERE else keys(part, name)
+    assert len(found) > 150
+    assert [place for place, part in found if not part.get("description")] == []
+
+
+def test_settings_of_a_task_s_patch_are_those_of_the_study_s() -> None:
+    assert ELSEWHERE["properties"].keys() <= SCHEMA["properties"]["patch"]["properties"].keys()
+
+
+def test_every_method_and_parameter_is_named_with_its_default() -> None:
+    explained = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
+    used = set()
+    for kind in methods.known():
+        assert f"`{kind}`" in explained["kind"]["description"]
+        for name, parameter in methods.get(kind).parameters.items():
+            used.add(name)
+            assert f"`{kind}`" in explained[name]["description"]
+            assert f"({parameter.default})" in explained[name]["description"]
+    assert explained.keys() == {"kind", *used}

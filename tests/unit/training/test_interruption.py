@@ -1,0 +1,65 @@
+"""Trainings of several processes, and processes that a training has forked."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from transformers import TrainerControl
+
+from portllm.training.interruption import Interruption
+
+FORK = multiprocessing.get_context("fork")
+
+
+def _step(rank: int, store: Path, told: multiprocessing.Queue) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    interruption, control = Interruption(lambda: 0.0), TrainerControl()
+    arguments = SimpleNamespace(device=torch.device("cpu"))
+    interruption.on_step_end(arguments, SimpleNamespace(), control)
+    before = control.should_training_stop
+    if rank == 1:
+        interruption._note(signal.SIGTERM, None)
+    interruption.on_step_end(arguments, SimpleNamespace(), control)
+    told.put((rank, before, control.should_training_stop, control.should_save))
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
+    told = FORK.Queue()
+    processes = [FORK.Process(target=_step, args=(rank, tmp_path / "s", told)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    found = sorted(told.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+    assert found == [(0, False, True, True), (1, False, True, True)]
+
+
+def _blocked(told: multiprocessing.Queue) -> None:
+    told.put(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
+
+
+def test_workers_leave_signals_to_the_training(tmp_path: Path) -> None:
+    interruption, control, told = Interruption(lambda: 0.0), TrainerControl(), FORK.Queue()
+    arguments = SimpleNamespace(output_dir=str(tmp_path))
+    state = SimpleNamespace(global_step=0, max_steps=1)
+    before = signal.getsignal(signal.SIGINT)
+    interruption.on_train_begin(arguments, state, control)
+    os.kill(os.getpid(), signal.SIGTERM)
+    during = FORK.Process(target=_blocked, args=(told,))
+    during.start()
+    assert told.get(timeout=60) == [signal.SIGINT, signal.SIGTERM]
+    state.global_step = 1
+    # All steps are done, so that the signal has come too late to stop anything.
+    interruption.on_train_end(arguments, state, control)
+    signal.signal(signal.SIGINT, before)
+    after = FORK.Process(target=_blocked, args=(told,))
+    after.start()
+    assert told.get(timeout=60) == []
+    for worker in (during, after):
+        worker.join(60)

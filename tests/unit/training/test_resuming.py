@@ -1,0 +1,104 @@
+"""Checkpoints of interrupted trainings: only whole ones are used, by one process at a time."""
+
+import json
+import logging
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from portllm.training import resuming
+
+FILES = {
+    "adapter_model.safetensors": 4000,
+    "optimizer.pt": 8000,
+    "rng_state.pth": 100,
+    "trainer_state.json": 300,
+    "global_step4/mp_rank_00_model_states.pt": 50,
+}
+
+
+def write_checkpoint(work: Path, step: int, *, sealed: bool = True) -> Path:
+    checkpoint = work / f"checkpoint-{step}"
+    for name, size in FILES.items():
+        path = checkpoint / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    if sealed:
+        resuming.seal(checkpoint, step=step, seconds=1.5)
+    return checkpoint
+
+
+def test_the_last_checkpoint_is_used(tmp_path: Path) -> None:
+    assert resuming.last_whole(tmp_path) is None
+    for step in (5, 10, 100):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert resuming.last_whole(tmp_path) == tmp_path / "checkpoint-100"
+    seal = resuming.read_seal(tmp_path / "checkpoint-100")
+    assert (seal["step"], seal["seconds"], seal["sizes"]) == (100, 1.5, FILES)
+
+
+@pytest.mark.parametrize("name", [*FILES, resuming.SEAL])
+@pytest.mark.parametrize("damage", ["cut off", "missing"])
+def test_a_damaged_one_is_named_and_the_one_before_it_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    write_checkpoint(tmp_path, 5)
+    checkpoint = write_checkpoint(tmp_path, 10)
+    path = checkpoint / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        assert resuming.last_whole(tmp_path) == tmp_path / "checkpoint-5"
+    (message,) = caplog.messages
+    assert message.startswith(f"{checkpoint} is damaged and not used: ")
+    assert name in message or "not written to its end" in message
+    assert not checkpoint.exists()
+
+
+def test_one_that_was_never_finished_is_not_used(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 10, sealed=False)
+    assert resuming.last_whole(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def _train(work: Path, record: Path, seconds: float) -> None:
+    with resuming.held(work), record.open("a") as file:
+        file.write(json.dumps({"event": "begin"}) + "\n")
+        file.flush()
+        time.sleep(seconds)
+        file.write(json.dumps({"event": "end"}) + "\n")
+        shutil.rmtree(work)
+
+
+def test_one_process_at_a_time_trains_the_same(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    record = tmp_path / "record"
+    processes = [
+        context.Process(target=_train, args=(tmp_path / "work", record, 0.2)) for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    events = [json.loads(line)["event"] for line in record.read_text().splitlines()]
+    assert events == ["begin", "end"] * 4
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    record = tmp_path / "record"
+    process = context.Process(target=_train, args=(tmp_path / "work", record, 600))
+    process.start()
+    while not record.exists() or not record.read_text():
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    with resuming.held(tmp_path / "work"):
+        assert (tmp_path / "work").is_dir()

@@ -1,0 +1,1 @@
+"""Measure weights and losses: movement, norms, geometry, loss slices."""

@@ -1,0 +1,115 @@
+"""Norms of patches and of patched weights: how large an update is, how far two patches differ.
+
+The naive update of PortLLM (arXiv 2410.10870, section 3) is θ′ + Δθ, its residual against
+re-fine-tuning is Δθ′ − Δθ. A difference of low-rank products is low-rank, so its norms come from a
+QR decomposition of its stacked factors, and no product is ever expanded.
+"""
+
+import math
+from pathlib import Path
+
+import numpy
+import torch
+from scipy.sparse.linalg import LinearOperator, svds
+from torch import Tensor
+
+from portllm.errors import InputError
+from portllm.transplant import merging
+from portllm.transplant.merging import Delta
+from portllm.weights import adapters, checkpoints
+
+SEED = 0
+TOLERANCE = 1e-6
+
+
+def oriented(delta: Delta) -> tuple[Tensor, Tensor]:
+    """Factors (out, rank) and (rank, in) in float64 whose product is the weight's change."""
+    left = torch.from_numpy(delta.b).double() * delta.factor
+    right = torch.from_numpy(delta.a).double()
+    return (right.T, left.T) if delta.transposed else (left, right)
+
+
+def singular_values(left: Tensor, right: Tensor) -> Tensor:
+    """Singular values of left @ right, (out, rank) @ (rank, in), from the QR of both factors.
+
+    With left = Q₁R₁ and rightᵀ = Q₂R₂, the product is Q₁(R₁R₂ᵀ)Q₂ᵀ, and orthogonal factors leave
+    singular values alone (Golub and Van Loan, Matrix Computations, 5.2).
+    """
+    small = torch.linalg.qr(left).R @ torch.linalg.qr(right.T).R.T
+    return torch.linalg.svdvals(small)
+
+
+def residual(first: Delta | None, second: Delta | None) -> tuple[Tensor, Tensor]:
+    """Factors of second − first; a patch that leaves a weight alone counts as zero."""
+    pieces = [(1.0, second), (-1.0, first)]
+    parts = [(sign, oriented(delta)) for sign, delta in pieces if delta is not None]
+    left = torch.cat([sign * factors[0] for sign, factors in parts], dim=1)
+    right = torch.cat([factors[1] for _, factors in parts], dim=0)
+    return left, right
+
+
+def largest_singular_value(weight: Tensor, left: Tensor, right: Tensor) -> float:
+    """Largest singular value of weight + left @ right, by Lanczos iteration on products.
+
+    Raises InputError where the iteration does not converge.
+    """
+    base, b, a = weight.double().numpy(), left.numpy(), right.numpy()
+    if min(base.shape) <= 2:
+        return float(numpy.linalg.svd(base + b @ a, compute_uv=False)[0])
+    operator = LinearOperator(
+        base.shape,
+        matvec=lambda vector: base @ vector + b @ (a @ vector),
+        rmatvec=lambda vector: base.T @ vector + a.T @ (b.T @ vector),
+        dtype=numpy.float64,
+    )
+    start = numpy.random.default_rng(SEED).standard_normal(min(base.shape))
+    values = svds(operator, k=1, v0=start, tol=TOLERANCE, return_singular_vectors=False)
+    return float(values[0])
+
+
+def _updated_square(weight: Tensor, left: Tensor, right: Tensor) -> float:
+    """‖W + LR‖² = ‖W‖² + 2⟨W, LR⟩ + ‖LR‖², without expanding LR."""
+    base = weight.double()
+    inner = float((left * (base @ right.T)).sum())
+    product = float((singular_values(left, right) ** 2).sum())
+    return float((base**2).sum()) + 2 * inner + product
+
+
+def norms(version: Path, ported: Path, native: Path) -> dict[str, float | int]:
+    """Norms over the weights that either patch changes, read one at a time.
+
+    `ported` is the patch that was trained elsewhere, `native` the one trained on `version`.
+    Frobenius norms are over all those weights together, singular values the largest of any.
+    """
+    first = merging.deltas_of(adapters.load(ported))
+    second = merging.deltas_of(adapters.load(native))
+    shards = dict(checkpoints.locations(version))
+    squares = {"naive": 0.0, "residual": 0.0, "patch": 0.0, "native": 0.0}
+    largest = {"naive": 0.0, "residual": 0.0}
+    names = sorted(first.keys() | second.keys())
+    for name in names:
+        if name not in shards:
+            raise InputError(f"{version} has no weight {name}, which a patch changes")
+        weight = checkpoints.read_tensor(shards[name], name)
+        change = residual(None, first[name]) if name in first else None
+        zero = torch.zeros(weight.shape[0], 1).double(), torch.zeros(1, weight.shape[1]).double()
+        left, right = change or zero
+        squares["naive"] += _updated_square(weight, left, right)
+        largest["naive"] = max(largest["naive"], largest_singular_value(weight, left, right))
+        difference = singular_values(*residual(first.get(name), second.get(name)))
+        squares["residual"] += float((difference**2).sum())
+        largest["residual"] = max(largest["residual"], float(difference[0]))
+        for kind, deltas in (("patch", first), ("native", second)):
+            if name in deltas:
+                values = singular_values(*oriented(deltas[name]))
+                squares[kind] += float((values**2).sum())
+    return {
+        "weights": len(names),
+        "naive_norm": math.sqrt(squares["naive"]),
+        "naive_largest": largest["naive"],
+        "residual_norm": math.sqrt(squares["residual"]),
+        "residual_largest": largest["residual"],
+        "patch_norm": math.sqrt(squares["patch"]),
+        "native_norm": math.sqrt(squares["native"]),
+        "relative_residual": math.sqrt(squares["residual"] / squares["patch"]),
+    }

@@ -1,0 +1,1 @@
+"""Compare scores: of arms, over updates, with imported and published ones."""

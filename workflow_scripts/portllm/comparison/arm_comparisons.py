@@ -1,0 +1,198 @@
+"""Comparisons of arms item by item, as numbers: differences, equivalence, flips, recovery, seeds.
+
+Settings are a table's: `arms`, `recovery` (which arms are which) and `statistics`. Values are in
+their metric's own unit.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pandas
+
+from portllm import statistics
+from portllm.comparison import item_scores, score_table
+from portllm.errors import InputError
+from portllm.statistics import aggregations
+
+Settings = dict[str, Any]
+# One row of a table: model, version, task and metric.
+PLACE = ["model", "applied_to", "task", "metric"]
+TESTED = ("p_value", "p_inside", "p_outside")
+
+
+def _names(*kinds: type) -> list[str]:
+    """Columns that come from results of the statistics."""
+    return list(dict.fromkeys(field.name for kind in kinds for field in fields(kind)))
+
+
+RECOVERIES = [*PLACE, *_names(statistics.Recovery)]
+INTERVALS = [*PLACE, "arm", "low", "high", "interval"]
+SEEDS = [*PLACE, "arm", *_names(statistics.Seeds, statistics.Mixed)]
+COMPARISONS = [
+    *PLACE,
+    *("arm", "against"),
+    *_names(statistics.Difference, statistics.Equivalence, statistics.Flips),
+    *(f"{name}_holm" for name in TESTED),
+    *("tests", "level", "comparable"),
+]
+
+
+class Arms:
+    """The runs of each arm at one place, by seed; an un-patched model's seed is `none`."""
+
+    def __init__(self, rows: pandas.DataFrame) -> None:
+        self.aggregation: str = rows["aggregation"].iloc[0]
+        self._runs: dict[str, dict[str, statistics.Run]] = {}
+        for arm, seed, run in zip(rows["arm"], rows["seed"], rows["run"], strict=True):
+            self._runs.setdefault(arm, {})[seed] = run
+
+    def __contains__(self, arm: str) -> bool:
+        return arm in self._runs
+
+    def together(self, *arms: str) -> list[Any]:
+        """Values of arms that share their items, with a column for each seed that they share.
+
+        Raises InputError for other items, and where the arms have no seed in common.
+        """
+        seeded = [self._runs[arm] for arm in arms if score_table.NONE not in self._runs[arm]]
+        common = [seed for seed in next(iter(seeded), {}) if all(seed in one for one in seeded)]
+        if seeded and not common:
+            first = next(iter(seeded[0].values()))
+            found = " and ".join(", ".join(one) for one in seeded)
+            raise InputError(f"{first.name}: {' and '.join(arms)} share no seed; found {found}")
+        chosen = [
+            [self._runs[arm][seed] for seed in common if seed in self._runs[arm]]
+            or [self._runs[arm][score_table.NONE]]
+            for arm in arms
+        ]
+        for one in chosen[1:]:
+            statistics.check_same_items(chosen[0][0], one[0])
+        return [statistics.stacked(one) for one in chosen]
+
+    def seeds(self, arm: str) -> list[statistics.Run]:
+        """The runs of one arm."""
+        return list(self._runs[arm].values())
+
+
+def places(results: list[Path], settings: Settings) -> Iterator[tuple[dict[str, str], Arms]]:
+    """Every model, version, task and metric of scoring jobs, with the runs of its arms."""
+    table = score_table.selected(item_scores.read(results), settings)
+    for key, rows in score_table.of_arms(table, settings["arms"]).groupby(PLACE, sort=False):
+        yield dict(zip(PLACE, key, strict=True)), Arms(rows)
+
+
+def compare(results: list[Path], settings: Settings) -> pandas.DataFrame:
+    """Ported arms against re-fine-tuning and against no patch, on the same items.
+
+    A family, whose p-values Holm's method corrects, is all rows that compare the same two arms.
+    The margin is in points and holds for metrics that are shares; others have no verdict.
+    """
+    roles, stated = settings["recovery"], settings["statistics"]
+    drawn = {"resamples": stated["resamples"], "seed": stated["seed"]}
+    rows = []
+    for place, arms in places(results, settings):
+        margin = stated["margin"] / 100 if score_table.factor(place["metric"]) == 100 else math.nan
+        for ported in settings["ported"]:
+            for other in (roles["re_fine_tuned"], roles["zero_shot"]):
+                if ported not in arms or other not in arms:
+                    continue
+                first, second = arms.together(ported, other)
+                kind = arms.aggregation
+                found = statistics.difference(first, second, kind, level=stated["level"], **drawn)
+                row = {**place, "arm": ported, "against": other, **asdict(found), "margin": margin}
+                if not math.isnan(margin):
+                    row |= asdict(statistics.equivalence(first, second, margin, kind, **drawn))
+                rows.append(row | _flips(second, first, kind, stated["level"]))
+    return _corrected(pandas.DataFrame(rows, columns=COMPARISONS), stated["level"])
+
+
+def _flips(before: Any, after: Any, aggregation: str, level: float) -> dict[str, float]:
+    """Flips of items that are right or wrong; nothing for items that have other values."""
+    right = [
+        values if aggregation == "mean" else (values[..., 0] == values[..., 1]).astype(float)
+        for values in (before, after)
+    ]
+    if not all(map(aggregations.is_binary, right)):
+        return {}
+    found = asdict(statistics.flips(*right, level=level))
+    return {name: value for name, value in found.items() if name != "n"}
+
+
+def _corrected(table: pandas.DataFrame, level: float) -> pandas.DataFrame:
+    """Add each family's adjusted p-values, its number of tests, and the verdicts."""
+    for name in TESTED:
+        for _, family in table.groupby(["arm", "against"]):
+            known = family[name].dropna()
+            table.loc[known.index, f"{name}_holm"] = statistics.holm(known.to_numpy())
+    table["tests"] = table.groupby(["arm", "against"])["p_value"].transform("size")
+    table["level"] = level
+    pairs = zip(table["p_inside_holm"], table["p_outside_holm"], strict=True)
+    table["comparable"] = [
+        None if math.isnan(inside) else statistics.verdict(inside, outside, level)
+        for inside, outside in pairs
+    ]
+    return table
+
+
+def recoveries(results: list[Path], settings: Settings) -> pandas.DataFrame:
+    """Recovery of the ported arm with its interval, at each place that has all three arms."""
+    roles = settings["recovery"]
+    wanted = [roles[role] for role in ("ported", "zero_shot", "re_fine_tuned")]
+    rows = []
+    for place, arms in places(results, settings):
+        if all(arm in arms for arm in wanted):
+            found = statistics.recovery(
+                *arms.together(*wanted), arms.aggregation, **settings["statistics"]
+            )
+            rows.append({**place, **asdict(found)})
+    return pandas.DataFrame(rows, columns=RECOVERIES)
+
+
+def _has_other_scores(result: Path) -> bool:
+    cells = score_table.read_result(result)["cells"]
+    return not all(
+        score_table.is_proportion(metric) for cell in cells for metric in cell["metrics"]
+    )
+
+
+def intervals(results: list[Path], settings: Settings) -> pandas.DataFrame:
+    """Intervals, from their items, of scores that are no share of right items; means over seeds.
+
+    The seeds share their items, so that the mean's interval is no narrower than one seed's.
+    """
+    rows = []
+    # Most tasks have none, and reading items takes its time.
+    for place, arms in places(list(filter(_has_other_scores, results)), settings):
+        if score_table.is_proportion(place["metric"]):
+            continue
+        for arm in settings["arms"]:
+            if arm not in arms:
+                continue
+            found = pandas.DataFrame(
+                statistics.score(run.values, arms.aggregation, **settings["statistics"])
+                for run in arms.seeds(arm)
+            )
+            ends = found[["low", "high"]].mean().to_dict()
+            rows.append({**place, "arm": arm, **ends, "interval": found["interval"].iloc[0]})
+    return pandas.DataFrame(rows, columns=INTERVALS)
+
+
+def seeds(results: list[Path], settings: Settings) -> pandas.DataFrame:
+    """Mean and deviation of arms with several seeds, and item noise beside seed noise.
+
+    The latter is for scores that are means of their items.
+    """
+    rows = []
+    for place, arms in places(results, settings):
+        for arm in settings["arms"]:
+            if arm not in arms or len(arms.seeds(arm)) < 2:
+                continue
+            values = statistics.stacked(arms.seeds(arm))
+            row = {**place, "arm": arm, **asdict(statistics.over_seeds(values, arms.aggregation))}
+            if arms.aggregation == "mean":
+                row |= asdict(statistics.mixed(values, settings["statistics"]["level"]))
+            rows.append(row)
+    return pandas.DataFrame(rows, columns=SEEDS)

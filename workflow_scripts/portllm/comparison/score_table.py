@@ -1,0 +1,221 @@
+"""The tidy table of scores: one row per cell and metric."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+
+from portllm.errors import InputError
+from portllm.storage.files import read_json
+
+COLUMNS = [
+    "model",
+    "task",
+    "applied_to",
+    "trained_on",
+    "method",
+    "seed",
+    "metric",
+    "value",
+    "stderr",
+    "n",
+]
+NONE = "none"
+# Metrics that are the share of items that are right, and all that are shown in per cent.
+PROPORTIONS = ("acc", "acc_norm", "exact_match")
+PER_CENT = (*PROPORTIONS, "f1", "mcc")
+# What must be equal for scores of one task to be compared, and in what words.
+COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "examples"}
+SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
+
+
+def is_proportion(metric: str) -> bool:
+    """Whether a metric is the share of items that are right."""
+    return metric.partition(",")[0] in PROPORTIONS
+
+
+def factor(metric: str) -> float:
+    """By what a score is multiplied to be shown: 100 for a share."""
+    return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
+
+
+def metrics(measured: dict[str, Any], count: int) -> dict[str, dict[str, float | int | None]]:
+    """Value, standard error and n of each metric, by its name with its filter (`acc,none`).
+
+    `measured` is what lm-eval says of one task in its `results`, `count` the number of items; a
+    standard error that lm-eval did not work out ("N/A") is None.
+    """
+    found = {}
+    for name, value in measured.items():
+        metric, _, variant = name.partition(",")
+        if not variant or metric.endswith("_stderr"):
+            continue
+        stderr = measured.get(f"{metric}_stderr,{variant}")
+        numeric = isinstance(stderr, int | float | numpy.number)
+        found[name] = {
+            "value": float(value),
+            "stderr": float(stderr) if numeric else None,
+            "n": count,
+        }
+    return found
+
+
+def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of one scoring job's result file."""
+    names = result["names"]
+    return [
+        {
+            **names,
+            "trained_on": cell["trained_on"],
+            "method": cell["method"],
+            "seed": NONE if cell["seed"] is None else cell["seed"],
+            "metric": metric,
+            **measured,
+        }
+        for cell in result["cells"]
+        for metric, measured in cell["metrics"].items()
+    ]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read a scoring job's result file; InputError, naming the key, where it is another file."""
+    result = read_json(path)
+    for key in ("names", "lm_eval", "cells"):
+        if not isinstance(result, dict) or key not in result:
+            raise InputError(f"{path}: not the result of a scoring job: it has no {key!r}")
+    return result
+
+
+def _sourced(path: Path) -> list[dict[str, Any]]:
+    result = read_result(path)
+    more = {
+        "task_version": result["lm_eval"]["version"],
+        "few_shot": result.get("parameters", {}).get("few_shot"),
+        "file": str(path),
+    }
+    return [{**row, **more} for row in rows(result)]
+
+
+def check_comparable(table: pandas.DataFrame, place: str) -> None:
+    """Refuse scores of one task that differ in what a comparison needs to be equal.
+
+    `table` has `SOURCED_COLUMNS`; what a file does not record is not held against it. Raises
+    InputError that begins with `place` and names two files.
+    """
+    for task, group in table.groupby("task", sort=False):
+        for column, what in COMPARED.items():
+            values = group[group[column].notna()].drop_duplicates(column)
+            if len(values) > 1:
+                first, second = values.iloc[0], values.iloc[1]
+                raise InputError(
+                    f"{place}: scores of {task} cannot be compared: {first[column]} "
+                    f"{what} in {first['file']}, {second[column]} in {second['file']}"
+                )
+
+
+def collect(results: Iterable[Path], imported: Iterable[Path] = ()) -> pandas.DataFrame:
+    """The scores of result files of this study, in their order, and imported ones after them.
+
+    Raises InputError where two files give one score, or scores that cannot be compared.
+    """
+    own = [row for path in results for row in _sourced(path)]
+    parts = [pandas.DataFrame(own, columns=SOURCED_COLUMNS), *map(_read_text, imported)]
+    # Without rows, a part has no types that could be joined.
+    table = pandas.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
+    table["seed"] = table["seed"].astype(str)
+    keys = COLUMNS[: COLUMNS.index("value")]
+    twice = table[table.duplicated(keys, keep=False)]
+    if len(twice):
+        group = twice.sort_values(keys, kind="stable")
+        names = " ".join(str(group.iloc[0][key]) for key in keys)
+        files = " and ".join(group["file"].iloc[:2])
+        raise InputError(f"two files give one score, {names}: {files}")
+    check_comparable(table, "scores")
+    return table[COLUMNS]
+
+
+def read(path: Path) -> pandas.DataFrame:
+    """Read the tidy table; names stay text."""
+    return _read_text(path)
+
+
+def _read_text(path: Path) -> pandas.DataFrame:
+    text = dict.fromkeys(COLUMNS[:7], str)
+    missing = {name: [""] for name in ("stderr", "task_version", "few_shot")}
+    return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+
+
+def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:
+    """The scores that a table or figure selects by models, tasks, versions and metrics."""
+    kinds = {"models": "model", "tasks": "task", "versions": "applied_to", "metrics": "metric"}
+    for key, column in kinds.items():
+        if settings.get(key):
+            scores = scores[scores[column].isin(settings[key])]
+    return scores
+
+
+def of_arms(scores: pandas.DataFrame, arms: dict[str, dict[str, Any]]) -> pandas.DataFrame:
+    """The scores with the arm that each belongs to; a cell of two arms appears twice.
+
+    `arms` are as in a study: which patches (`trained_on`), with which method. Versions keep the
+    order of the scores, arms their own.
+    """
+    parts = []
+    for arm, definition in arms.items():
+        trained_on = definition["trained_on"]
+        if trained_on == NONE:
+            chosen = scores["trained_on"] == NONE
+        elif trained_on == "same":
+            chosen = scores["trained_on"] == scores["applied_to"]
+        else:
+            chosen = scores["trained_on"] == trained_on
+        if trained_on != NONE:
+            chosen &= scores["method"] == definition["method"]
+        chosen &= _applies(scores["applied_to"], definition["applied_to"])
+        parts.append(scores[chosen].assign(arm=arm))
+    return pandas.concat(parts, ignore_index=True)
+
+
+def _applies(versions: pandas.Series, selector: str | list[str]) -> pandas.Series:
+    if selector == "all":
+        return pandas.Series(True, index=versions.index)
+    if selector == "later":
+        return versions != "base"
+    return versions.isin([selector] if isinstance(selector, str) else selector)
+
+
+def over_seeds(scores: pandas.DataFrame) -> pandas.DataFrame:
+    """Mean over seeds of value and standard error, with the number of seeds.
+
+    The seeds share their items, so that the mean's item noise is no smaller than one seed's.
+    """
+    keys = ["model", "task", "applied_to", "arm", "metric"]
+    grouped = scores.groupby(keys, sort=False, as_index=False)
+    return grouped.agg(
+        value=("value", "mean"),
+        stderr=("stderr", "mean"),
+        n=("n", "first"),
+        seeds=("seed", "count"),
+    )
+
+
+def of_chosen_arms(path: Path, settings: dict[str, Any]) -> pandas.DataFrame:
+    """Scores of a table's or figure's arms, models, tasks and versions, as means over seeds."""
+    return over_seeds(of_arms(selected(read(path), settings), settings["arms"]))
+
+
+def item_counts(scores: pandas.DataFrame) -> dict[tuple[str, str], int]:
+    """How many items each task and metric has; InputError where cells have different numbers."""
+    counts = {}
+    for pair, rows in scores.groupby(["task", "metric"]):
+        if rows["n"].nunique() > 1:
+            first, other = rows.drop_duplicates("n").iloc[:2].to_dict("records")
+            raise InputError(
+                f"{other['model']}/{other['applied_to']}/{pair[0]}, {other['arm']}: found "
+                f"{other['n']} items, expected the {first['n']} of {first['model']}/"
+                f"{first['applied_to']}/{pair[0]}, {first['arm']}"
+            )
+        counts[pair] = int(rows["n"].iloc[0])
+    return counts

@@ -1,0 +1,1 @@
+"""Models, datasets, corpora and tasks, from the hub or from local files."""

@@ -1,0 +1,1 @@
+"""Run one job: its devices, its supervision, its signals."""

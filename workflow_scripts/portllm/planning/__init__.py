@@ -1,0 +1,1 @@
+"""Estimate memory, time and disk before anything runs."""

@@ -1,0 +1,1 @@
+"""Score models with lm-eval, by transformers or vLLM."""

@@ -1,0 +1,64 @@
+"""lm-eval's own evaluation of one model on one task, whatever runs the model."""
+
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+from lm_eval import evaluator
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.utils import handle_non_serializable
+
+from portllm.comparison import score_table
+from portllm.scoring.cache import Settings
+
+# lm-eval's own default seeds.
+RANDOM_SEED, OTHER_SEED = 0, 1234
+
+
+@dataclass(frozen=True)
+class Result:
+    """Metrics by lm-eval's name, filter included, and one row per item and filter."""
+
+    metrics: dict[str, dict[str, float | int | None]]
+    samples: list[dict[str, Any]]
+
+
+def _seed() -> None:
+    random.seed(RANDOM_SEED)
+    numpy.random.seed(OTHER_SEED)
+    torch.manual_seed(OTHER_SEED)
+
+
+def evaluate(lm: LM, task: ConfigurableTask, settings: Settings) -> Result:
+    """Score a model on a task as lm-eval's command line does."""
+    _seed()
+    # As the command line does it: a task that sets zero examples keeps them.
+    if task.config.num_fewshot != 0:
+        task.set_config(key="num_fewshot", value=settings.few_shot)
+    task.set_fewshot_seed(seed=OTHER_SEED)
+    name = task.config.task
+    output = evaluator.evaluate(
+        lm=lm,
+        task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
+        limit=settings.limit,
+        bootstrap_iters=settings.bootstrap_iterations,
+        log_samples=True,
+        confirm_run_unsafe_code=settings.allow_unsafe_code,
+    )
+    samples = output["samples"][name]
+    count = len({sample["doc_id"] for sample in samples})
+    return Result(
+        score_table.metrics(output["results"][name], count), [_sample(row) for row in samples]
+    )
+
+
+def _sample(row: dict[str, Any]) -> dict[str, Any]:
+    # As lm-eval itself writes them, less the document: its hash tells which it was.
+    kept = ("doc_id", "filter", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
+    values = {metric: row[metric] for metric in row["metrics"]}
+    sample = {**{name: row[name] for name in kept}, "metrics": values}
+    return json.loads(json.dumps(sample, default=handle_non_serializable, ensure_ascii=False))

@@ -1,0 +1,144 @@
+"""Scoring with vLLM: lm-eval's own model class for it, with each patch attached as LoRA.
+
+The engine is started once; prompts, filters and metrics are the task's, as for transformers. What
+vLLM cannot do, or would do wrongly without a word, is refused before it is started.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from portllm.errors import InputError
+from portllm.scoring.cache import Settings
+from portllm.storage import manifests
+from portllm.storage.files import read_json
+from portllm.transplant import ports
+from portllm.weights import adapters, checkpoints
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+
+    from portllm.scoring.harness import Result
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM reserves for adapters (`MaxLoRARanks` of its LoRA configuration)."""
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def dtype_of(version: Path, dtype: str) -> str:
+    """What a version is computed in; `auto` is what its weights are stored in.
+
+    To vLLM `auto` means 16 bits even for float32 weights, so it is never told that.
+    """
+    if dtype != "auto":
+        return dtype
+    config = read_json(version / "config.json")
+    named = config.get("dtype") or config.get("torch_dtype")
+    header = checkpoints.read_header(checkpoints.shards(version)[0])
+    stored = next(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
+    return named or _DTYPES.get(stored, stored)
+
+
+_NOT_APPLIED = {
+    "rank_pattern": "ignores, so that it would scale the patch wrongly",
+    "alpha_pattern": "ignores, so that it would scale the patch wrongly",
+    "use_dora": "cannot attach",
+    "modules_to_save": "cannot attach",
+}
+
+
+def rank_to_reserve(directories: list[Path]) -> int:
+    """The least of vLLM's ranks that holds every adapter.
+
+    Raises InputError for an adapter that is no LoRA, or of which vLLM would apply something else.
+    """
+    largest = 1
+    for directory in directories:
+        adapters.check_directory(directory)
+        config = read_json(directory / adapters.CONFIG)
+        for name, consequence in _NOT_APPLIED.items():
+            if config.get(name):
+                raise InputError(
+                    f"{directory / adapters.CONFIG}: {name} is set, which vLLM {consequence}; set "
+                    "scoring.backend: hf"
+                )
+        if config["r"] > RANKS[-1]:
+            raise InputError(
+                f"{directory / adapters.CONFIG}: rank {config['r']}; vLLM attaches adapters of "
+                f"rank {RANKS[-1]} at most; set scoring.backend: hf"
+            )
+        largest = max(largest, config["r"])
+    return next(rank for rank in RANKS if rank >= largest)
+
+
+def engine(version: Path, settings: Settings, directories: list[Path], gpus: int) -> dict[str, Any]:
+    """Arguments of lm-eval's vLLM model for a version and the adapters that it will be given.
+
+    Raises InputError for what vLLM cannot score.
+    """
+    if gpus < 1:
+        raise InputError("scoring.backend: vllm needs a GPU, and there is none; set it to hf")
+    for directory in filter(ports.is_dense, directories):
+        raise InputError(
+            f"{directory}: vLLM attaches adapters, and what this port's method makes is none; set "
+            "scoring.backend: hf"
+        )
+    heads = read_json(version / "config.json").get("num_attention_heads", gpus)
+    if heads % gpus:
+        raise InputError(
+            f"vLLM splits a model by its attention heads: {version} has {heads}, which is no "
+            f"multiple of the job's {gpus} GPUs; change resources.score.gpu"
+        )
+    dtype = dtype_of(version, settings.dtype)
+    if directories and dtype not in ("float16", "bfloat16"):
+        raise InputError(
+            f"vLLM attaches LoRA in 16 bits only, and {version} would be computed in {dtype}; set "
+            "scoring.dtype: bfloat16, or scoring.backend: hf"
+        )
+    return {
+        "pretrained": str(version),
+        "dtype": dtype,
+        "tensor_parallel_size": gpus,
+        # All requests are handed over at once, and the engine works on so many at a time.
+        "batch_size": "auto",
+        "max_batch_size": settings.batch_size,
+        "max_length": settings.max_length,
+        # The first adapter switches LoRA on; which one is attached changes with the cell.
+        "lora_local_path": str(directories[0].absolute()) if directories else None,
+        "max_lora_rank": rank_to_reserve(directories),
+    }
+
+
+class Scorer:
+    """A version in a vLLM engine, started once, that is scored with one adapter after the other."""
+
+    def __init__(
+        self, version: Path, settings: Settings, directories: list[Path], *, gpus: int
+    ) -> None:
+        """`directories` are the adapters that the version will be scored with."""
+        arguments = engine(version, settings, directories, gpus)
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from lm_eval.models.vllm_causallms import VLLM
+
+        self._lm = VLLM(**arguments)
+        self._settings = settings
+        self._gpus = gpus
+        # vLLM keeps adapters by their number, so each has its own.
+        self._numbers = {adapter: number for number, adapter in enumerate(directories, start=1)}
+
+    def score(self, task: "ConfigurableTask", adapter: Path | None) -> "Result":
+        """Score the version by itself or with an adapter attached to it."""
+        from vllm.lora.request import LoRARequest
+
+        from portllm.scoring.harness import evaluate
+
+        self._lm.lora_request = adapter and LoRARequest(
+            f"patch-{self._numbers[adapter]}", self._numbers[adapter], str(adapter.absolute())
+        )
+        return evaluate(self._lm, task, self._settings)
+
+    def finish(self) -> dict[str, Any]:
+        """What devices were used. The engine's processes do not tell their peak of memory."""
+        used = manifests.device_cost()["device"]
+        return {"device": used, "devices": self._gpus, "peak_device_bytes": []}

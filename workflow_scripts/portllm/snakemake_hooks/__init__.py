@@ -1,0 +1,1 @@
+"""Extend the Snakemake process that runs the workflow."""

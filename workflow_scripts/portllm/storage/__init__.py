@@ -1,0 +1,1 @@
+"""Files, manifests, integrity checks and provenance of artefacts."""

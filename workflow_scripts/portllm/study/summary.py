@@ -1,0 +1,68 @@
+"""A study in words, for its report."""
+
+from typing import Any
+
+from portllm.study import matrix
+
+
+def _arm_text(name: str, arm: dict[str, Any]) -> str:
+    applied_to = arm["applied_to"]
+    versions = applied_to if isinstance(applied_to, str) else ", ".join(applied_to)
+    on = {matrix.ALL: "all versions", matrix.LATER: "later versions"}.get(versions, versions)
+    if arm["trained_on"] == matrix.NONE:
+        return f"{name} (no patch, on {on})"
+    trained_on = "the same version" if arm["trained_on"] == matrix.SAME else arm["trained_on"]
+    method = "" if arm["method"] == "direct" else f", method {arm['method']}"
+    return f"{name} (trained on {trained_on}, applied to {on}{method})"
+
+
+def _source_text(source: dict[str, Any]) -> str:
+    if "from_scratch" in source:
+        return "trained from scratch"
+    where = source.get("hub") or source["path"]
+    return f"{where} at {source['revision'][:12]}" if "revision" in source else where
+
+
+def described(config: matrix.Config) -> dict[str, list[str]]:
+    """What a study runs, in words: models, evolutions, tasks, arms, seeds, what is brought.
+
+    A study of imported scores alone runs nothing: what these are of, the report says.
+    """
+    obtained = [
+        f"{model} {version} ({_source_text(source)})"
+        for model in matrix.chosen(config, "models")
+        for version, source in matrix.sources(config, model).items()
+    ]
+    evolved = [
+        f"{name} ({definition['from']} continued on {definition['corpus']})"
+        for name, definition in config["evolutions"].items()
+        if any(
+            name in matrix.evolutions(config, model) for model in matrix.chosen(config, "models")
+        )
+    ]
+    brought = [f"{patch.task} for {patch.model}" for patch in matrix.existing_patches(config)]
+    seeds = [str(seed) for seed in config["study"]["seeds"]]
+    return {
+        "Models": obtained,
+        "Updates": evolved,
+        "Versions": [],
+        "Patches brought": brought,
+        "Results made elsewhere": [
+            f"{name} ({source.get('origin', source['directory'])})"
+            for name, source in config["imported"].items()
+        ],
+        "Tasks": matrix.chosen(config, "tasks"),
+        "Arms": [_arm_text(name, config["arms"][name]) for name in matrix.chosen(config, "arms")],
+        "Seeds": seeds if matrix.chosen(config, "models") else [],
+    }
+
+
+def report_settings(config: matrix.Config) -> dict[str, Any]:
+    """What the report needs: the study in words, and the kinds of its tables and figures."""
+    return {
+        "study": {"title": config["title"], "parts": described(config)},
+        **{
+            kind: {name: settings["kind"] for name, settings in config[kind].items()}
+            for kind in ("tables", "figures")
+        },
+    }

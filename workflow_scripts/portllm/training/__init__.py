@@ -1,0 +1,1 @@
+"""Train patches, evolve and pretrain models, checkpoint and resume."""

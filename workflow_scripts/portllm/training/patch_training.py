@@ -1,0 +1,209 @@
+"""Training a patch: LoRA through PEFT, with transformers' Trainer."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, TaskType, get_peft_model
+from peft.peft_model import PeftModel
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from portllm.training import resuming
+from portllm.training.interruption import Interruption
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Label of tokens that the loss leaves out (PyTorch's convention)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a patch is trained; the defaults are the published ones (arXiv 2410.10870)."""
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.1
+    target_modules: str | tuple[str, ...] = "all-linear"
+    learning_rate: float = 1e-4
+    epochs: float = 10
+    max_steps: int | None = None
+    batch_size: int = 4
+    gradient_accumulation: int = 1
+    max_length: int = 256
+    loss_on: str = "completion"
+    scheduler: str = "linear"
+    warmup_ratio: float = 0.0
+    weight_decay: float = 0.0
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    checkpoint_steps: int = 200
+    seed: int = 1234
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, settings: Settings
+) -> dict[str, list[int]]:
+    """Token ids and labels of one example, split as lm-eval splits what it scores.
+
+    Prompt and completion are encoded together and the completion is what follows as many tokens
+    as the prompt alone has; the end token is added. Too long an example loses tokens of its start.
+    Where a token reaches from the prompt over the whole completion, lm-eval finds nothing to
+    score; the completion is then encoded by itself, as the model has to say it after the prompt.
+    """
+    bare = prompt.rstrip()
+    start = tokenizer(bare)["input_ids"]
+    whole = tokenizer(prompt + completion)["input_ids"]
+    if len(whole) <= len(start):
+        rest = prompt[len(bare) :] + completion
+        whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
+    ids = [*whole, tokenizer.eos_token_id][-settings.max_length :]
+    completion_length = len(whole) + 1 - len(start)
+    cut = 0 if settings.loss_on == "everything" else max(0, len(ids) - completion_length)
+    return {"input_ids": ids, "labels": [IGNORED] * cut + ids[cut:]}
+
+
+class Examples(Dataset):
+    """Encoded examples, for the Trainer."""
+
+    def __init__(self, encoded: list[dict[str, list[int]]]) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self._encoded[index]
+
+
+def pad(batch: list[dict[str, list[int]]], padding: int) -> dict[str, torch.Tensor]:
+    """Pad a batch on the right; each tensor is (batch, longest)."""
+    longest = max(len(example["input_ids"]) for example in batch)
+
+    def filled(name: str, value: int) -> torch.Tensor:
+        rows = [example[name] + [value] * (longest - len(example[name])) for example in batch]
+        return torch.tensor(rows)
+
+    mask = [[1] * len(example["input_ids"]) for example in batch]
+    return {
+        "input_ids": filled("input_ids", padding),
+        "labels": filled("labels", IGNORED),
+        "attention_mask": torch.tensor([row + [0] * (longest - len(row)) for row in mask]),
+    }
+
+
+def _uses_bfloat16(settings: Settings) -> bool:
+    if settings.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return settings.precision == "bfloat16"
+
+
+def add_lora(model: Any, settings: Settings) -> PeftModel:
+    """Wrap a model with fresh LoRA factors; seed torch before the call for equal draws."""
+    targets = settings.target_modules
+    return get_peft_model(
+        model,
+        LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            lora_dropout=settings.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+        ),
+    )
+
+
+def total_steps(examples: int, settings: Settings) -> int:
+    """Optimiser steps that a training takes."""
+    if settings.max_steps is not None:
+        return settings.max_steps
+    batches = math.ceil(examples / settings.batch_size)
+    return math.ceil(math.ceil(batches / settings.gradient_accumulation) * settings.epochs)
+
+
+def _arguments(settings: Settings, work: Path, steps: int) -> TrainingArguments:
+    saves = settings.checkpoint_steps > 0
+    return TrainingArguments(
+        output_dir=str(work),
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        lr_scheduler_type=settings.scheduler,
+        warmup_steps=int(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        bf16=_uses_bfloat16(settings),
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps" if saves else "no",
+        save_steps=settings.checkpoint_steps or 500,
+        save_total_limit=resuming.KEPT,
+        logging_steps=max(1, steps // 20),
+        disable_tqdm=True,
+        report_to=[],
+        seed=settings.seed,
+        data_seed=settings.seed,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.cuda.is_available(),
+    )
+
+
+def load_model(directory: Path, settings: Settings) -> Any:
+    """Load a version to be trained on, in bfloat16 where that is the precision, else float32."""
+    dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    model.config.use_cache = False
+    return model
+
+
+def train(
+    directory: Path,
+    examples: list[dict[str, str]],
+    settings: Settings,
+    work: Path,
+    *,
+    seconds: Callable[[], float] = time.perf_counter,
+) -> tuple[PeftModel, dict[str, float]]:
+    """Train a patch on the version in `directory`; resume from the last whole checkpoint in `work`.
+
+    Returns the model with its adapter and the Trainer's measurements, with the step that it was
+    resumed from. Equal seeds give equal adapters on one kind of machine, interrupted or not.
+    `seconds` tells how long the process has been at work, for the checkpoints.
+
+    Raises SystemExit on SIGTERM and SIGINT, with a checkpoint of the step that was being made.
+    """
+    set_seed(settings.seed)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    encoded = [encode(tokenizer, **example, settings=settings) for example in examples]
+    model = add_lora(load_model(directory, settings), settings)
+    padding = tokenizer.pad_token_id
+    padding = tokenizer.eos_token_id if padding is None else padding
+    steps = total_steps(len(encoded), settings)
+    log.info("%d examples, %d steps", len(encoded), steps)
+    interruption = Interruption(seconds)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, work, steps),
+        train_dataset=Examples(encoded),
+        data_collator=lambda batch: pad(batch, padding),
+        callbacks=[interruption],
+    )
+    checkpoint = resuming.last_whole(work)
+    if checkpoint:
+        log.info("resuming from %s", checkpoint)
+    metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    return model, {**metrics, **interruption.described()}

@@ -1,0 +1,1 @@
+"""Turn a patch into a port, and merge ports into full checkpoints."""

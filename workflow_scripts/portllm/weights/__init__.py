@@ -1,0 +1,1 @@
+"""Checkpoints, adapters and dtypes, read from safetensors headers."""
