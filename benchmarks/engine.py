@@ -116,7 +116,7 @@ DEVICES = 4
 def minutes(rule: str, wildcards: dict[str, str]) -> float:
     """How long a job holds its device; none for jobs that need no device."""
     match rule:
-        case "patch":
+        case "train_patch":
             return PATCH[wildcards["task"]]
         case "score":
             return SCORE[wildcards["task"]]
@@ -171,7 +171,7 @@ def lower_bound(jobs: list[tuple[str, dict[str, str]]], config: dict[str, Any]) 
     chains = [
         ready(wildcards["trained_on"]) + minutes(rule, wildcards) + SCORE[wildcards["task"]]
         for rule, wildcards in jobs
-        if rule == "patch"
+        if rule == "train_patch"
     ]
     return max(total / DEVICES, *chains)
 
@@ -186,7 +186,15 @@ def makespan(directory: Path, repetitions: int, seconds_a_minute: float) -> None
         stand_in(checkout, config, seconds_a_minute)
         jobs = checkout.planned("--configfile", PAPER)
         command = ["--cores", "64", "--resources", f"gpu={DEVICES}", "--omit-from"]
-        command += ["table", "figure", "scores", "movement", "norms", "--configfile", PAPER]
+        command += [
+            "make_table",
+            "make_figure",
+            "collect_scores",
+            "measure_movement",
+            "measure_norms",
+            "--configfile",
+            PAPER,
+        ]
         devices = ",".join(map(str, range(DEVICES)))
         wall = timed(lambda: check(checkout.run(*command, CUDA_VISIBLE_DEVICES=devices)))  # noqa: B023
         bound = lower_bound(jobs, config) * seconds_a_minute

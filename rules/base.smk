@@ -33,7 +33,7 @@ rule pretrain:
             matrix.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
         ),
     shell:
-        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/pretrain.py --corpus {input.corpus} {params.settings}"
         " --output {output} >{log} 2>&1"
 

@@ -41,7 +41,7 @@ os.environ["CHECKPOINTS"] = workflow.pathvars.apply("<results>/checkpoints")
 
 # Runs a command on devices that no other job holds; jobs that are not started by it see none. It
 # also watches the command, on 0 devices too: what it died of, and whether the run is still there.
-os.environ["ON_GPUS"] = "{WORKFLOW_PYTHON} {SCRIPTS}/on_gpus.py".format(**os.environ)
+os.environ["RUN_JOB"] = "{WORKFLOW_PYTHON} {SCRIPTS}/run_job.py".format(**os.environ)
 os.environ.update(devices.hidden(os.environ))
 os.environ[supervision.ENGINE] = str(os.getpid())
 
@@ -52,7 +52,7 @@ envvars:
     "EVAL_PYTHON",
     "WORKFLOW_PYTHON",
     "CHECKPOINTS",
-    "ON_GPUS",
+    "RUN_JOB",
 
 
 # None before the eval environment is made; the task-data stage then says what is wrong.
@@ -90,7 +90,7 @@ try:
     )
     RECIPES = configuration.recipes(config)
     configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
-    PRICED = estimates.Study(
+    PRICED = estimates.PricedStudy(
         config,
         results=Path(workflow.pathvars.apply("<results>")),
         known=estimates.hub_models(HERE / "resources" / "models"),

@@ -1,8 +1,8 @@
 localrules:
-    corpus,
+    make_corpus,
 
 
-rule corpus:
+rule make_corpus:
     input:
         environment_ready("eval"),
         files=lambda wildcards: corpus_files(wildcards.corpus),
@@ -10,17 +10,17 @@ rule corpus:
         rows="<results>/corpora/{corpus}.jsonl",
         manifest="<results>/corpora/{corpus}.manifest.json",
     log:
-        "<logs>/corpus/{corpus}.log",
+        "<logs>/make_corpus/{corpus}.log",
     conda:
         "../envs/eval.yaml"
-    threads: asks("corpus", "threads", 1)
+    threads: asks("make_corpus", "threads", 1)
     resources:
-        mem_mb=asks("corpus", "mem_mb", 4000),
-        runtime=asks("corpus", "runtime", 60),
+        mem_mb=asks("make_corpus", "mem_mb", 4000),
+        runtime=asks("make_corpus", "runtime", 60),
     params:
         definition=lambda wildcards: options({"definition": config["corpora"][wildcards.corpus]}),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/make_corpus.py {params.definition} {params.hub_mirror}"
         " --output {output.rows} >{log} 2>&1"

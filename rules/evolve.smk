@@ -19,7 +19,7 @@ rule preprocess:
     params:
         settings=lambda wildcards: options(matrix.evolution_settings(config, wildcards.version)),
     shell:
-        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
         " --recipe {input.recipe} {params.settings} --work $CHECKPOINTS/evolve"
         " --preprocess-only --output {output} >{log} 2>&1"
@@ -56,7 +56,7 @@ rule evolve:
         # Not used either: a recipe says how large the batch is on each device.
         devices=lambda wildcards: asks("evolve", "gpu", 1)(wildcards, attempt=1),
     shell:
-        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
         " --recipe {input.recipe} {params.settings} --prepared {input.prepared}"
         " --work $CHECKPOINTS/evolve --output {output} >{log} 2>&1"

@@ -1,8 +1,8 @@
 localrules:
-    figure,
+    make_figure,
 
 
-rule figure:
+rule make_figure:
     input:
         sources=lambda wildcards: figure_inputs(wildcards.figure),
         # Found beside the sources, by their names.
@@ -17,7 +17,7 @@ rule figure:
         "<results>/figures/{figure}.png",
         "<results>/figures/{figure}.csv",
     log:
-        "<logs>/figure/{figure}.log",
+        "<logs>/make_figure/{figure}.log",
     conda:
         "../envs/workflow.yaml"
     params:

@@ -1,8 +1,8 @@
 localrules:
-    imported,
+    import_scores,
 
 
-rule imported:
+rule import_scores:
     input:
         lambda wildcards: imported_files(wildcards.source),
     output:
@@ -10,7 +10,7 @@ rule imported:
         files="<results>/imported/{source}.files.csv",
         notes="<results>/imported/{source}.notes.txt",
     log:
-        "<logs>/imported/{source}.log",
+        "<logs>/import_scores/{source}.log",
     conda:
         "../envs/workflow.yaml"
     params:

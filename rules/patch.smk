@@ -3,7 +3,7 @@ localrules:
 
 
 # A patch that someone brings is fetched, on the login node; every other one is trained.
-ruleorder: fetch_patch > patch
+ruleorder: fetch_patch > train_patch
 
 
 rule fetch_patch:
@@ -30,7 +30,7 @@ rule fetch_patch:
         "$EVAL_PYTHON $SCRIPTS/fetch_patch.py {params.source} --output {output} >{log} 2>&1"
 
 
-rule patch:
+rule train_patch:
     input:
         environment_ready("train"),
         model="<results>/models/{model}/{trained_on}",
@@ -38,16 +38,16 @@ rule patch:
     output:
         directory("<results>/patches/{model}/{trained_on}/{task}/seed{seed}"),
     log:
-        "<logs>/patch/{model}/{trained_on}/{task}/seed{seed}.log",
+        "<logs>/train_patch/{model}/{trained_on}/{task}/seed{seed}.log",
     cache: SHARED
     priority: 1
     conda:
         "../envs/train.yaml"
-    threads: asks("patch", "threads", 1)
+    threads: asks("train_patch", "threads", 1)
     resources:
-        gpu=asks("patch", "gpu", 1),
-        mem_mb=asks("patch", "mem_mb", 4000),
-        runtime=asks("patch", "runtime", 720),
+        gpu=asks("train_patch", "gpu", 1),
+        mem_mb=asks("train_patch", "mem_mb", 4000),
+        runtime=asks("train_patch", "runtime", 720),
         # No parameter: how often checkpoints are written changes no patch and redoes none.
         checkpoint_steps=lambda wildcards: matrix.patch_settings(config, wildcards.task)[
             "checkpoint_steps"
@@ -59,7 +59,7 @@ rule patch:
         # The key of a shared output covers parameters, not wildcards.
         names=lambda wildcards: options({"seed": wildcards.seed, "names": matrix.names(wildcards)}),
     shell:
-        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
         " {params.settings} {params.names} --checkpoint-steps {resources.checkpoint_steps}"
-        " --work $CHECKPOINTS/patch --output {output} >{log} 2>&1"
+        " --work $CHECKPOINTS/train_patch --output {output} >{log} 2>&1"

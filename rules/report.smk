@@ -1,8 +1,8 @@
 localrules:
-    report,
+    make_report,
 
 
-rule report:
+rule make_report:
     input:
         tables=expand("<results>/tables/{table}.md", table=with_rows("tables")),
         figures=expand("<results>/figures/{figure}.svg", figure=with_rows("figures")),
@@ -12,7 +12,7 @@ rule report:
     output:
         "<results>/report.html",
     log:
-        "<logs>/report.log",
+        "<logs>/make_report.log",
     conda:
         "../envs/workflow.yaml"
     params:

@@ -1,5 +1,5 @@
 localrules:
-    scores,
+    collect_scores,
 
 
 rule score:
@@ -26,21 +26,21 @@ rule score:
         settings=lambda wildcards: options(matrix.scoring_settings(config, wildcards.task)),
         cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
     shell:
-        "$ON_GPUS {resources.gpu} --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $SCORE_PYTHON $SCRIPTS/score.py --gpus {resources.gpu} --version {input.version} --task {input.task}"
         " --names model={wildcards.model} applied_to={wildcards.applied_to} task={wildcards.task}"
         " {params.settings} {params.cells}"
         " --results {output.results} --samples {output.samples} >{log} 2>&1"
 
 
-rule scores:
+rule collect_scores:
     input:
         results=score_paths(".json"),
         imported=imported_paths(".csv"),
     output:
         "<results>/scores.csv",
     log:
-        "<logs>/scores.log",
+        "<logs>/collect_scores.log",
     conda:
         "../envs/workflow.yaml"
     shell:

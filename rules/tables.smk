@@ -1,8 +1,8 @@
 localrules:
-    table,
+    make_table,
 
 
-rule table:
+rule make_table:
     input:
         sources=lambda wildcards: table_inputs(wildcards.table),
         # Found beside the sources, by their names.
@@ -19,7 +19,7 @@ rule table:
         "<results>/tables/{table}.md",
         "<results>/tables/{table}.tex",
     log:
-        "<logs>/table/{table}.log",
+        "<logs>/make_table/{table}.log",
     conda:
         "../envs/workflow.yaml"
     params:

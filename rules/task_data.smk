@@ -1,25 +1,25 @@
 localrules:
-    task_data,
+    make_task_data,
 
 
-rule task_data:
+rule make_task_data:
     input:
         environment_ready("eval"),
         files=lambda wildcards: defining_files(wildcards.task),
     output:
         directory("<results>/tasks/{task}"),
     log:
-        "<logs>/task_data/{task}.log",
+        "<logs>/make_task_data/{task}.log",
     conda:
         "../envs/eval.yaml"
-    threads: asks("task_data", "threads", 1)
+    threads: asks("make_task_data", "threads", 1)
     resources:
-        mem_mb=asks("task_data", "mem_mb", 4000),
-        runtime=asks("task_data", "runtime", 60),
+        mem_mb=asks("make_task_data", "mem_mb", 4000),
+        runtime=asks("make_task_data", "runtime", 60),
     params:
         settings=lambda wildcards: options(matrix.task_data_settings(config, wildcards.task)),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/make_task_data.py {params.settings} {params.hub_mirror}"
         " --output {output} >{log} 2>&1"

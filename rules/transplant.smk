@@ -16,7 +16,7 @@ rule transplant:
     params:
         method=lambda wildcards: options(matrix.method_settings(config, wildcards.method)),
     shell:
-        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.patch} --version {input.version}"
         " {params.method} --adapter {output} --names model={wildcards.model}"
         " trained_on={wildcards.trained_on} applied_to={wildcards.applied_to}"
@@ -39,6 +39,6 @@ rule merge:
         mem_mb=asks("merge", "mem_mb", 2000),
         runtime=asks("merge", "runtime", 60),
     shell:
-        "$ON_GPUS 0 --mem-mb {resources.mem_mb} --"
+        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.adapter} --version {input.version}"
         " --merged {output} >{log} 2>&1"

@@ -11,7 +11,14 @@ from typing import Any
 
 from portllm.command_line import run
 from portllm.planning import formulas, requests
-from portllm.planning.estimates import Estimate, Job, Rule, Study, hub_models, read_summary
+from portllm.planning.estimates import (
+    Estimate,
+    PlannedJob,
+    PlannedRule,
+    PricedStudy,
+    hub_models,
+    read_summary,
+)
 from portllm.study import matrix
 
 MEGABYTE = 1_000_000
@@ -64,14 +71,14 @@ def parse_arguments() -> argparse.Namespace:
 class Stage:
     """One row of the table of stages; sizes in bytes."""
 
-    rule: Rule
+    rule: PlannedRule
     jobs: int = 0
     cached: int = 0
     disk: int = 0
     to_write: int = 0
     unknown: bool = False
 
-    def add(self, job: Job, priced: Study) -> None:
+    def add(self, job: PlannedJob, priced: PricedStudy) -> None:
         """Count a job; where its disk cannot be known, that is remembered."""
         self.jobs += 1
         self.cached += job.cached
@@ -98,7 +105,9 @@ class Stage:
         ]
 
 
-def stages(jobs: Iterable[Job], rules: Iterable[Rule], priced: Study) -> list[Stage]:
+def stages(
+    jobs: Iterable[PlannedJob], rules: Iterable[PlannedRule], priced: PricedStudy
+) -> list[Stage]:
     """Jobs counted by stage, in the workflow's order."""
     found = {rule.name: Stage(rule) for rule in rules}
     for job in jobs:
@@ -106,7 +115,7 @@ def stages(jobs: Iterable[Job], rules: Iterable[Rule], priced: Study) -> list[St
     return [stage for stage in found.values() if stage.jobs]
 
 
-def largest_work(jobs: Iterable[Job], priced: Study) -> int:
+def largest_work(jobs: Iterable[PlannedJob], priced: PricedStudy) -> int:
     """Disk beside the outputs that the hungriest job still to run needs."""
     sizes = [0]
     for job in jobs:
@@ -118,7 +127,7 @@ def largest_work(jobs: Iterable[Job], priced: Study) -> int:
 
 
 def memory_rows(
-    jobs: Iterable[Job], rules: Iterable[Rule], priced: Study
+    jobs: Iterable[PlannedJob], rules: Iterable[PlannedRule], priced: PricedStudy
 ) -> tuple[list[list[Any]], bool]:
     """Memory of each kind of job, and whether some rule asks for less than the estimate."""
     by_name = {rule.name: rule for rule in rules}
@@ -144,7 +153,7 @@ def memory_rows(
     return sorted(rows, key=lambda row: (order.index(row[0]), row[1])), short
 
 
-def model_rows(priced: Study, config: matrix.Config) -> list[list[Any]]:
+def model_rows(priced: PricedStudy, config: matrix.Config) -> list[list[Any]]:
     """What each version takes; evolutions that are alike in a row."""
     rows: Counter[tuple[str, ...]] = Counter()
     names: dict[tuple[str, ...], list[str]] = {}
@@ -176,12 +185,16 @@ def main() -> None:
     arguments = parse_arguments()
     described = json.loads(arguments.study.read_text())
     config, results = described["config"], Path(described["results"])
-    rules = [Rule(**{**rule, "outputs": tuple(rule["outputs"])}) for rule in described["rules"]]
+    rules = [
+        PlannedRule(**{**rule, "outputs": tuple(rule["outputs"])}) for rule in described["rules"]
+    ]
     jobs = read_summary(arguments.summary.read_text().splitlines(), rules)
     known = hub_models(MODELS)
     from portllm.study import config as configuration
 
-    priced = Study(config, results=results, known=known, recipes=configuration.recipes(config))
+    priced = PricedStudy(
+        config, results=results, known=known, recipes=configuration.recipes(config)
+    )
     counted = stages(jobs, rules, priced)
 
     columns = ["stage", "jobs", "cached", "to run", "GPU jobs to run", "disk", "to be written"]

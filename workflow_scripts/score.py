@@ -11,7 +11,7 @@ from portllm import imports
 from portllm.command_line import add_names, run
 from portllm.data import task_files
 from portllm.scoring import cache, data_parallel
-from portllm.scoring.cache import Cell
+from portllm.scoring.cache import CachedCell
 from portllm.storage import files, manifests
 from portllm.transplant import ports
 
@@ -25,13 +25,13 @@ LIGHTER = "a smaller scoring.batch_size"
 class Wanted:
     """A cell of the job: its names, its adapter if it has one, its key."""
 
-    names: Cell
+    names: CachedCell
     adapter: Path | None
     content: str | None
     key: str
 
 
-def adapter(text: str) -> tuple[Cell, Path]:
+def adapter(text: str) -> tuple[CachedCell, Path]:
     """Parse `trained_on/method/seed=directory`."""
     name, _, directory = text.partition("=")
     trained_on, method, seed = name.split("/")
@@ -82,8 +82,10 @@ def made_from(arguments: argparse.Namespace) -> dict[str, str]:
 
 def wanted_cells(arguments: argparse.Namespace, *made_from: Any) -> list[Wanted]:
     """Every cell of the job, the un-patched version first where it is one of them."""
-    un_patched: Cell = {"trained_on": "none", "method": "none", "seed": None}
-    first: list[tuple[Cell, Path | None]] = [(un_patched, None)] if arguments.un_patched else []
+    un_patched: CachedCell = {"trained_on": "none", "method": "none", "seed": None}
+    first: list[tuple[CachedCell, Path | None]] = (
+        [(un_patched, None)] if arguments.un_patched else []
+    )
     wanted = []
     for names, directory in first + arguments.adapter:
         content = manifests.content_hash(directory) if directory else None
@@ -91,15 +93,17 @@ def wanted_cells(arguments: argparse.Namespace, *made_from: Any) -> list[Wanted]
     return wanted
 
 
-def load_scorer(version: Path, settings: cache.Settings, adapters: list[Path], gpus: int) -> Any:
+def load_scorer(
+    version: Path, settings: cache.ScoringSettings, adapters: list[Path], gpus: int
+) -> Any:
     """The version, loaded in what the settings name, to be scored with each of `adapters`."""
     if settings.backend == "vllm":
         from portllm.scoring import vllm
 
-        return vllm.Scorer(version, settings, adapters, gpus=gpus)
+        return vllm.VllmScorer(version, settings, adapters, gpus=gpus)
     with imports.without("sklearn", "scipy"):
         from portllm.scoring import hf
-    return hf.Scorer(version, settings)
+    return hf.HfScorer(version, settings)
 
 
 def load_task(arguments: argparse.Namespace) -> Any:
@@ -115,7 +119,7 @@ def load_task(arguments: argparse.Namespace) -> Any:
 
 
 def score(
-    arguments: argparse.Namespace, settings: cache.Settings, missing: list[Wanted], gpus: int
+    arguments: argparse.Namespace, settings: cache.ScoringSettings, missing: list[Wanted], gpus: int
 ) -> cache.Scored:
     """Score the cells that are missing, in this process."""
     meter = manifests.Meter()
@@ -159,8 +163,8 @@ def write(arguments: argparse.Namespace, scored: cache.Scored, **about: Any) -> 
 
 def main() -> None:
     arguments = parse_arguments()
-    settings = cache.Settings(
-        **{field.name: getattr(arguments, field.name) for field in fields(cache.Settings)}
+    settings = cache.ScoringSettings(
+        **{field.name: getattr(arguments, field.name) for field in fields(cache.ScoringSettings)}
     )
     inputs = made_from(arguments)
     packages = manifests.package_versions(cache.PACKAGES[settings.backend])

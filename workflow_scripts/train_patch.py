@@ -56,11 +56,11 @@ def main() -> None:
     from portllm.training import patch_training, resuming
 
     values = {
-        field.name: getattr(arguments, field.name) for field in fields(patch_training.Settings)
+        field.name: getattr(arguments, field.name) for field in fields(patch_training.LoraSettings)
     }
     targets = arguments.target_modules
     values["target_modules"] = targets[0] if targets == ["all-linear"] else tuple(targets)
-    settings = patch_training.Settings(**values)
+    settings = patch_training.LoraSettings(**values)
     inputs = {
         "model": manifests.content_hash(arguments.model),
         "task": manifests.content_hash(arguments.task),

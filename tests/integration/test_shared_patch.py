@@ -37,6 +37,6 @@ def test_a_shared_patch_is_scored_and_can_be_made_anew(tmp_path: Path) -> None:
     assert manifests.content_hash(second.directory / PATCH) == original
 
     # Made anew without the cache, the patch is the checkout's own; the shared one stays.
-    second.complete(PATCH, "--forcerun", "patch", "--configfile", CONFIG[-1])
+    second.complete(PATCH, "--forcerun", "train_patch", "--configfile", CONFIG[-1])
     assert not (second.directory / PATCH / "adapter_model.safetensors").is_symlink()
     assert (first.directory / PATCH / "adapter_model.safetensors").is_file()

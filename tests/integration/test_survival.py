@@ -99,11 +99,11 @@ def test_an_interrupted_patch_is_the_same_patch(
     whole = copy_state(ready, tmp_path / "whole")
     whole.complete(PATCH, *CONFIG)
     broken = copy_state(ready, tmp_path / "broken")
-    log = "patch/tiny/base/demo_yes_no/seed1234.log"
+    log = "train_patch/tiny/base/demo_yes_no/seed1234.log"
 
     # The job is killed.
     run = start(broken, PATCH)
-    wait_for(lambda: checkpoint(broken, "patch", 100))
+    wait_for(lambda: checkpoint(broken, "train_patch", 100))
     (training,) = processes(broken, "train_patch.py")
     training.kill()
     assert run.wait() != 0
@@ -111,13 +111,15 @@ def test_an_interrupted_patch_is_the_same_patch(
 
     # Snakemake and the job are killed, and a checkpoint is damaged.
     run = start(broken, PATCH)
-    wait_for(lambda: "resumed after step" in said(broken, log) and checkpoint(broken, "patch", 200))
+    wait_for(
+        lambda: "resumed after step" in said(broken, log) and checkpoint(broken, "train_patch", 200)
+    )
     run.kill()
     run.wait()
     for training in processes(broken, "train_patch.py"):
         training.kill()
         training.wait()
-    damaged = checkpoint(broken, "patch", 200)
+    damaged = checkpoint(broken, "train_patch", 200)
     assert damaged is not None
     os.truncate(damaged / "optimizer.pt", 100)
 
@@ -132,7 +134,7 @@ def test_an_interrupted_patch_is_the_same_patch(
     assert "Snakemake is gone: the command is told to stop" in text
     orphaned = stopped_after(text)
     assert 100 < orphaned < STEPS
-    assert checkpoint(broken, "patch", orphaned)
+    assert checkpoint(broken, "train_patch", orphaned)
     assert not (broken.directory / PATCH).exists()
 
     # Snakemake is told to stop.
@@ -145,7 +147,7 @@ def test_an_interrupted_patch_is_the_same_patch(
     assert f"resumed after step {orphaned} of {STEPS}" in text
     step = stopped_after(text)
     assert orphaned < step < STEPS
-    assert checkpoint(broken, "patch", step)
+    assert checkpoint(broken, "train_patch", step)
 
     broken.complete(PATCH, *CONFIG)
     before, after = (

@@ -92,7 +92,7 @@ class StandInStudy:
 
     def start(self, *targets: str, partition: str = "gpu", resources: Sequence[str] = ()) -> Run:
         """Start Snakemake on the cluster. Patches are trained in a partition of their own."""
-        partitions = {"pretrain": "gpu", "patch": partition, "score": "gpu"}
+        partitions = {"pretrain": "gpu", "train_patch": partition, "score": "gpu"}
         named = [f"{rule}:slurm_partition={name}" for rule, name in partitions.items()]
         arguments = (*targets, "--set-resources", *named, *resources)
         log = self.folder / f"run{len(self.runs)}.log"

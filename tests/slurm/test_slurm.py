@@ -95,7 +95,7 @@ def a_cancelled_job_is_run_again(study: StandInStudy, cluster: Cluster) -> None:
     patch = PATCH.format(1234)
     study.hold(patch)
     # Asked for in the other style: sbatch --gres instead of --gpus.
-    style = ("patch:gpu=0", "patch:gres=gpu:1")
+    style = ("train_patch:gpu=0", "train_patch:gres=gpu:1")
     run = study.start(SCORE, partition="gpu3", resources=style)
     (job,) = study.begun(patch)
     assert len(job["CUDA_VISIBLE_DEVICES"].split(",")) == 1
@@ -146,7 +146,7 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
     patches = [PATCH.format(seed) for seed in range(4)]
     study.hold(*patches)
     # Two of the four devices each, so that two of the four jobs run at a time.
-    two = ["patch:gpu=2"]
+    two = ["train_patch:gpu=2"]
     run = study.start(*patches, partition="gpu5", resources=two)
     study.begun(*patches, times=2)
     wait_until("all are submitted", lambda: study.submissions() == 5)
@@ -170,7 +170,7 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
     assert planned(*patches, "--configfile", *study.studies) == []
     study.change(patch={"max_steps": 4})
     changed = planned(*patches, "--configfile", *study.studies)
-    assert sorted(jobs["seed"] for rule, jobs in changed if rule == "patch") == list("0123")
+    assert sorted(jobs["seed"] for rule, jobs in changed if rule == "train_patch") == list("0123")
 
 
 def test_the_minute_study_gives_the_scores_of_a_local_run(
@@ -195,8 +195,8 @@ def test_the_minute_study_gives_the_scores_of_a_local_run(
     # What may use the network, and what takes no time, ran where Snakemake ran.
     logs = list(there.directory.glob("logs/slurm/*/**/*.log"))
     submitted = {path.relative_to(there.directory).parts[2] for path in logs}
-    computing = ["pretrain", "patch", "evolve", "transplant", "merge", "score"]
-    computing += ["movement", "norms", "geometry", "loss_slice"]
+    computing = ["pretrain", "train_patch", "evolve", "transplant", "merge", "score"]
+    computing += ["measure_movement", "measure_norms", "measure_geometry", "measure_loss_slice"]
     assert submitted == {f"rule_{name}" for name in computing}
     # A job has the cores of its node, however few the login node has.
     assert all("--cores all" in path.read_text() for path in logs)

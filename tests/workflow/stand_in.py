@@ -38,7 +38,7 @@ def note(event: str, output: Path) -> None:
 def main() -> None:
     """Make each output: a file where it has an ending, else a directory with a file in it."""
     arguments = sys.argv[1:]
-    if Path(arguments[0]).name == "on_gpus.py":
+    if Path(arguments[0]).name == "run_job.py":
         # Where Snakemake's own interpreter is stood in for too: what follows is the job's.
         arguments = arguments[arguments.index("--") + 2 :]
     paths = outputs(arguments)

@@ -10,11 +10,11 @@ from conftest import Checkout, copy_state, make_checkout, use_stand_ins
 STUDY = "config.yaml"
 # The tables of versions, norms, geometry and efficiency read no scores, nor do the figures of
 # geometry and loss slices; costs and provenance are those of scores too.
-LAST = {"scores": 1, "table": 7, "figure": 3, "report": 1}
+LAST = {"collect_scores": 1, "make_table": 7, "make_figure": 3, "make_report": 1}
 # What is measured of ports beside new patches.
-MEASURED = {"norms": 9, "geometry": 5, "loss_slice": 2}
+MEASURED = {"measure_norms": 9, "measure_geometry": 5, "measure_loss_slice": 2}
 # What new patches bring beside: these, all tables but that of versions, all figures.
-PATCHED = {**MEASURED, "scores": 1, "table": 10, "figure": 5, "report": 1}
+PATCHED = {**MEASURED, "collect_scores": 1, "make_table": 10, "make_figure": 5, "make_report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_touched_and_reformatted_configuration_changes_nothing(study: Checkout) 
 
 def test_learning_rate_of_patches(study: Checkout) -> None:
     edit(study, lambda config: config["patch"].update(learning_rate=0.0123))
-    assert study.counts() == {"patch": 17, "transplant": 21, "score": 17, **PATCHED}
+    assert study.counts() == {"train_patch": 17, "transplant": 21, "score": 17, **PATCHED}
 
 
 def test_more_frequent_checkpoints_change_nothing(study: Checkout) -> None:
@@ -76,9 +76,15 @@ def test_new_task(study: Checkout) -> None:
 
     edit(study, add)
     jobs = study.planned()
-    counts = {"task_data": 1, "patch": 4, "transplant": 3, "score": 4, "norms": 3}
+    counts = {
+        "make_task_data": 1,
+        "train_patch": 4,
+        "transplant": 3,
+        "score": 4,
+        "measure_norms": 3,
+    }
     # Nothing is measured of it on the chain.
-    assert study.counts() == {**counts, **LAST, "table": 9}
+    assert study.counts() == {**counts, **LAST, "make_table": 9}
     assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
 
 
@@ -89,9 +95,9 @@ def test_new_evolution(study: Checkout) -> None:
 
     edit(study, add)
     jobs = study.planned()
-    counts = {"evolve": 1, "movement": 1, "patch": 3, "transplant": 3, "score": 3}
+    counts = {"evolve": 1, "measure_movement": 1, "train_patch": 3, "transplant": 3, "score": 3}
     # The default study measures norms on versions that it names.
-    assert study.counts() == {**counts, **LAST, "table": 8}
+    assert study.counts() == {**counts, **LAST, "make_table": 8}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}
@@ -115,7 +121,7 @@ def test_recipe_of_one_evolution(study: Checkout) -> None:
     children = {name for name, value in config["evolutions"].items() if value.get("from") == parent}
     assert children
     assert evolved == {parent, *children}
-    assert {wildcards["trained_on"] for rule, wildcards in jobs if rule == "patch"} == evolved
+    assert {wildcards["trained_on"] for rule, wildcards in jobs if rule == "train_patch"} == evolved
     assert {wildcards["applied_to"] for rule, wildcards in jobs if rule == "score"} == evolved
 
 
@@ -123,15 +129,19 @@ def test_added_seed(study: Checkout) -> None:
     edit(study, lambda config: config.update(study={"seeds": [1234, 99]}))
     jobs = study.planned()
     # With a second seed there is a table of seeds.
-    counts = {"patch": 17, "transplant": 21, "score": 17, **PATCHED, "table": 11}
+    counts = {"train_patch": 17, "transplant": 21, "score": 17, **PATCHED, "make_table": 11}
     assert study.counts() == counts
-    trained = [wildcards for rule, wildcards in jobs if rule in ("patch", "transplant", "norms")]
+    trained = [
+        wildcards
+        for rule, wildcards in jobs
+        if rule in ("train_patch", "transplant", "measure_norms")
+    ]
     assert {wildcards["seed"] for wildcards in trained} == {"99"}
 
 
 def test_figure_style_redraws_only_the_figure(study: Checkout) -> None:
     edit(study, lambda config: config["figures"]["recovery"].update(width=5))
-    assert study.counts() == {"figure": 1, "report": 1}
+    assert study.counts() == {"make_figure": 1, "make_report": 1}
 
 
 def test_caption_changes_no_job(study: Checkout) -> None:
@@ -141,12 +151,12 @@ def test_caption_changes_no_job(study: Checkout) -> None:
 
 def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
     edit(study, lambda config: config["tables"]["main"].update(tasks=["demo_yes_no"]))
-    assert study.counts() == {"table": 1, "report": 1}
+    assert study.counts() == {"make_table": 1, "make_report": 1}
 
 
 def test_what_counts_as_a_gain_redoes_only_what_states_recovery(study: Checkout) -> None:
     edit(study, lambda config: config.update(recovery={"minimum_gain": 0.1}))
-    assert study.counts() == {"table": 1, "figure": 1, "report": 1}
+    assert study.counts() == {"make_table": 1, "make_figure": 1, "make_report": 1}
 
 
 @pytest.mark.parametrize(
@@ -166,19 +176,21 @@ def test_a_setting_of_the_statistics_redoes_only_what_uses_it(
 ) -> None:
     edit(study, lambda config: config.update(statistics=setting))
     jobs = study.planned()
-    assert sorted(wildcards["table"] for rule, wildcards in jobs if rule == "table") == tables
-    assert sorted(wildcards["figure"] for rule, wildcards in jobs if rule == "figure") == figures
-    assert {rule for rule, _ in jobs} <= {"table", "figure", "report"}
+    assert sorted(wildcards["table"] for rule, wildcards in jobs if rule == "make_table") == tables
+    assert (
+        sorted(wildcards["figure"] for rule, wildcards in jobs if rule == "make_figure") == figures
+    )
+    assert {rule for rule, _ in jobs} <= {"make_table", "make_figure", "make_report"}
 
 
 def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:
     edit(study, lambda config: config["scoring"].update(batch_size=7))
-    assert study.counts() == {"score": 17, "loss_slice": 2, **LAST, "figure": 4}
+    assert study.counts() == {"score": 17, "measure_loss_slice": 2, **LAST, "make_figure": 4}
 
 
 def test_points_of_loss_slices_measure_only_them(study: Checkout) -> None:
     edit(study, lambda config: config.update(loss_slices={"points": 5}))
-    assert study.counts() == {"loss_slice": 2, "figure": 1, "report": 1}
+    assert study.counts() == {"measure_loss_slice": 2, "make_figure": 1, "make_report": 1}
 
 
 def test_a_further_multiple_of_the_patch(study: Checkout) -> None:
@@ -210,7 +222,7 @@ def test_task_definition_redoes_that_task(study: Checkout) -> None:
     file.write_text(file.read_text() + "\n# another thought\n")
     jobs = study.planned()
     assert {wildcards["task"] for _, wildcards in jobs if "task" in wildcards} == {"demo_sentiment"}
-    assert study.counts()["patch"] == 4
+    assert study.counts()["train_patch"] == 4
 
 
 def test_changed_pin_keeps_what_is_trained(study: Checkout) -> None:

@@ -148,7 +148,7 @@ def test_jobs_stop_when_snakemake_is_gone(study: Checkout, number: int) -> None:
         snakemake.kill()
         snakemake.wait()
     assert sorted(lines(told)) == sorted(lines(running))
-    logs = [path.read_text() for path in (study.directory / "logs/patch").rglob("*.log")]
+    logs = [path.read_text() for path in (study.directory / "logs/train_patch").rglob("*.log")]
     assert len(logs) == 2
     if number == signal.SIGHUP:
         # Snakemake itself stops its jobs before it goes.

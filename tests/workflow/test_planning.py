@@ -61,16 +61,16 @@ def test_nothing_is_made_and_no_environment_is_needed(checkout: Checkout) -> Non
 def test_what_is_cached_and_what_is_outdated(checkout: Checkout, tmp_path: Path) -> None:
     use_stand_ins(checkout)
     everything = stages(plan(checkout))
-    checkout.complete("--until", "patch")
+    checkout.complete("--until", "train_patch")
     after = stages(plan(checkout))
-    assert everything["patch"] == (17, 0, 17, 17)
-    assert after["patch"] == (17, 17, 0, 0)
+    assert everything["train_patch"] == (17, 0, 17, 17)
+    assert after["train_patch"] == (17, 17, 0, 0)
     assert after["score"] == (17, 0, 17, 17)
     # Another learning rate leaves the files where they are, and none of them is of use.
     changed = tmp_path / "changed.yaml"
     changed.write_text("patch: {learning_rate: 0.5}\n")
     again = plan(checkout, "--configfile", "config.yaml", str(changed))
-    assert stages(again)["patch"] == (17, 0, 17, 17)
+    assert stages(again)["train_patch"] == (17, 0, 17, 17)
     assert stages(again)["evolve"][1] == 8
 
 
@@ -78,8 +78,8 @@ def test_options_reach_the_plan(checkout: Checkout, tmp_path: Path) -> None:
     only = tmp_path / "only.yaml"
     only.write_text("study: {tasks: [demo_sentiment], seeds: [1, 2]}\n")
     text = plan(checkout, "--configfile", "config.yaml", str(only))
-    assert stages(text)["task_data"][0] == 1
-    assert stages(text)["patch"][0] == 8
+    assert stages(text)["make_task_data"][0] == 1
+    assert stages(text)["train_patch"][0] == 8
 
 
 def test_the_paper_is_priced_from_files_of_the_repository(checkout: Checkout) -> None:
@@ -97,7 +97,7 @@ def test_an_unknown_model_is_said_to_be_unknown(checkout: Checkout) -> None:
     checkout.write("config.yaml", config)
     text = plan(checkout)
     assert "someone/something-new: its architecture is in no file here" in text
-    assert stages(text)["patch"][0] == 17
+    assert stages(text)["train_patch"][0] == 17
     assert "+ ?" in text
 
 
@@ -120,4 +120,4 @@ def test_a_study_ten_times_the_papers_is_planned(checkout: Checkout) -> None:
     checkout.write("config.yaml", config)
     text = plan(checkout)
     # 4 models x 41 versions x 7 tasks.
-    assert stages(text)["patch"][0] == 1148
+    assert stages(text)["train_patch"][0] == 1148

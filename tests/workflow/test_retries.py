@@ -3,10 +3,10 @@
 from conftest import Checkout
 
 STUDY = "tests/studies/minute.yaml"
-COMPUTING = {"pretrain", "patch", "preprocess", "evolve", "transplant", "merge", "score"}
-FETCHING = {"fetch_model", "fetch_patch", "corpus", "task_data"}
-MEASURING = {"movement", "norms", "geometry", "loss_slice"}
-PRESENTING = {"scores", "table", "figure", "report", "all"}
+COMPUTING = {"pretrain", "train_patch", "preprocess", "evolve", "transplant", "merge", "score"}
+FETCHING = {"fetch_model", "fetch_patch", "make_corpus", "make_task_data"}
+MEASURING = {"measure_movement", "measure_norms", "measure_geometry", "measure_loss_slice"}
+PRESENTING = {"collect_scores", "make_table", "make_figure", "make_report", "all"}
 
 SHOW_RETRIES = """
 include: "Snakefile"

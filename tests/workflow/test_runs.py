@@ -86,7 +86,7 @@ def test_a_second_run_says_so_and_stops(
     assert f"process {first.pid} on" in third.stdout
 
     # What only looks is not in the way.
-    assert study.counts(PATCH, *CONFIG) == {"patch": 1}
+    assert study.counts(PATCH, *CONFIG) == {"train_patch": 1}
     assert study.run("--summary", *CONFIG).returncode == 0
     assert "another Snakemake" not in study.run("--cores", "1", "plan", *CONFIG).stdout
     assert first.poll() is None
@@ -106,7 +106,7 @@ def test_a_signal_stops_jobs_and_run_cleanly(
     assert not (study.directory / PATCH).exists()
     (study.directory / "go").touch()
     again = study.complete(PATCH, *CONFIG)
-    assert made(again) == ["patch"]
+    assert made(again) == ["train_patch"]
     assert "was killed" not in again
 
 
@@ -134,7 +134,7 @@ def test_a_killed_run_needs_no_unlocking(
     (study.directory / "go").touch()
     again = study.complete(PATCH, *CONFIG)
     assert "An earlier run was killed" in again
-    assert made(again) == ["patch"]
+    assert made(again) == ["train_patch"]
 
 
 def damage_manifest(directory: Path) -> None:
@@ -166,7 +166,7 @@ def test_damaged_results_are_named_and_made_again(study: Checkout) -> None:
     said = study.complete(*targets, *CONFIG)
     assert f"{PATCH} is damaged (made_by has " in said
     # The patch, its two ports, what scores them; and the cut off result.
-    assert sorted(made(said)) == ["patch", "score", "score", "transplant", "transplant"]
+    assert sorted(made(said)) == ["train_patch", "score", "score", "transplant", "transplant"]
     assert not (patch / "manifest.json").exists()
     assert json.loads(result.read_text()) == {}
     assert "is damaged" not in study.complete(*targets, *CONFIG)

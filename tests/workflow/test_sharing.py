@@ -36,7 +36,14 @@ def fresh(directory: Path) -> Checkout:
 
 
 # What is made of models and patches, which no stand-in can make.
-REST = ("score", "norms", "movement", "geometry", "loss_slice", "table")
+REST = (
+    "score",
+    "measure_norms",
+    "measure_movement",
+    "measure_geometry",
+    "measure_loss_slice",
+    "make_table",
+)
 
 
 def finish(checkout: Checkout, cache: Path, *arguments: str) -> str:

@@ -56,9 +56,9 @@ def expected_counts(config: dict) -> dict[str, int]:
     shown = [*config.get("tables", {"norms": {"kind": "norms"}}).values()]
     shown += config.get("figures", {}).values()
     counts = dict.fromkeys(
-        ("fetch_model", "pretrain", "preprocess", "evolve", "patch", "transplant", "score"), 0
+        ("fetch_model", "pretrain", "preprocess", "evolve", "train_patch", "transplant", "score"), 0
     )
-    counts |= dict.fromkeys(("norms", "geometry", "loss_slice"), 0)
+    counts |= dict.fromkeys(("measure_norms", "measure_geometry", "measure_loss_slice"), 0)
     corpora = set()
     for model in chosen.get("models", list(config["models"])):
         definition = config["models"][model]
@@ -92,11 +92,15 @@ def expected_counts(config: dict) -> dict[str, int]:
                     patches.add((trained_on, task))
                     if trained_on != version:
                         ports.add((version, task, arm.get("method")))
-        counts["patch"] += len(patches) * seeds
+        counts["train_patch"] += len(patches) * seeds
         counts["transplant"] += len(ports) * seeds
         counts["score"] += len(scores)
         compared = {port[:2] for port in ports} & patches
-        for rule, kind in (("norms",) * 2, ("geometry",) * 2, ("loss_slice", "loss_slices")):
+        for rule, kind in (
+            ("measure_norms", "norms"),
+            ("measure_geometry", "geometry"),
+            ("measure_loss_slice", "loss_slices"),
+        ):
             places = {
                 place
                 for settings in shown
@@ -104,12 +108,13 @@ def expected_counts(config: dict) -> dict[str, int]:
                 if settings["kind"] == kind and selected(settings, chains, model, place)
             }
             counts[rule] += len(places) * seeds
-    counts |= {"corpus": len(corpora), "task_data": len(tasks), "movement": counts["evolve"]}
-    counts |= {"scores": 1, "figure": len(config.get("figures", range(1)))}
+    counts |= {"make_corpus": len(corpora), "make_task_data": len(tasks)}
+    counts["measure_movement"] = counts["evolve"]
+    counts |= {"collect_scores": 1, "make_figure": len(config.get("figures", range(1)))}
     # There is no table of seeds where there is one.
     tables = config.get("tables", {number: {"kind": ""} for number in range(8)}).values()
-    counts["table"] = sum(seeds > 1 or table["kind"] != "seeds" for table in tables)
-    counts["report"] = 1
+    counts["make_table"] = sum(seeds > 1 or table["kind"] != "seeds" for table in tables)
+    counts["make_report"] = 1
     return {rule: count for rule, count in counts.items() if count}
 
 
@@ -130,7 +135,7 @@ def test_the_first_hour_is_short_and_apart(checkout: Checkout) -> None:
     top = "config/first_hour.yaml"
     done = checkout.run("--dry-run", "--configfile", ON_TOP[top], top)
     assert done.returncode == 0, done.stdout[-4000:]
-    for rule, count in {"fetch_model": 1, "evolve": 1, "patch": 4}.items():
+    for rule, count in {"fetch_model": 1, "evolve": 1, "train_patch": 4}.items():
         assert done.stdout.count(f"rule {rule}:\n") == count
     # Results of the paper's study would be made anew with its settings.
     assert "results/first_hour/patches/mistral-7b/base/rte/" in done.stdout
@@ -150,13 +155,13 @@ def test_with_what_exists_nothing_is_trained(checkout: Checkout) -> None:
     assert checkout.counts("--configfile", EXISTING) == {
         "fetch_model": 1,
         "fetch_patch": 2,
-        "task_data": 2,
+        "make_task_data": 2,
         "transplant": 2,
         "merge": 1,
         "score": 2,
-        "scores": 1,
-        "table": 4,
-        "report": 1,
+        "collect_scores": 1,
+        "make_table": 4,
+        "make_report": 1,
     }
 
 
@@ -184,10 +189,10 @@ def test_studies_compose(checkout: Checkout, tmp_path: Path) -> None:
     only = tmp_path / "only.yaml"
     only.write_text("study: {tasks: [demo_sentiment], evolutions: [lessons], seeds: [1, 2]}\n")
     counts = checkout.counts("--configfile", "config.yaml", str(only))
-    assert counts["task_data"] == 1
+    assert counts["make_task_data"] == 1
     assert counts["evolve"] == 1
     # Two versions, one task, two seeds.
-    assert counts["patch"] == 4
+    assert counts["train_patch"] == 4
     assert counts["score"] == 2
 
 
@@ -207,7 +212,7 @@ def test_the_readmes_example_is_a_study(checkout: Checkout) -> None:
     counts = checkout.counts("--configfile", "mine.yaml")
     # The patch of each of two tasks on three versions, as it is and halved.
     assert counts["transplant"] == 2 * 3 * 2
-    assert (counts["evolve"], counts["patch"], counts["merge"]) == (2, 2, 1)
+    assert (counts["evolve"], counts["train_patch"], counts["merge"]) == (2, 2, 1)
 
 
 def test_a_chain_is_evolved_for_its_tasks_alone(checkout: Checkout, tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-import on_gpus
+import run_job
 from portllm.errors import InputError
 from portllm.jobs import devices, supervision
 
-PROGRAM = PROJECT / "workflow_scripts" / "on_gpus.py"
+PROGRAM = PROJECT / "workflow_scripts" / "run_job.py"
 LISTED = """GPU 0: NVIDIA H200 (UUID: GPU-1f0a)
 GPU 1: NVIDIA H200 (UUID: GPU-1f7c)
 """
@@ -191,7 +191,7 @@ def test_in_a_slurm_job_the_devices_are_assigned() -> None:
     # Snakemake on a node where SLURM has assigned nothing.
     done = run(1, *python(SHOW), SLURM_JOB_ID="12")
     assert done.returncode == 0
-    assert "WARNING on_gpus: SLURM has assigned no device, though gpu=1" in done.stderr
+    assert "WARNING run_job: SLURM has assigned no device, though gpu=1" in done.stderr
     # Snakemake with several jobs inside of one allocation.
     assert run(1, *python(SHOW), **given).stdout == "0\n"
 
@@ -303,7 +303,7 @@ def test_a_killed_command_names_memory() -> None:
 def test_a_launcher_whose_worker_was_killed(
     status: int, memory_kills: int, expected: str | None
 ) -> None:
-    said = on_gpus.why_ended(status, memory_kills, "; it asked")
+    said = run_job.why_ended(status, memory_kills, "; it asked")
     assert said == expected
 
 

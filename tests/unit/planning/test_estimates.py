@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from portllm.errors import InputError
 from portllm.planning import estimates, formulas
-from portllm.planning.estimates import Rule
-from portllm.planning.formulas import Training, UnknownError
+from portllm.planning.estimates import PlannedRule
+from portllm.planning.formulas import TrainingMemory, UnknownError
 from portllm.study import config as configuration
 from portllm.training import patch_training
 
@@ -32,7 +32,7 @@ SHAPE = {
 
 
 def test_parts_of_a_training_by_hand() -> None:
-    training = Training(4, 256, weight_bytes=2, width=2, rank=8, targets="all-linear")
+    training = TrainingMemory(4, 256, weight_bytes=2, width=2, rank=8, targets="all-linear")
     parts = formulas.training_bytes(MISTRAL, training)
     assert parts["weights"] == 7_241_732_096 * 2 + 20_971_520 * 4
     assert parts["gradients"] == 20_971_520 * 4
@@ -44,14 +44,14 @@ def test_parts_of_a_training_by_hand() -> None:
 
 
 def test_checkpointing_keeps_inputs_and_one_layer() -> None:
-    training = Training(1, 128, 2, 2, checkpointing=True)
+    training = TrainingMemory(1, 128, 2, 2, checkpointing=True)
     layer = 128 * formulas.activations_of_layer(MISTRAL, 2)
     expected = 2 * 128 * 4096 * 32 + layer
     assert formulas.training_bytes(MISTRAL, training)["activations"] == expected
 
 
 def test_all_weights_in_sixteen_bits() -> None:
-    parts = formulas.training_bytes(MISTRAL, Training(1, 1, 2, 2))
+    parts = formulas.training_bytes(MISTRAL, TrainingMemory(1, 1, 2, 2))
     assert parts["weights"] == parts["gradients"] == 7_241_732_096 * 2
     assert parts["optimiser"] == 7_241_732_096 * 8
 
@@ -69,7 +69,7 @@ def saved_bytes(model_type: str, dtype: torch.dtype, *, lora: bool) -> float:
     config = AutoConfig.for_model(model_type, **SHAPE, use_cache=False)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if lora:
-        model = patch_training.add_lora(model, patch_training.Settings())
+        model = patch_training.add_lora(model, patch_training.LoraSettings())
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -178,8 +178,8 @@ def test_an_evolution_keeps_or_changes_the_dtype() -> None:
 
 
 RULES = [
-    Rule("patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=True),
-    Rule("score", ("results/{model}/{task}.json", "results/{model}/{task}.samples.jsonl")),
+    PlannedRule("train_patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=True),
+    PlannedRule("score", ("results/{model}/{task}.json", "results/{model}/{task}.samples.jsonl")),
 ]
 HEADER = "output_file\tdate\trule\tlog-file(s)\tstatus\tplan"
 

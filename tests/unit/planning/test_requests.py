@@ -20,7 +20,7 @@ def priced(
     hub: str = "mistralai/Mistral-7B-v0.1",
     recipe: dict[str, Any] | None = None,
     **settings: Any,
-) -> estimates.Study:
+) -> estimates.PricedStudy:
     """A study of one model, one task and one evolution, known by its configuration alone."""
     config = {
         "models": {"m": {"base": {"hub": hub}}},
@@ -32,28 +32,41 @@ def priced(
     configuration.check_schema(
         config, configuration.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
     )
-    return estimates.Study(config, results=directory, known=MODELS, recipes={"v": recipe or {}})
+    return estimates.PricedStudy(
+        config, results=directory, known=MODELS, recipes={"v": recipe or {}}
+    )
 
 
 def test_the_study_has_the_last_word(tmp_path: Path) -> None:
     study = priced(tmp_path, patch={"mem_mb": 123, "threads": 7, "runtime": 5, "gpu": 0})
-    asked = {name: requests.wanted(study, "patch", NAMES, name, 99) for name in ("mem_mb", "gpu")}
+    asked = {
+        name: requests.wanted(study, "train_patch", NAMES, name, 99) for name in ("mem_mb", "gpu")
+    }
     assert asked == {"mem_mb": 123, "gpu": 0}
-    assert requests.wanted(study, "patch", NAMES, "threads", 99) == 7
-    assert requests.wanted(study, "patch", NAMES, "runtime", 99, attempt=3) == 15
+    assert requests.wanted(study, "train_patch", NAMES, "threads", 99) == 7
+    assert requests.wanted(study, "train_patch", NAMES, "runtime", 99, attempt=3) == 15
 
 
 def test_what_retries_ask_for_grows(tmp_path: Path) -> None:
     study = priced(tmp_path)
     for name in ("mem_mb", "runtime"):
-        first, second = (requests.wanted(study, "patch", NAMES, name, 1, a) for a in (1, 2))
+        first, second = (requests.wanted(study, "train_patch", NAMES, name, 1, a) for a in (1, 2))
         assert second == 2 * first
     for name in ("gpu", "threads"):
-        first, second = (requests.wanted(study, "patch", NAMES, name, 1, a) for a in (1, 2))
+        first, second = (requests.wanted(study, "train_patch", NAMES, name, 1, a) for a in (1, 2))
         assert second == first
 
 
-RULES = ["patch", "evolve", "score", "merge", "movement", "norms", "geometry", "loss_slice"]
+RULES = [
+    "train_patch",
+    "evolve",
+    "score",
+    "merge",
+    "measure_movement",
+    "measure_norms",
+    "measure_geometry",
+    "measure_loss_slice",
+]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -62,9 +75,9 @@ def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
     asked = requests.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
     large = requests.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
     # 7.24 billion parameters in bfloat16; merges and measurements never hold all of them.
-    whole = ("patch", "evolve", "score", "loss_slice")
+    whole = ("train_patch", "evolve", "score", "measure_loss_slice")
     assert asked > (14_483 if rule in whole else 0)
-    if rule in ("norms", "geometry"):
+    if rule in ("measure_norms", "measure_geometry"):
         # One projection at a time, in float64; the largest of the two models is Mistral's.
         assert asked > 14336 * 4096 * 8 / 1e6
         assert large < asked
@@ -80,28 +93,28 @@ def test_every_rule_asks_in_its_own_name() -> None:
             name = re.match(r"rule (\w+):", text)
             if name:
                 asked[name[1]] = set(re.findall(r'asks\("(\w+)"', text))
-    assert asked["geometry"] == {"geometry"}
+    assert asked["measure_geometry"] == {"measure_geometry"}
     assert {name: names for name, names in asked.items() if names - {name}} == {}
 
 
 def test_measurements_are_set_by_their_stage(tmp_path: Path) -> None:
     study = priced(tmp_path, analyse={"mem_mb": 123, "gpu": 2})
     names = {**NAMES, "applied_to": "v"}
-    for rule in ("geometry", "norms", "loss_slice"):
+    for rule in ("measure_geometry", "measure_norms", "measure_loss_slice"):
         assert requests.wanted(study, rule, names, "mem_mb", 1) == 123
-    assert requests.wanted(study, "loss_slice", names, "gpu", 1) == 2
+    assert requests.wanted(study, "measure_loss_slice", names, "gpu", 1) == 2
 
 
 def test_without_a_gpu_the_host_holds_everything(tmp_path: Path) -> None:
-    with_gpu = requests.wanted(priced(tmp_path), "patch", NAMES, "mem_mb", 1)
-    alone = requests.wanted(priced(tmp_path, patch={"gpu": 0}), "patch", NAMES, "mem_mb", 1)
+    with_gpu = requests.wanted(priced(tmp_path), "train_patch", NAMES, "mem_mb", 1)
+    alone = requests.wanted(priced(tmp_path, patch={"gpu": 0}), "train_patch", NAMES, "mem_mb", 1)
     assert alone > 2 * with_gpu
 
 
 def test_an_unknown_model_gets_the_rule_s_default(tmp_path: Path) -> None:
     study = priced(tmp_path, "somebody/unknown")
-    assert requests.wanted(study, "patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
-    assert requests.wanted(study, "patch", NAMES, "runtime", 720) == 720
+    assert requests.wanted(study, "train_patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
+    assert requests.wanted(study, "train_patch", NAMES, "runtime", 720) == 720
 
 
 def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from conftest import PROJECT
 from portllm.data import tasks
 from portllm.errors import InputError
 from portllm.scoring import hf, vllm
-from portllm.scoring.cache import Settings
+from portllm.scoring.cache import ScoringSettings
 
-SETTINGS = Settings(limit=8, batch_size=4, dtype="bfloat16", backend="vllm")
+SETTINGS = ScoringSettings(limit=8, batch_size=4, dtype="bfloat16", backend="vllm")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_the_engine_is_told_everything(model: Path, adapters: list[Path]) -> Non
 
 
 def test_an_un_patched_version_may_be_float32(model: Path) -> None:
-    told = vllm.engine(model, Settings(max_length=64), [], 1)
+    told = vllm.engine(model, ScoringSettings(max_length=64), [], 1)
     # vLLM's own auto would be 16 bits.
     assert told["dtype"] == "float32"
     assert told["lora_local_path"] is None
@@ -110,7 +110,7 @@ def test_an_adapter_that_vllm_would_not_apply_is_refused(
 
 def test_float32_with_patches_is_refused(model: Path, adapters: list[Path]) -> None:
     with pytest.raises(InputError, match=r"in float32; set scoring\.dtype: bfloat16"):
-        vllm.engine(model, Settings(), adapters, 1)
+        vllm.engine(model, ScoringSettings(), adapters, 1)
 
 
 def test_no_gpu_and_too_many_are_refused(model: Path) -> None:
@@ -125,8 +125,8 @@ def test_items_are_those_of_transformers(
 ) -> None:
     engines = vllm_stand_in.install(monkeypatch)
     task = tasks.load("demo_yes_no", include=str(PROJECT / "resources" / "demo"))
-    scorer = vllm.Scorer(model, SETTINGS, adapters, gpus=1)
-    reference = hf.Scorer(model, SETTINGS)
+    scorer = vllm.VllmScorer(model, SETTINGS, adapters, gpus=1)
+    reference = hf.HfScorer(model, SETTINGS)
     order = [None, adapters[1], adapters[0], None]
     ours = [scorer.score(task, adapter) for adapter in order]
     for adapter, result in zip(order, ours, strict=True):

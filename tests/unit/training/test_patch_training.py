@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 
 from portllm.training import patch_training, resuming
-from portllm.training.patch_training import IGNORED, Settings
+from portllm.training.patch_training import IGNORED, LoraSettings
 
 TOKENIZER = tiny.tokenizer()
 TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=40)
@@ -33,7 +33,7 @@ def lm_eval_split(prompt: str, completion: str) -> tuple[list[int], list[int]]:
 def test_the_loss_is_on_what_lm_eval_scores(prompt: str, completion: str) -> None:
     context, continuation = lm_eval_split(prompt, completion)
     assume(continuation)
-    encoded = patch_training.encode(TOKENIZER, prompt, completion, Settings(max_length=10_000))
+    encoded = patch_training.encode(TOKENIZER, prompt, completion, LoraSettings(max_length=10_000))
     scored = [*continuation, TOKENIZER.eos_token_id]
     assert encoded["input_ids"] == [*TOKENIZER.encode(prompt + completion), TOKENIZER.eos_token_id]
     assert encoded["input_ids"][len(context) :] == scored
@@ -46,15 +46,17 @@ def test_a_completion_that_one_token_shares_with_the_prompt_is_learnt(
 ) -> None:
     context, continuation = lm_eval_split(prompt, completion)
     assert not continuation
-    encoded = patch_training.encode(TOKENIZER, prompt, completion, Settings())
+    encoded = patch_training.encode(TOKENIZER, prompt, completion, LoraSettings())
     learnt = [*TOKENIZER.encode(completion, add_special_tokens=False), TOKENIZER.eos_token_id]
     assert encoded["input_ids"] == [*context, *learnt]
     assert encoded["labels"] == [IGNORED] * len(context) + learnt
 
 
 def test_long_prompts_lose_their_start_not_the_completion() -> None:
-    whole = patch_training.encode(TOKENIZER, "word " * 50 + "end:", " yes", Settings())
-    cut = patch_training.encode(TOKENIZER, "word " * 50 + "end:", " yes", Settings(max_length=12))
+    whole = patch_training.encode(TOKENIZER, "word " * 50 + "end:", " yes", LoraSettings())
+    cut = patch_training.encode(
+        TOKENIZER, "word " * 50 + "end:", " yes", LoraSettings(max_length=12)
+    )
     assert len(cut["input_ids"]) == len(cut["labels"]) == 12
     assert cut["input_ids"] == whole["input_ids"][-12:]
     assert cut["labels"] == whole["labels"][-12:]
@@ -63,7 +65,7 @@ def test_long_prompts_lose_their_start_not_the_completion() -> None:
 
 
 def test_loss_on_everything() -> None:
-    encoded = patch_training.encode(TOKENIZER, "a b", " c", Settings(loss_on="everything"))
+    encoded = patch_training.encode(TOKENIZER, "a b", " c", LoraSettings(loss_on="everything"))
     assert encoded["labels"] == encoded["input_ids"]
 
 
@@ -78,17 +80,17 @@ def test_padding() -> None:
 @pytest.mark.parametrize(
     ("examples", "settings", "expected"),
     [
-        (10, Settings(batch_size=4, epochs=2), 6),
-        (10, Settings(batch_size=4, epochs=2, gradient_accumulation=2), 4),
-        (10, Settings(batch_size=4, epochs=2, max_steps=5), 5),
+        (10, LoraSettings(batch_size=4, epochs=2), 6),
+        (10, LoraSettings(batch_size=4, epochs=2, gradient_accumulation=2), 4),
+        (10, LoraSettings(batch_size=4, epochs=2, max_steps=5), 5),
     ],
 )
-def test_number_of_steps(examples: int, settings: Settings, expected: int) -> None:
+def test_number_of_steps(examples: int, settings: LoraSettings, expected: int) -> None:
     assert patch_training.total_steps(examples, settings) == expected
 
 
 def _train(model: Path, work: Path, **more: object) -> tuple[dict[str, torch.Tensor], dict]:
-    settings = Settings(max_steps=4, batch_size=2, learning_rate=1e-2, rank=2, **more)
+    settings = LoraSettings(max_steps=4, batch_size=2, learning_rate=1e-2, rank=2, **more)
     examples = [
         {"prompt": "is it so?", "completion": " yes"},
         {"prompt": "or?", "completion": " no"},

@@ -94,7 +94,7 @@ def leading_subspaces(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class _Patch:
+class _FactoredPatch:
     """A weight's change as factors, and orthonormal bases of its column and row space."""
 
     left: Tensor
@@ -104,14 +104,14 @@ class _Patch:
     norm: float
 
 
-def _patch(delta: merging.Delta) -> _Patch:
+def _patch(delta: merging.Delta) -> _FactoredPatch:
     left, right = oriented(delta)
     # ‖LR‖² = tr(LᵀL·RRᵀ)
     square = float(((left.T @ left) * (right @ right.T)).sum())
     # The column space of L·R is that of L where R has full rank; else it is smaller.
     columns = basis(left @ torch.linalg.qr(right.T).R.T)
     rows = basis(right.T @ torch.linalg.qr(left).R.T)
-    return _Patch(left, right, columns, rows, math.sqrt(max(square, 0.0)))
+    return _FactoredPatch(left, right, columns, rows, math.sqrt(max(square, 0.0)))
 
 
 def _degrees(angles: Tensor) -> list[float]:
@@ -138,7 +138,7 @@ def _between(kind: str, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tens
     return found
 
 
-def against_update(patch: _Patch, update: Tensor) -> dict[str, Any]:
+def against_update(patch: _FactoredPatch, update: Tensor) -> dict[str, Any]:
     """Cosine and angles of a patch against the update (m, n), and its energy in the patch's spaces.
 
     The column energy is ‖QᵀU‖/‖U‖ with Q the basis of the patch's columns, the share of the
@@ -168,7 +168,7 @@ def against_update(patch: _Patch, update: Tensor) -> dict[str, Any]:
     }
 
 
-def against_patch(patch: _Patch, other: _Patch) -> dict[str, Any]:
+def against_patch(patch: _FactoredPatch, other: _FactoredPatch) -> dict[str, Any]:
     """Cosine and angles of two patches: ⟨L₁R₁, L₂R₂⟩ = tr(L₁ᵀL₂·R₂R₁ᵀ), from the factors alone."""
     inner = float(((patch.left.T @ other.left) * (patch.right @ other.right.T)).sum())
     return {

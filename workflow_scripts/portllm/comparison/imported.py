@@ -18,7 +18,7 @@ import pandas
 from portllm.comparison import score_table
 from portllm.errors import InputError
 from portllm.study import imported_patterns
-from portllm.study.imported_patterns import NAMES, Rule, Settings, UnusableError
+from portllm.study.imported_patterns import NAMES, CellPattern, SourceSettings, UnusableError
 
 # What moves a score and need not be equal; it is told where it differs within a task.
 CONDITIONS = {
@@ -32,7 +32,7 @@ USED, SUPERSEDED, LEFT_OUT = "used", "superseded", "left out"
 
 
 @dataclass(frozen=True)
-class Found:
+class ParsedResult:
     """What one file says of one task: its row in the list of files, and its scores."""
 
     about: dict[str, Any]
@@ -64,7 +64,7 @@ def read_result(path: Path) -> dict[str, Any]:
     return document
 
 
-def _tasks(document: dict[str, Any], names: dict[str, str], settings: Settings) -> list[str]:
+def _tasks(document: dict[str, Any], names: dict[str, str], settings: SourceSettings) -> list[str]:
     """The tasks of a file that are read: the cell's, else all that the source lists."""
     there = list(document["results"])
     listed = ", ".join(there) or "no task"
@@ -111,7 +111,7 @@ def _measured(document: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
     return measured
 
 
-def read_file(path: Path, rules: list[Rule], settings: Settings) -> list[Found]:
+def read_file(path: Path, rules: list[CellPattern], settings: SourceSettings) -> list[ParsedResult]:
     """What a file says, one entry for each task that is read; UnusableError where nothing is."""
     document = read_result(path)
     config = document["config"]
@@ -136,11 +136,11 @@ def read_file(path: Path, rules: list[Rule], settings: Settings) -> list[Found]:
         rows = [
             {**names, **compared, "metric": metric, **values} for metric, values in measured.items()
         ]
-        found.append(Found(about, rows))
+        found.append(ParsedResult(about, rows))
     return found
 
 
-def _read_all(settings: Settings) -> tuple[list[Found], list[dict[str, Any]]]:
+def _read_all(settings: SourceSettings) -> tuple[list[ParsedResult], list[dict[str, Any]]]:
     """What the files of a source say, and rows of the files that say nothing."""
     rules = imported_patterns.rules(settings)
     directory = Path(settings["directory"])
@@ -157,7 +157,7 @@ def _read_all(settings: Settings) -> tuple[list[Found], list[dict[str, Any]]]:
     return found, others
 
 
-def collect(settings: Settings, name: str) -> Imported:
+def collect(settings: SourceSettings, name: str) -> Imported:
     """Read a source's files.
 
     `settings` are those of a source in a study, and `seed`, the seed of patches whose file says
@@ -166,7 +166,7 @@ def collect(settings: Settings, name: str) -> Imported:
     or scores of one model and task cannot be compared.
     """
     found, rows = _read_all(settings)
-    newest: dict[tuple[str, ...], Found] = {}
+    newest: dict[tuple[str, ...], ParsedResult] = {}
     for entry in sorted(found, key=lambda entry: (entry.about["date"], entry.about["file"])):
         newest[entry.cell] = entry
     if not newest:
@@ -178,7 +178,7 @@ def collect(settings: Settings, name: str) -> Imported:
         status = USED if is_newest else SUPERSEDED
         rows.append({**entry.about, "status": status, "reason": reason})
 
-    def place(entry: Found) -> tuple[int, ...]:
+    def place(entry: ParsedResult) -> tuple[int, ...]:
         about = entry.about
         of_model, of_task = (settings[kind].index(about[kind[:-1]]) for kind in ("models", "tasks"))
         return of_model, of_task, settings["versions"][about["applied_to"]]

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptFiles:
     """Patterns of the files that are fetched or linked; no others are."""
 
     weights: tuple[str, ...]
@@ -47,11 +47,11 @@ class Kept:
 
 # Weights as safetensors only; no pickle is fetched, so none can be loaded. The names are those
 # that transformers loads: other *.safetensors are the same weights again (Mistral's consolidated).
-MODEL = Kept(
+MODEL = KeptFiles(
     weights=("model.safetensors", "model-*-of-*.safetensors"),
     others=("*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt", "vocab.txt"),
 )
-ADAPTER = Kept(weights=("adapter_model.safetensors",), others=("adapter_config.json",))
+ADAPTER = KeptFiles(weights=("adapter_model.safetensors",), others=("adapter_config.json",))
 
 
 def _fetch_weights(model: str, commit: str, name: str) -> None:
@@ -114,7 +114,7 @@ def _place(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-def _download(name: str, revision: str | None, directory: Path, kept: Kept) -> str:
+def _download(name: str, revision: str | None, directory: Path, kept: KeptFiles) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     with hub.explained("model", name, revision):
@@ -160,7 +160,7 @@ def local_directory(arguments: argparse.Namespace) -> Path | None:
     return arguments.path
 
 
-def local_files(source: dict[str, Any], mirror: str | None, kept: Kept) -> list[Path]:
+def local_files(source: dict[str, Any], mirror: str | None, kept: KeptFiles) -> list[Path]:
     """The files that a source of the study (`path`, or `hub` in a mirror) is linked from.
 
     None where it comes from the hub or is not there, which the program that links it says.

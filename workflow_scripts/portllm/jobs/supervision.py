@@ -29,7 +29,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _TICK_SECONDS = 1.0
 
 
-class EngineGoneError(Exception):
+class SnakemakeGoneError(Exception):
     """Nobody waits for the job any more."""
 
 
@@ -61,11 +61,11 @@ def _start_time(process: int) -> str | None:
     return None if not fields or fields[0] in "ZX" else fields[19]
 
 
-class Engine:
+class SnakemakeProcess:
     """The Snakemake that waits for this process, and what lies between."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """Find it among the ancestors; raises EngineGoneError where it is gone already."""
+        """Find it among the ancestors; raises SnakemakeGoneError where it is gone already."""
         self._parent = os.getppid()
         self._processes: dict[int, str | None] = {}
         given = environment.get(ENGINE, "")
@@ -79,16 +79,16 @@ class Engine:
         if ancestor == int(given):
             self._processes = {pid: _start_time(pid) for pid in [*between, ancestor]}
         elif _start_time(int(given)) is None:
-            raise EngineGoneError
+            raise SnakemakeGoneError
 
     def is_gone(self) -> bool:
         """Whether Snakemake has ended, or the shell in between, so that nobody waits."""
         return any(_start_time(pid) != start for pid, start in self._processes.items())
 
     def check(self) -> None:
-        """Raise EngineGoneError where `is_gone`."""
+        """Raise SnakemakeGoneError where `is_gone`."""
         if self.is_gone():
-            raise EngineGoneError
+            raise SnakemakeGoneError
 
 
 def memory_kills(counters: Path = Path("/proc/vmstat")) -> int:
@@ -169,7 +169,7 @@ def run(
     command: Sequence[str],
     environment: Mapping[str, str],
     *,
-    engine: Engine,
+    engine: SnakemakeProcess,
     grace: float,
     keep_open: Sequence[int] = (),
     every_hour: Callable[[], None] = lambda: None,

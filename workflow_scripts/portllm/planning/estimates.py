@@ -13,7 +13,7 @@ from typing import Any
 
 from portllm.errors import InputError
 from portllm.planning import formulas
-from portllm.planning.formulas import Architecture, Training, UnknownError
+from portllm.planning.formulas import Architecture, TrainingMemory, UnknownError
 from portllm.storage.files import read_json
 from portllm.study import matrix
 from portllm.study.matrix import Config, Patch
@@ -87,7 +87,7 @@ def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Ve
 
 
 @dataclass(frozen=True)
-class Rule:
+class PlannedRule:
     """A rule of the workflow, as far as its cost goes; `outputs` are its patterns of paths."""
 
     name: str
@@ -97,7 +97,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Job:
+class PlannedJob:
     """A job of the study; it is cached when Snakemake would not run it."""
 
     rule: str
@@ -120,7 +120,7 @@ def _matcher(pattern: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def read_summary(lines: Iterable[str], rules: Iterable[Rule]) -> list[Job]:
+def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[PlannedJob]:
     """Jobs of a study from what `snakemake --summary` prints, a line for each output file.
 
     Raises InputError where this is no summary.
@@ -141,7 +141,7 @@ def read_summary(lines: Iterable[str], rules: Iterable[Rule]) -> list[Job]:
         outputs.setdefault(key, []).append(path)
         if plan == "update pending":
             pending.add(key)
-    return [Job(*key, tuple(paths), key not in pending) for key, paths in outputs.items()]
+    return [PlannedJob(*key, tuple(paths), key not in pending) for key, paths in outputs.items()]
 
 
 def files_bytes(path: Path) -> int:
@@ -162,7 +162,7 @@ class Estimate:
     host_alone: int
 
 
-class Study:
+class PricedStudy:
     """A study with the architectures that can be known of it, priced job by job."""
 
     def __init__(
@@ -219,7 +219,7 @@ class Study:
             model, settings["rank"], settings["target_modules"]
         )
 
-    def disk(self, job: Job) -> int:
+    def disk(self, job: PlannedJob) -> int:
         """Disk that a job's outputs take: measured where they are there, else estimated.
 
         Text of corpora and tasks, tables and figures count nothing before they are there.
@@ -233,7 +233,7 @@ class Study:
                 return 0 if version.linked else version.checkpoint_bytes
             case "merge":
                 return self.version(names["model"], names["applied_to"]).checkpoint_bytes
-            case "patch" | "transplant":
+            case "train_patch" | "transplant":
                 return self.adapter_bytes(_patch_of(names))
             case "fetch_patch":
                 model, trained_on, task, seed = names["existing"].split("/")
@@ -249,10 +249,10 @@ class Study:
         wanted = names["model"], names["applied_to"], names["task"]
         return len(self.cells[wanted]) * (limit or ITEMS_ASSUMED) * SAMPLE_BYTES
 
-    def work(self, job: Job) -> int:
+    def work(self, job: PlannedJob) -> int:
         """Disk that a job needs beside its outputs, only while it runs."""
         names = dict(job.wildcards)
-        if job.rule == "patch":
+        if job.rule == "train_patch":
             settings = matrix.patch_settings(self.config, names["task"])
             if settings["checkpoint_steps"] == 0:
                 return 0
@@ -264,7 +264,7 @@ class Study:
             return formulas.evolution_work_bytes(model, self.recipes[names["version"]], gpu=True)
         return 0
 
-    def memory(self, job: Job) -> tuple[str, Estimate] | None:
+    def memory(self, job: PlannedJob) -> tuple[str, Estimate] | None:
         """What decides a job's memory, in words, and the estimate; None where it is small."""
         names = dict(job.wildcards)
         match job.rule:
@@ -273,7 +273,7 @@ class Study:
                 scratch = self.config["models"][names["model"]]["base"]["from_scratch"]
                 training = formulas.pretraining(scratch)
                 return _training("pretrain", model, training, training)
-            case "patch":
+            case "train_patch":
                 model = self.version(names["model"], names["trained_on"]).architecture
                 settings = matrix.patch_settings(self.config, names["task"])
                 both = (formulas.patch_training(settings, gpu=gpu) for gpu in (True, False))
@@ -283,7 +283,7 @@ class Study:
                 recipe = self.recipes[names["version"]]
                 both = (formulas.evolution_training(recipe, gpu=gpu) for gpu in (True, False))
                 return _training("evolve", model, *both)
-            case "score" | "loss_slice":
+            case "score" | "measure_loss_slice":
                 return self._scoring(names)
             case "transplant":
                 size = formulas.transplant_host_bytes(self.adapter_bytes(_patch_of(names)))
@@ -297,12 +297,12 @@ class Study:
                     dense=methods.get(kind).dense,
                 )
                 return "blocks of weights", Estimate(None, size, size)
-            case "geometry" | "norms":
+            case "measure_geometry" | "measure_norms":
                 version = self.version(names["model"], names["applied_to"])
                 adapter = self.adapter_bytes(_patch_of(names))
                 size = formulas.projection_host_bytes(version.architecture, adapter)
                 return "largest projection", Estimate(None, size, size)
-            case "movement":
+            case "measure_movement":
                 version = self.version(names["model"], names["version"])
                 size = formulas.movement_host_bytes(version.architecture)
                 return "largest weight", Estimate(None, size, size)
@@ -329,7 +329,7 @@ def _patch_of(names: dict[str, str]) -> Patch:
 
 
 def _training(
-    rule: str, model: Architecture, with_gpu: Training, alone: Training
+    rule: str, model: Architecture, with_gpu: TrainingMemory, alone: TrainingMemory
 ) -> tuple[str, Estimate]:
     kind = f"LoRA r={with_gpu.rank}" if with_gpu.targets is not None else "all weights"
     words = f"{kind}, batch {with_gpu.batch} x {with_gpu.length}, {8 * with_gpu.width} bit"

@@ -215,7 +215,7 @@ def activations_of_layer(
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingMemory:
     """What decides the memory of a training; `targets` None trains all weights."""
 
     batch: int
@@ -229,14 +229,14 @@ class Training:
     mask_bytes: int = 1
 
 
-def trained_parameters(model: Architecture, training: Training) -> int:
+def trained_parameters(model: Architecture, training: TrainingMemory) -> int:
     """Parameters that a training changes."""
     if training.targets is None:
         return parameters(model)
     return lora_parameters(model, training.rank, training.targets)
 
 
-def training_bytes(model: Architecture, training: Training) -> dict[str, int]:
+def training_bytes(model: Architecture, training: TrainingMemory) -> dict[str, int]:
     """Peak device memory of a training, by part.
 
     - weights: P at the training's dtype (4 bits: half a byte each), LoRA factors T in float32;
@@ -311,12 +311,12 @@ def projection_host_bytes(model: Architecture, adapter: int) -> int:
     return IMPORTS["movement"] + 2 * 3 * adapter + largest * (2 * model.dtype_bytes + 3 * 8)
 
 
-def patch_training(settings: dict[str, Any], *, gpu: bool) -> Training:
+def patch_training(settings: dict[str, Any], *, gpu: bool) -> TrainingMemory:
     """The training of a patch. `auto` precision is bfloat16 on a GPU, float32 without one."""
     half = settings["precision"] == "bfloat16" or (settings["precision"] == "auto" and gpu)
     width = HALF if half else FLOAT32
     targets = settings["target_modules"]
-    return Training(
+    return TrainingMemory(
         batch=settings["batch_size"],
         length=settings["max_length"],
         weight_bytes=width,
@@ -328,7 +328,7 @@ def patch_training(settings: dict[str, Any], *, gpu: bool) -> Training:
     )
 
 
-def evolution_training(recipe: dict[str, Any], *, gpu: bool) -> Training:
+def evolution_training(recipe: dict[str, Any], *, gpu: bool) -> TrainingMemory:
     """The training that an Axolotl recipe describes; Axolotl's own defaults for absent keys."""
     half = recipe.get("bf16") is True or recipe.get("fp16") is True
     half = half or (recipe.get("bf16", "auto") == "auto" and gpu)
@@ -340,7 +340,7 @@ def evolution_training(recipe: dict[str, Any], *, gpu: bool) -> Training:
         named = [named] if isinstance(named, str) else named
         linear = recipe.get("lora_target_linear") or not named
         targets = ALL_LINEAR if linear else tuple(named)
-    return Training(
+    return TrainingMemory(
         batch=recipe.get("micro_batch_size") or 1,
         length=recipe.get("sequence_len") or 512,
         weight_bytes=quantised,
@@ -353,9 +353,9 @@ def evolution_training(recipe: dict[str, Any], *, gpu: bool) -> Training:
     )
 
 
-def pretraining(settings: dict[str, Any]) -> Training:
+def pretraining(settings: dict[str, Any]) -> TrainingMemory:
     """The training of a from-scratch base: all weights, float32."""
-    return Training(
+    return TrainingMemory(
         batch=settings["batch_size"],
         length=settings["sequence_length"],
         weight_bytes=FLOAT32,
@@ -363,7 +363,7 @@ def pretraining(settings: dict[str, Any]) -> Training:
     )
 
 
-def trainer_checkpoint_bytes(model: Architecture, training: Training, *, kept: int) -> int:
+def trainer_checkpoint_bytes(model: Architecture, training: TrainingMemory, *, kept: int) -> int:
     """Disk of a trainer's checkpoints while it trains: weights that change, and AdamW's state.
 
     `kept` is their limit; one more is there while it is written.

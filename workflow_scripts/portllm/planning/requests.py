@@ -10,20 +10,23 @@ from typing import Any
 
 from portllm.errors import InputError
 from portllm.planning import formulas
-from portllm.planning.estimates import Job, Study
+from portllm.planning.estimates import PlannedJob, PricedStudy
 from portllm.planning.formulas import UnknownError
 from portllm.study import matrix
 
 # Rules that share the settings of another stage.
 STAGES = {
+    "make_corpus": "corpus",
+    "make_task_data": "task_data",
     "pretrain": "base",
     "fetch_model": "base",
     "fetch_patch": "patch",
+    "train_patch": "patch",
     "merge": "transplant",
-    "movement": "analyse",
-    "norms": "analyse",
-    "geometry": "analyse",
-    "loss_slice": "analyse",
+    "measure_movement": "analyse",
+    "measure_norms": "analyse",
+    "measure_geometry": "analyse",
+    "measure_loss_slice": "analyse",
 }
 GROWING = ("mem_mb", "runtime")
 
@@ -36,16 +39,16 @@ MEMORY_STEP_MB = 500
 # day for 7 billion parameters; the checkpoints carry what takes longer into the next attempt.
 MINUTES = {
     "pretrain": (60, 0),
-    "patch": (60, 200),
+    "train_patch": (60, 200),
     "preprocess": (120, 0),
     "evolve": (120, 200),
     "score": (60, 60),
     "transplant": (20, 1),
     "merge": (20, 5),
-    "movement": (20, 10),
-    "norms": (20, 30),
-    "geometry": (60, 60),
-    "loss_slice": (60, 60),
+    "measure_movement": (20, 10),
+    "measure_norms": (20, 30),
+    "measure_geometry": (60, 60),
+    "measure_loss_slice": (60, 60),
 }
 # Below this a job does its work on one thread faster than it can divide it.
 LARGE, THREADS_FOR_LARGE = 1_000_000_000, 4
@@ -59,7 +62,12 @@ def stage_of(rule: str) -> str:
 
 
 def wanted(
-    priced: Study, rule: str, names: dict[str, str], resource: str, default: int, attempt: int = 1
+    priced: PricedStudy,
+    rule: str,
+    names: dict[str, str],
+    resource: str,
+    default: int,
+    attempt: int = 1,
 ) -> int:
     """How much of a resource (threads, gpu, mem_mb, runtime in minutes) a job asks for.
 
@@ -77,7 +85,7 @@ def wanted(
     return value * attempt if resource in GROWING else value
 
 
-def computed(priced: Study, rule: str, names: dict[str, str], resource: str) -> int | None:
+def computed(priced: PricedStudy, rule: str, names: dict[str, str], resource: str) -> int | None:
     """A resource that follows from the job's model; None where the rule has no formula.
 
     Raises UnknownError where the architecture is not known.
@@ -95,8 +103,8 @@ def computed(priced: Study, rule: str, names: dict[str, str], resource: str) -> 
     return None
 
 
-def _memory(priced: Study, rule: str, names: dict[str, str]) -> int | None:
-    found = priced.memory(Job(rule, tuple(names.items()), (), cached=False))
+def _memory(priced: PricedStudy, rule: str, names: dict[str, str]) -> int | None:
+    found = priced.memory(PlannedJob(rule, tuple(names.items()), (), cached=False))
     if found is None:
         return None
     _, estimate = found
@@ -106,7 +114,7 @@ def _memory(priced: Study, rule: str, names: dict[str, str]) -> int | None:
     return -(-int(megabytes) // MEMORY_STEP_MB) * MEMORY_STEP_MB
 
 
-def _devices(priced: Study, names: dict[str, str]) -> int | None:
+def _devices(priced: PricedStudy, names: dict[str, str]) -> int | None:
     """Devices of an evolution: one, unless its recipe shards the training over several."""
     recipe = priced.recipes[names["version"]]
     if not any(recipe.get(key) for key in ("deepspeed", "fsdp", "fsdp_config")):
@@ -116,14 +124,14 @@ def _devices(priced: Study, names: dict[str, str]) -> int | None:
     return -(-sum(formulas.training_bytes(model, training).values()) // DEVICE_BYTES)
 
 
-def _parameters(priced: Study, names: dict[str, str]) -> int:
+def _parameters(priced: PricedStudy, names: dict[str, str]) -> int:
     """Parameters of the job's model; all its versions have as many."""
     versions = [names.get(key) for key in ("version", "applied_to", "trained_on")]
     wanted_version = next(filter(None, versions), matrix.BASE)
     return formulas.parameters(priced.version(names["model"], wanted_version).architecture)
 
 
-def check_devices(priced: Study, by_rule: Mapping[str, Any], limit: int | None) -> None:
+def check_devices(priced: PricedStudy, by_rule: Mapping[str, Any], limit: int | None) -> None:
     """Refuse jobs that ask for more devices than a run may use, None being no limit.
 
     Snakemake would lower their number and say nothing. `by_rule` are numbers that --set-resources

@@ -20,7 +20,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-Settings = dict[str, Any]
+ExhibitSettings = dict[str, Any]
 
 
 def value_text(value: float, stderr: float, metric: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from portllm.reporting.formatting import Settings, Table
+from portllm.reporting.formatting import ExhibitSettings, Table
 from portllm.storage.files import read_json
 
 NAMES = ["model", "version", "trained_on", "task"]
@@ -100,7 +100,7 @@ _COLUMNS = (
 )
 
 
-def geometry(sources: list[Path], settings: Settings) -> Table:
+def geometry(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Angles per version and task, of all weights together or apart by module or layer.
 
     In brackets is what random directions would give: a cosine's standard deviation, a share's mean.

@@ -12,10 +12,10 @@ import pandas
 from portllm import statistics
 from portllm.comparison import arm_comparisons as compared
 from portllm.comparison import score_table
-from portllm.reporting.formatting import Settings, Table, column_names, p_text, range_text
+from portllm.reporting.formatting import ExhibitSettings, Table, column_names, p_text, range_text
 
 
-def recovery_numbers(sources: list[Path], settings: Settings) -> pandas.DataFrame:
+def recovery_numbers(sources: list[Path], settings: ExhibitSettings) -> pandas.DataFrame:
     """Gain of re-fine-tuning and the share of it that the port recovers, per version and task.
 
     `sources` are the table of scores and the result files of scoring jobs. recovery = (ported −
@@ -57,7 +57,7 @@ def recovery_numbers(sources: list[Path], settings: Settings) -> pandas.DataFram
     return numbers.assign(n=[counts[pair] for pair in tasks], level=level)
 
 
-def recovery(sources: list[Path], settings: Settings) -> Table:
+def recovery(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Recovery per version and task, and its mean over all rows that state one."""
     numbers = recovery_numbers(sources, settings)
     shown = numbers[compared.PLACE].copy()
@@ -95,7 +95,7 @@ def _ranges(numbers: pandas.DataFrame, name: str, low: str, high: str, **form: b
     return [range_text(*row, **form) for row in zip(*columns, strict=True)]
 
 
-def comparisons(sources: list[Path], settings: Settings) -> Table:
+def comparisons(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Ported against re-fine-tuned and against no patch: difference, equivalence, flips."""
     numbers = compared.compare(sources, settings)
     level, margin = (settings["statistics"][name] for name in ("level", "margin"))
@@ -120,7 +120,7 @@ def comparisons(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, _narrowed(text))
 
 
-def seeds(sources: list[Path], settings: Settings) -> Table:
+def seeds(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Mean and standard deviation over seeds, and how much of the noise is the items' own."""
     numbers = compared.seeds(sources, settings)
     level = settings["statistics"]["level"]

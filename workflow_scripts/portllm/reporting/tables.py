@@ -13,7 +13,7 @@ import pandas
 from portllm.comparison import arm_comparisons, published, score_table
 from portllm.reporting import measurement_tables, paired_tables, update_tables
 from portllm.reporting.formatting import (
-    Settings,
+    ExhibitSettings,
     Table,
     column_names,
     hours_text,
@@ -25,7 +25,7 @@ from portllm.storage import manifests, provenance
 from portllm.storage.files import read_json
 
 
-def main(sources: list[Path], settings: Settings) -> Table:
+def main(sources: list[Path], settings: ExhibitSettings) -> Table:
     """The paper's main table: rows are the arms of each version, columns the tasks.
 
     `sources` are the table of scores and, for the intervals of scores such as F1, the result files
@@ -75,7 +75,7 @@ def _with_items(numbers: pandas.DataFrame, found: pandas.DataFrame) -> pandas.Da
     return placed.reset_index()[list(numbers.columns)]
 
 
-def versions(sources: list[Path], settings: Settings) -> Table:
+def versions(sources: list[Path], settings: ExhibitSettings) -> Table:
     """How far each version's weights lie from its base's, as a relative Frobenius norm."""
     numbers = pandas.DataFrame([read_json(path) for path in sources])
     text = pandas.DataFrame(
@@ -91,7 +91,7 @@ def versions(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, text)
 
 
-def norms(sources: list[Path], settings: Settings) -> Table:
+def norms(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Norms of the naive update θ′ + Δθ and of the residual Δθ′ − Δθ, per version and task.
 
     Seeds are averaged. The relative residual is ‖Δθ′ − Δθ‖ / ‖Δθ‖.
@@ -135,7 +135,7 @@ def _cost_row(directory: Path) -> dict[str, Any]:
     }
 
 
-def efficiency(sources: list[Path], settings: Settings) -> Table:
+def efficiency(sources: list[Path], settings: ExhibitSettings) -> Table:
     """What porting costs against re-fine-tuning, read from manifests; means over versions.
 
     Device memory is the peak of the fullest device, and the sum of all devices' peaks; hours are
@@ -170,7 +170,7 @@ def _published_costs(known: pandas.DataFrame) -> pandas.DataFrame:
     return shown[["model", "task", "arm", "device", *names.values()]].astype(object)
 
 
-def costs(sources: list[Path], settings: Settings) -> Table:
+def costs(sources: list[Path], settings: ExhibitSettings) -> Table:
     """What all jobs of the study cost, by stage and device."""
     numbers = provenance.costs(provenance.read(sources))
     text = numbers[["stage", "device", "jobs"]].assign(
@@ -185,13 +185,13 @@ def costs(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, text)
 
 
-def origins(sources: list[Path], settings: Settings) -> Table:
+def origins(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Which code and packages made the artefacts of each stage."""
     numbers = provenance.origins(provenance.read(sources))
     return Table(numbers, numbers)
 
 
-KINDS: dict[str, Callable[[list[Path], Settings], Table]] = {
+KINDS: dict[str, Callable[[list[Path], ExhibitSettings], Table]] = {
     "main": main,
     "recovery": paired_tables.recovery,
     "comparisons": paired_tables.comparisons,

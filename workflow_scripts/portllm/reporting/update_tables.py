@@ -9,7 +9,7 @@ import pandas
 from portllm.comparison import score_table
 from portllm.comparison import update_series as updates
 from portllm.reporting.formatting import (
-    Settings,
+    ExhibitSettings,
     Table,
     column_names,
     level_text,
@@ -18,7 +18,7 @@ from portllm.reporting.formatting import (
 )
 
 
-def temporal(sources: list[Path], settings: Settings) -> Table:
+def temporal(sources: list[Path], settings: ExhibitSettings) -> Table:
     """Scores over updates: rows are the arms of each task, columns the updates."""
     numbers = updates.numbers(sources[0], settings)
     names = column_names(numbers)
@@ -36,7 +36,7 @@ def temporal(sources: list[Path], settings: Settings) -> Table:
     return Table(numbers, text.drop(columns="model") if text["model"].nunique() == 1 else text)
 
 
-def trend(sources: list[Path], settings: Settings) -> Table:
+def trend(sources: list[Path], settings: ExhibitSettings) -> Table:
     """How scores change from update to update: a slope for each arm of each task, and a forecast.
 
     Slopes are in points per update where the metric is a share.

@@ -10,7 +10,7 @@ from typing import Any
 from portllm.errors import InputError
 from portllm.storage import files, manifests
 
-Cell = dict[str, Any]
+CachedCell = dict[str, Any]
 """One score of a results file: its names, its key, its metrics, what it cost."""
 
 PACKAGES = {
@@ -21,7 +21,7 @@ PACKAGES = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class ScoringSettings:
     """How a task is scored; of the user's choices, those that move a score are all here."""
 
     few_shot: int = 0
@@ -38,7 +38,7 @@ class Settings:
 class Scored:
     """Cells by their keys, their samples, and what is said of all of them."""
 
-    cells: dict[str, Cell] = field(default_factory=dict)
+    cells: dict[str, CachedCell] = field(default_factory=dict)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     lm_eval: dict[str, Any] = field(default_factory=dict)
     cost: manifests.Cost | None = None

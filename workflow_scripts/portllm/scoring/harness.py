@@ -13,7 +13,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import handle_non_serializable
 
 from portllm.comparison import score_table
-from portllm.scoring.cache import Settings
+from portllm.scoring.cache import ScoringSettings
 
 # lm-eval's own default seeds.
 RANDOM_SEED, OTHER_SEED = 0, 1234
@@ -33,7 +33,7 @@ def _seed() -> None:
     torch.manual_seed(OTHER_SEED)
 
 
-def evaluate(lm: LM, task: ConfigurableTask, settings: Settings) -> Result:
+def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Result:
     """Score a model on a task as lm-eval's command line does."""
     _seed()
     # As the command line does it: a task that sets zero examples keeps them.

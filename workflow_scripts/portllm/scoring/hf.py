@@ -23,7 +23,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from portllm.scoring import data_parallel
-from portllm.scoring.cache import Settings
+from portllm.scoring.cache import ScoringSettings
 from portllm.scoring.harness import Result, evaluate
 from portllm.storage import manifests
 from portllm.transplant import merging, ports
@@ -55,7 +55,7 @@ def shared(
     return [given for _, given in sorted(gathered, key=itemgetter(0))]
 
 
-class Copy(HFLM):
+class ModelReplica(HFLM):
     """A copy of the model in each of several processes, which share the requests.
 
     lm-eval's own way deals out items and fills up the shorter shares, so that samples come in
@@ -114,7 +114,7 @@ def score(
     model: Any,
     tokenizer: Any,
     task: ConfigurableTask,
-    settings: Settings,
+    settings: ScoringSettings,
     *,
     adapter: Path | None = None,
 ) -> Result:
@@ -122,7 +122,7 @@ def score(
     if adapter is not None:
         with patched(model, adapter) as wrapped:
             return score(wrapped, tokenizer, task, settings)
-    lm = (Copy if data_parallel.launched() else HFLM)(
+    lm = (ModelReplica if data_parallel.launched() else HFLM)(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=settings.batch_size,
@@ -131,10 +131,10 @@ def score(
     return evaluate(lm, task, settings)
 
 
-class Scorer:
+class HfScorer:
     """A version, loaded once, that is scored with one adapter after the other."""
 
-    def __init__(self, version: Path, settings: Settings) -> None:
+    def __init__(self, version: Path, settings: ScoringSettings) -> None:
         if data_parallel.launched():
             join()
         self._model, self._tokenizer = load_version(version, settings.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portllm.errors import InputError
-from portllm.scoring.cache import Settings
+from portllm.scoring.cache import ScoringSettings
 from portllm.storage import manifests
 from portllm.storage.files import read_json
 from portllm.transplant import ports
@@ -72,7 +72,9 @@ def rank_to_reserve(directories: list[Path]) -> int:
     return next(rank for rank in RANKS if rank >= largest)
 
 
-def engine(version: Path, settings: Settings, directories: list[Path], gpus: int) -> dict[str, Any]:
+def engine(
+    version: Path, settings: ScoringSettings, directories: list[Path], gpus: int
+) -> dict[str, Any]:
     """Arguments of lm-eval's vLLM model for a version and the adapters that it will be given.
 
     Raises InputError for what vLLM cannot score.
@@ -110,11 +112,11 @@ def engine(version: Path, settings: Settings, directories: list[Path], gpus: int
     }
 
 
-class Scorer:
+class VllmScorer:
     """A version in a vLLM engine, started once, that is scored with one adapter after the other."""
 
     def __init__(
-        self, version: Path, settings: Settings, directories: list[Path], *, gpus: int
+        self, version: Path, settings: ScoringSettings, directories: list[Path], *, gpus: int
     ) -> None:
         """`directories` are the adapters that the version will be scored with."""
         arguments = engine(version, settings, directories, gpus)

@@ -3,7 +3,7 @@
 One run at a time works on a results directory; what a killed one has left behind is cleared away;
 damaged results are made again; a signal stops the jobs, trainings with a checkpoint, before it
 stops the run. Snakemake has no hook between the start of a run and its own lock, but it announces
-the start in its log, where `Attendant` listens.
+the start in its log, where `RunGuard` listens.
 """
 
 import fcntl
@@ -103,7 +103,7 @@ def programs(process: psutil.Process) -> Iterator[psutil.Process]:
         return
 
 
-class Attendant(logging.Handler):
+class RunGuard(logging.Handler):
     """Listens to a run's log for its start, and does then what the module says."""
 
     def __init__(self, workflow: Any, logger: logging.Logger) -> None:
@@ -218,4 +218,4 @@ def attend(workflow: Any, logger: logging.Logger) -> None:
     Snakemakes that others start for single jobs are left alone.
     """
     if workflow.is_main_process:
-        logger.addHandler(Attendant(workflow, logger))
+        logger.addHandler(RunGuard(workflow, logger))

@@ -21,7 +21,7 @@ ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job that has not ended. `elapsed` is as squeue writes it, `[days-][hours:]min:sec`."""
 
     identifier: str
@@ -53,9 +53,9 @@ def _mark(results: Path) -> str:
     return hashlib.sha256(str(results.resolve()).encode()).hexdigest()[:8]
 
 
-def parse(listing: str, results: Path) -> list[Job]:
+def parse(listing: str, results: Path) -> list[SlurmJob]:
     """Pick the jobs that work on `results` from what squeue lists in `FIELDS`."""
-    jobs = [Job(*line.split("|", len(FIELDS) - 1)) for line in listing.splitlines()]
+    jobs = [SlurmJob(*line.split("|", len(FIELDS) - 1)) for line in listing.splitlines()]
     mark = _mark(results)
     return [job for job in jobs if mark in job.name.partition("_")[0].split("-")]
 
@@ -82,7 +82,7 @@ def _ask(command: list[str], say: Callable[[str], None], pause: Callable[[float]
     )
 
 
-def _described(jobs: Iterable[Job]) -> str:
+def _described(jobs: Iterable[SlurmJob]) -> str:
     return ", ".join(job.description for job in jobs)
 
 

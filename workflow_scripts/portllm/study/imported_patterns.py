@@ -8,7 +8,7 @@ from typing import Any
 from portllm.errors import InputError, nearest
 from portllm.study import matrix
 
-Settings = dict[str, Any]
+SourceSettings = dict[str, Any]
 
 NAMES = ("model", "applied_to", "trained_on", "method", "task", "seed")
 WORDS = {"applied_to": "version", "trained_on": "patch's version"}
@@ -20,7 +20,7 @@ class UnusableError(Exception):
 
 
 @dataclass(frozen=True)
-class Rule:
+class CellPattern:
     """Patterns that a file matches, by what they are searched in, and the names that it then has.
 
     Names are those of a cell; more come from the groups of the patterns.
@@ -41,7 +41,7 @@ def _compile(pattern: str, place: str) -> re.Pattern[str]:
     return compiled
 
 
-def _known(settings: Settings) -> dict[str, list[str]]:
+def _known(settings: SourceSettings) -> dict[str, list[str]]:
     versions = list(settings["versions"])
     return {
         "model": settings["models"],
@@ -51,7 +51,7 @@ def _known(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-def _rule(settings: Settings, number: int) -> Rule:
+def _rule(settings: SourceSettings, number: int) -> CellPattern:
     place = f"cells.{number}"
     definition = settings["cells"][number]
     names = {name: str(definition[name]) for name in NAMES if name in definition}
@@ -78,10 +78,10 @@ def _rule(settings: Settings, number: int) -> Rule:
             expected = nearest(names[name], known[name])
             what = WORDS.get(name, name)
             raise InputError(f"{place}.{name}: no {what} named {names[name]!r}; {expected}")
-    return Rule(patterns, names)
+    return CellPattern(patterns, names)
 
 
-def rules(settings: Settings) -> list[Rule]:
+def rules(settings: SourceSettings) -> list[CellPattern]:
     """The rules of a source that name cells, checked.
 
     Raises InputError that begins with the key below the source: for what is no regular expression,
@@ -96,7 +96,7 @@ def rules(settings: Settings) -> list[Rule]:
     return [_rule(settings, number) for number in range(len(settings["cells"]))]
 
 
-def find_files(settings: Settings) -> list[Path]:
+def find_files(settings: SourceSettings) -> list[Path]:
     """The files of a source, sorted; InputError that begins with the key where there are none."""
     directory = Path(settings["directory"])
     if not directory.is_dir():
@@ -118,7 +118,7 @@ def arguments(model_args: Any) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs if name.strip()}
 
 
-def _captured(rules: list[Rule], subjects: dict[str, str]) -> dict[str, str]:
+def _captured(rules: list[CellPattern], subjects: dict[str, str]) -> dict[str, str]:
     for rule in rules:
         found = [pattern.search(subjects[name]) for name, pattern in rule.patterns.items()]
         groups = [match.groupdict() for match in found if match is not None]
@@ -128,7 +128,9 @@ def _captured(rules: list[Rule], subjects: dict[str, str]) -> dict[str, str]:
     raise UnusableError("no entry of `cells` matches")
 
 
-def name_cell(rules: list[Rule], path: str, model_args: Any, settings: Settings) -> dict[str, str]:
+def name_cell(
+    rules: list[CellPattern], path: str, model_args: Any, settings: SourceSettings
+) -> dict[str, str]:
     """The names of the cell that a file speaks of; without `task` where no pattern gives it.
 
     `path` is relative to the source's directory, `model_args` what lm-eval recorded. Raises

@@ -31,7 +31,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Settings:
+class LoraSettings:
     """How a patch is trained; the defaults are the published ones (arXiv 2410.10870)."""
 
     rank: int = 8
@@ -55,7 +55,7 @@ class Settings:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, settings: Settings
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, settings: LoraSettings
 ) -> dict[str, list[int]]:
     """Token ids and labels of one example, split as lm-eval splits what it scores.
 
@@ -105,13 +105,13 @@ def pad(batch: list[dict[str, list[int]]], padding: int) -> dict[str, torch.Tens
     }
 
 
-def _uses_bfloat16(settings: Settings) -> bool:
+def _uses_bfloat16(settings: LoraSettings) -> bool:
     if settings.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return settings.precision == "bfloat16"
 
 
-def add_lora(model: Any, settings: Settings) -> PeftModel:
+def add_lora(model: Any, settings: LoraSettings) -> PeftModel:
     """Wrap a model with fresh LoRA factors; seed torch before the call for equal draws."""
     targets = settings.target_modules
     return get_peft_model(
@@ -126,7 +126,7 @@ def add_lora(model: Any, settings: Settings) -> PeftModel:
     )
 
 
-def total_steps(examples: int, settings: Settings) -> int:
+def total_steps(examples: int, settings: LoraSettings) -> int:
     """Optimiser steps that a training takes."""
     if settings.max_steps is not None:
         return settings.max_steps
@@ -134,7 +134,7 @@ def total_steps(examples: int, settings: Settings) -> int:
     return math.ceil(math.ceil(batches / settings.gradient_accumulation) * settings.epochs)
 
 
-def _arguments(settings: Settings, work: Path, steps: int) -> TrainingArguments:
+def _arguments(settings: LoraSettings, work: Path, steps: int) -> TrainingArguments:
     saves = settings.checkpoint_steps > 0
     return TrainingArguments(
         output_dir=str(work),
@@ -162,7 +162,7 @@ def _arguments(settings: Settings, work: Path, steps: int) -> TrainingArguments:
     )
 
 
-def load_model(directory: Path, settings: Settings) -> Any:
+def load_model(directory: Path, settings: LoraSettings) -> Any:
     """Load a version to be trained on, in bfloat16 where that is the precision, else float32."""
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
@@ -173,7 +173,7 @@ def load_model(directory: Path, settings: Settings) -> Any:
 def train(
     directory: Path,
     examples: list[dict[str, str]],
-    settings: Settings,
+    settings: LoraSettings,
     work: Path,
     *,
     seconds: Callable[[], float] = time.perf_counter,

@@ -296,7 +296,7 @@ def _targets(model: Path, edits: Edits, names: Iterable[str]) -> streaming.Targe
     return targets
 
 
-def planned(model: Path, edits: Edits) -> streaming.Plan:
+def planned(model: Path, edits: Edits) -> streaming.MergePlan:
     """What a merged checkpoint would be made of, from headers alone."""
     return streaming.plan(model, _targets(model, edits, checkpoints.shapes(model)))
 

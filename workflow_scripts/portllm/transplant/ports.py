@@ -24,7 +24,7 @@ MERGED = "merged weights"
 
 
 @dataclass(frozen=True)
-class Patch:
+class WeightedPatch:
     """An adapter's directory and the factor with which it is applied."""
 
     directory: Path
@@ -35,7 +35,7 @@ class Patch:
 class Port:
     """Patches, and the method that makes of them what is added to a version."""
 
-    patches: tuple[Patch, ...]
+    patches: tuple[WeightedPatch, ...]
     method: str = "direct"
     parameters: dict[str, float | int] | None = None
 
@@ -72,11 +72,11 @@ def read(directory: Path) -> Port:
     """Read a port; InputError where `directory` holds neither one nor an adapter."""
     if not is_dense(directory):
         adapters.check_directory(directory)
-        return Port((Patch(directory),), "direct", {})
+        return Port((WeightedPatch(directory),), "direct", {})
     recipe = read_json(directory / RECIPE)
     try:
         patches = tuple(
-            Patch(directory / entry["directory"], float(entry["weight"]))
+            WeightedPatch(directory / entry["directory"], float(entry["weight"]))
             for entry in recipe["patches"]
         )
         kind, parameters = recipe["method"], recipe["parameters"]
@@ -125,7 +125,7 @@ def wanted(
     parameters = methods.check(method, parameters)
     given = zip(directories, weights, strict=True)
     if not any(is_dense(directory) for directory in directories):
-        return Port(tuple(Patch(*patch) for patch in given), method, parameters)
+        return Port(tuple(WeightedPatch(*patch) for patch in given), method, parameters)
     dense = next(directory for directory in directories if is_dense(directory))
     port = read(dense)
     if len(directories) > 1 or method != "direct" or abs(weights[0]) != 1.0:
@@ -133,5 +133,7 @@ def wanted(
             f"{dense} is a port of method {port.method}, which is applied by itself and as it is; "
             "give its patches instead"
         )
-    signed = tuple(Patch(patch.directory, patch.weight * weights[0]) for patch in port.patches)
+    signed = tuple(
+        WeightedPatch(patch.directory, patch.weight * weights[0]) for patch in port.patches
+    )
     return Port(signed, port.method, port.parameters)

@@ -82,7 +82,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MergePlan:
     """What a checkpoint would be made of. Bytes are those of the weights' files."""
 
     shards: int
@@ -161,7 +161,7 @@ class _Block:
     again: bool = False
 
 
-def plan(model: Path, targets: Targets) -> Plan:
+def plan(model: Path, targets: Targets) -> MergePlan:
     """What `write` would do for one output, from headers alone."""
     shards = checkpoints.shards(model)
     found = {tensor.name: tensor for shard in shards for tensor in checkpoints.stored(shard)}
@@ -170,7 +170,7 @@ def plan(model: Path, targets: Targets) -> Plan:
     edited = [name for name, places in targets.items() for _, edit in places if edit is not None]
     added = sum(sizes[name] * (len(places) - 1) for name, places in targets.items())
     total = sum(shard.stat().st_size for shard in shards) + added
-    return Plan(len(shards), len(edited), sum(sizes[name] for name in edited), total)
+    return MergePlan(len(shards), len(edited), sum(sizes[name] for name in edited), total)
 
 
 def _check_targets(model: Path, found: dict[str, Stored], targets: Targets) -> None:

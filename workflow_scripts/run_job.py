@@ -17,7 +17,7 @@ from portllm.command_line import run
 from portllm.errors import InputError
 from portllm.jobs import devices, supervision
 
-log = logging.getLogger("on_gpus")
+log = logging.getLogger("run_job")
 
 GIVEN = dict(os.environ)
 """The environment as it was given; the command sets up its own."""
@@ -69,7 +69,7 @@ def assigned_by_slurm(wanted: int, found: Mapping[str, str]) -> bool:
 
 
 def hold(
-    wanted: int, job: str, engine: supervision.Engine, grace: float
+    wanted: int, job: str, engine: supervision.SnakemakeProcess, grace: float
 ) -> tuple[devices.Lease | None, dict[str, str]]:
     """Choose the command's devices: those held, and what the command's environment gets."""
     if not wanted and assigned_any():
@@ -119,9 +119,9 @@ def main() -> None:
     grace = supervision.grace_seconds(GIVEN)
     job = name_of(arguments.command)
     try:
-        engine = supervision.Engine(GIVEN)
+        engine = supervision.SnakemakeProcess(GIVEN)
         lease, variables = hold(arguments.wanted, job, engine, grace)
-    except supervision.EngineGoneError:
+    except supervision.SnakemakeGoneError:
         raise InputError(f"Snakemake is gone, so {job} is not started") from None
     hidden = (devices.POOL, devices.VISIBLE)
     environment = {name: value for name, value in GIVEN.items() if name not in hidden}
