@@ -11,7 +11,7 @@ from portllm.storage import manifests
 
 log = logging.getLogger("pretrain")
 
-LIGHTER = "a smaller batch_size or sequence_length of the model's base.from_scratch"
+MEMORY_ADVICE = "a smaller batch_size or sequence_length of the model's base.from_scratch"
 """What would make it ask for less of a device's memory."""
 
 
@@ -38,7 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
-    imports.leave_out("sklearn", "scipy")
+    imports.hide("sklearn", "scipy")
     import torch
 
     from portllm.storage import files
@@ -78,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, lighter=LIGHTER)
+    run(main, memory_advice=MEMORY_ADVICE)

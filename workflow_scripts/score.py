@@ -17,7 +17,7 @@ from portllm.transplant import ports
 
 log = logging.getLogger("score")
 
-LIGHTER = "a smaller scoring.batch_size"
+MEMORY_ADVICE = "a smaller scoring.batch_size"
 """What would make it ask for less of a device's memory."""
 
 
@@ -195,4 +195,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, lighter=LIGHTER)
+    run(main, memory_advice=MEMORY_ADVICE)

@@ -13,7 +13,7 @@ from portllm.storage import manifests
 
 log = logging.getLogger("train_patch")
 
-LIGHTER = (
+MEMORY_ADVICE = (
     "a smaller patch.batch_size with more patch.gradient_accumulation, a smaller "
     "patch.max_length, patch.gradient_checkpointing: true"
 )
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
-    imports.leave_out(*imports.unused_in_training(arguments.model))
+    imports.hide(*imports.unused_in_training(arguments.model))
     from portllm.storage import files
     from portllm.training import patch_training, resuming
 
@@ -111,4 +111,4 @@ def write(
 
 
 if __name__ == "__main__":
-    run(main, lighter=LIGHTER)
+    run(main, memory_advice=MEMORY_ADVICE)

@@ -1,4 +1,4 @@
-"""Options as shell words, the hub's switch, and errors as one line."""
+"""Options as shell words, offline mode, and errors as one line."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ def test_options_are_read_back_by_argparse() -> None:
 
 
 @pytest.mark.parametrize(("hub", "offline"), [(False, "1"), (True, None)])
-def test_the_hub_is_off_unless_a_program_needs_it(
+def test_programs_run_offline_unless_they_need_the_hub(
     monkeypatch: pytest.MonkeyPatch, hub: bool, offline: str | None
 ) -> None:
     import os
@@ -46,7 +46,7 @@ def test_the_hub_is_off_unless_a_program_needs_it(
     assert seen["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_a_users_mistake_is_one_line_and_a_bug_is_a_traceback() -> None:
+def test_bad_input_is_one_line_and_a_bug_is_a_traceback() -> None:
     def mistake() -> None:
         raise InputError("config.yaml: nothing there")
 
@@ -66,26 +66,25 @@ def test_a_users_mistake_is_one_line_and_a_bug_is_a_traceback() -> None:
             "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of "
             "79.25 GiB of which 1.12 GiB is free. Process 7 has 70 GiB memory in use.",
             "error: out of device memory (Tried to allocate 2.50 GiB, total capacity of 79.25 GiB)"
-            "; what to change: a smaller patch.batch_size, or a larger device",
+            "; try a smaller patch.batch_size, or a larger device",
         ),
         (
             "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
             "memory: you tried to allocate 4 bytes. Error code 12 (Cannot allocate memory)",
-            "error: out of host memory; what to change: a larger mem_mb of the stage under "
-            "resources",
+            "error: out of host memory; raise mem_mb of the stage under resources",
         ),
     ],
 )
-def test_lack_of_memory_is_one_line(error: str, line: str) -> None:
+def test_out_of_memory_is_one_line(error: str, line: str) -> None:
     def too_much() -> None:
         raise RuntimeError(error)
 
     with pytest.raises(SystemExit) as ended:
-        run(too_much, lighter="a smaller patch.batch_size")
+        run(too_much, memory_advice="a smaller patch.batch_size")
     assert ended.value.code == line
 
 
-def test_memory_errors_are_known_by_name() -> None:
+def test_memory_errors_are_recognised_by_class_name() -> None:
     import torch
 
     def device() -> None:

@@ -73,7 +73,7 @@ def test_tables_and_figures_from_nothing_else(study: Checkout) -> None:
     assert study.counts("--configfile", STUDY) == ALL_JOBS
     study.complete("--configfile", STUDY)
     text = (results / "tables" / "temporal.md").read_text()
-    assert "Left out: bare/v1/boolq/results_2026-06-02T10-00-00.5.json (not whole JSON" in text
+    assert "Left out: bare/v1/boolq/results_2026-06-02T10-00-00.5.json (invalid JSON" in text
     assert "(older than bare/v4/later.json)" in text
     (bare,) = [line for line in text.splitlines() if "un-patched" in line and "| boolq" in line]
     assert [cell.strip() for cell in bare.strip("|").split("|")][4] == "–"

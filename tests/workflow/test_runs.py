@@ -157,7 +157,7 @@ def test_damaged_results_are_named_and_made_again(study: Checkout) -> None:
     (study.directory / "results/scores/mine.json").write_text('{"cut')
 
     seen = study.run("--dry-run", *targets, *CONFIG).stdout
-    assert f"{targets[0]} is damaged (not whole JSON" in seen
+    assert f"{targets[0]} is damaged (invalid JSON" in seen
     assert f"{PATCH} is damaged (made_by has " in seen
     assert "mine.json" not in seen
     assert result.read_text() == '{"cells": [1, '

@@ -1,3 +1,3 @@
-"""The library of the PortLLM workflow: what the command-line programs beside it share."""
+"""The library behind the stage programs of the PortLLM workflow."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What the command-line programs share: options, logging, the hub's switch, errors as one line."""
+"""Shared start of all programs: options, logging, offline mode, one-line errors."""
 
 import argparse
 import json
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 from portllm.errors import InputError, out_of_memory
-from portllm.storage.files import told_disk_is_full
+from portllm.storage.files import disk_full_message
 
 
 def options(settings: dict[str, Any]) -> str:
-    """Settings as command-line options: {"batch_size": 4} becomes `--batch-size 4`.
+    """Write settings as command-line options: {"batch_size": 4} becomes `--batch-size 4`.
 
-    None and False are left out, True is the bare option, a mapping is given as JSON.
+    None and False are omitted, True becomes a flag, a mapping becomes JSON.
     """
     words = []
     for name, value in settings.items():
@@ -31,19 +31,19 @@ def options(settings: dict[str, Any]) -> str:
 
 
 def add_names(parser: argparse.ArgumentParser) -> None:
-    """Add `--names KEY=VALUE …`: what the study calls the thing that is made, for its manifest."""
+    """Add `--names KEY=VALUE …`, the output's names in the study, recorded in its manifest."""
     parser.add_argument(
         "--names",
         type=lambda text: tuple(text.split("=", 1)),
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="what the study calls it, for the manifest",
+        help="the output's names in the study, for its manifest",
     )
 
 
 def _set_environment(hub: bool) -> None:
-    # These are read when the libraries are imported, so they are set before anything is.
+    # The libraries read these variables on import.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if not hub:
@@ -51,11 +51,13 @@ def _set_environment(hub: bool) -> None:
         os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
-def run(main: Callable[[], None], *, hub: bool = False, lighter: str = "") -> None:
-    """Run a program's `main`; a mistake of the user's, or a lack of memory, ends it with one line.
+def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "") -> None:
+    """Run a program's `main` and exit with one line on bad input, a full disk or lack of memory.
 
-    Without `hub`, the program cannot reach the model and data hubs and fails at once if it tries.
-    `lighter` is what would make the program ask for less of the devices' memory.
+    Args:
+        main: the program.
+        hub: whether the program may use the Hugging Face Hub; without it, any access fails at once.
+        memory_advice: settings that reduce the program's GPU memory, for the error line.
     """
     _set_environment(hub)
     logging.basicConfig(
@@ -64,19 +66,19 @@ def run(main: Callable[[], None], *, hub: bool = False, lighter: str = "") -> No
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    # By exception, so that what is half written is removed.
+    # An exception, so that context managers remove partial outputs.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        full = told_disk_is_full(error)
-        if full is not None:
-            sys.exit(f"error: {full}; make room and run again, nothing half written is used")
-        # By name: the libraries that define these errors are not imported here.
+        disk_full = disk_full_message(error)
+        if disk_full is not None:
+            sys.exit(f"error: {disk_full}; free some space and rerun")
+        # Class names, because the libraries that define these errors are not imported here.
         names = " ".join(kind.__name__ for kind in type(error).__mro__)
-        reason = out_of_memory(f"{names}: {error}", lighter=lighter)
+        reason = out_of_memory(f"{names}: {error}", memory_advice=memory_advice)
         if reason is None:
             raise
         sys.exit(f"error: {reason}")

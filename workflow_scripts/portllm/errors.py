@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, and the words that help to mend them."""
+"""The error for unusable input, and helpers that word error messages."""
 
 import difflib
 import re
@@ -6,11 +6,15 @@ from collections.abc import Iterable
 
 
 class InputError(Exception):
-    """Something that the user gave cannot be used. The message is one line for people."""
+    """The user's input cannot be used. Programs print the message as one line, no traceback."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Say which of `options` is nearest to `name`, or what the options are when none is near."""
+    """Suggest a correction for an unknown name, as the end of an error message.
+
+    Returns:
+        "nearest: x" for the most similar option, else "known: a, b, …" with up to eight options.
+    """
     known = [str(option) for option in options]
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if close:
@@ -19,10 +23,10 @@ def nearest(name: str, options: Iterable[str]) -> str:
     return f"known: {shown}" + (", …" if len(known) > 8 else "")
 
 
-HOST_MEMORY = "out of host memory; what to change: a larger mem_mb of the stage under resources"
+HOST_MEMORY = "out of host memory; raise mem_mb of the stage under resources"
 
 _DEVICE = re.compile(r"OutOfMemoryError|(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED")
-# The last two are torch's launcher on a process that was killed.
+# The last two alternatives are what torch's launcher prints about a killed process.
 _HOST = re.compile(
     r"\bMemoryError\b|DefaultCPUAllocator: (can't|not enough)|Cannot allocate memory"
     r"|Signal 9 \(SIGKILL\)|exitcode\s*: -9\b"
@@ -30,14 +34,19 @@ _HOST = re.compile(
 _AMOUNTS = re.compile(r"[Tt]ried to allocate [\d.,]+ \w+|total capacity of [\d.,]+ \w+")
 
 
-def out_of_memory(said: str, *, lighter: str = "") -> str | None:
-    """One line on which memory a program has run out of, by what it said last; None for neither.
+def out_of_memory(output: str, *, memory_advice: str = "") -> str | None:
+    """Recognise an out-of-memory error in a program's output.
 
-    `lighter` is what would make it ask for less of the device's.
+    Args:
+        output: the error message, or the last lines of a log.
+        memory_advice: settings that reduce the program's GPU memory.
+
+    Returns:
+        One line that names the memory (device or host) and what to change; None for other errors.
     """
-    amounts = ", ".join(dict.fromkeys(_AMOUNTS.findall(said)))
-    if _DEVICE.search(said):
-        changes = lighter or "a smaller batch"
-        asked = f" ({amounts})" if amounts else ""
-        return f"out of device memory{asked}; what to change: {changes}, or a larger device"
-    return HOST_MEMORY if _HOST.search(said) else None
+    amounts = ", ".join(dict.fromkeys(_AMOUNTS.findall(output)))
+    if _DEVICE.search(output):
+        advice = memory_advice or "a smaller batch"
+        details = f" ({amounts})" if amounts else ""
+        return f"out of device memory{details}; try {advice}, or a larger device"
+    return HOST_MEMORY if _HOST.search(output) else None

@@ -1,7 +1,7 @@
-"""Importing large libraries without the parts of them that are not used here.
+"""Hide optional packages from large libraries, to start programs faster.
 
-transformers, PEFT and accelerate import whatever optional package they find, for features that a
-program may never touch: scikit-learn and SciPy alone take a second of every start.
+transformers, PEFT and accelerate import every optional package they find. scikit-learn and SciPy
+alone cost a second of every start.
 """
 
 import sys
@@ -12,18 +12,18 @@ from pathlib import Path
 from portllm.storage.files import read_json
 
 
-def leave_out(*packages: str) -> list[str]:
-    """Let all that is imported from now on take `packages` for absent; return those hidden."""
+def hide(*packages: str) -> list[str]:
+    """Make later imports of `packages` fail; return those hidden (not imported before)."""
     hidden = [name for name in packages if name not in sys.modules]
-    # None is Python's own mark for a module that cannot be imported.
+    # Python refuses to import a module whose entry is None.
     sys.modules.update(dict.fromkeys(hidden))
     return hidden
 
 
 @contextmanager
 def without(*packages: str) -> Iterator[None]:
-    """Leave `packages` out of what is imported in this block; they can be used after it."""
-    hidden = leave_out(*packages)
+    """Hide `packages` from imports inside the block only."""
+    hidden = hide(*packages)
     try:
         yield
     finally:
@@ -32,7 +32,7 @@ def without(*packages: str) -> Iterator[None]:
 
 
 def unused_in_training(model: Path) -> list[str]:
-    """What training LoRA on this model does not need of what may be installed."""
+    """List optional packages that LoRA training on this model does not need."""
     quantisers = ["bitsandbytes", "torchao"]
     quantised = "quantization_config" in read_json(model / "config.json")
     return ["sklearn", "scipy", "datasets", *([] if quantised else quantisers)]

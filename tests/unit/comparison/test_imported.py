@@ -107,8 +107,8 @@ def edited(**changes: Any) -> dict[str, Any]:
 
 BARE = "bare/v1/odd.json"
 UNUSABLE: dict[str, tuple[str, str, str]] = {
-    "truncated": (BARE, json.dumps(edited())[:300], "not whole JSON"),
-    "empty": (BARE, "", "not whole JSON"),
+    "truncated": (BARE, json.dumps(edited())[:300], "invalid JSON"),
+    "empty": (BARE, "", "invalid JSON"),
     "not lm-eval's": (BARE, '{"r": 8}', "no result file of lm-eval: it has no 'results'"),
     "a list": (BARE, "[]", "no result file of lm-eval"),
     "another task": (

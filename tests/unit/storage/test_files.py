@@ -1,4 +1,4 @@
-"""Artefacts appear whole or not at all, and manifests say what they are."""
+"""Artefacts are written atomically, and manifests describe them."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ from portllm.errors import InputError, nearest
 from portllm.storage import files, manifests
 
 
-def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_directory(tmp_path: Path) -> None:
     target = tmp_path / "artefact"
     with files.whole_directory(target) as directory:
         (directory / "old").write_text("old")
@@ -32,20 +32,20 @@ def test_a_failed_directory_leaves_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / ".artefact.partial-999999999"
-    left.mkdir()
-    (left / "half").write_text("half")
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / ".artefact.partial-999999999"
+    leftover.mkdir()
+    (leftover / "half").write_text("half")
     with files.whole_directory(tmp_path / "artefact") as directory:
         (directory / "whole").write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
 
 
-def test_the_memory_of_who_started_a_program_is_not_its_own() -> None:
+def test_peak_memory_excludes_the_parent_process() -> None:
     ballast = b"x" * 300_000_000
     code = "from portllm.storage import manifests; print(manifests.Meter().read().peak_host_bytes)"
     scripts = str(PROJECT / "workflow_scripts")
-    # A fork, as the shells of jobs are: what a spawned program inherits is its parent's size.
+    # A preexec_fn forces a fork, as for the shells of jobs: the child inherits its parent's peak.
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": scripts},
@@ -58,7 +58,7 @@ def test_the_memory_of_who_started_a_program_is_not_its_own() -> None:
 
 
 def _killed_in(function: str, target: Path) -> None:
-    """Replace a directory; the process dies in its first call of a function that removes."""
+    """Replace a directory; the process kills itself in its first call of `function`."""
 
     def die(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -70,7 +70,9 @@ def _killed_in(function: str, target: Path) -> None:
 
 
 @pytest.mark.parametrize("function", ["rmtree", "unlink", "rmdir"])
-def test_a_process_killed_while_it_replaces_leaves_no_half(tmp_path: Path, function: str) -> None:
+def test_a_process_killed_while_replacing_leaves_a_complete_directory(
+    tmp_path: Path, function: str
+) -> None:
     target = tmp_path / "artefact"
     with files.whole_directory(target) as directory:
         (directory / "index").write_text("old")
@@ -90,7 +92,7 @@ def test_a_process_killed_while_it_replaces_leaves_no_half(tmp_path: Path, funct
     assert [path.name for path in tmp_path.iterdir()] == ["artefact"]
 
 
-def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "file.json"
     files.write_json(target, {"old": True})
     with pytest.raises(TypeError):
@@ -99,14 +101,14 @@ def test_a_failed_file_leaves_the_old_one(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
 
 
-def test_cut_off_json_is_named(tmp_path: Path) -> None:
+def test_truncated_json_is_an_error_with_its_path(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text('{"cells": [1, 2')
-    with pytest.raises(InputError, match=r"result\.json: not whole JSON"):
+    with pytest.raises(InputError, match=r"result\.json: invalid JSON"):
         files.read_json(path)
     lines = tmp_path / "rows.jsonl"
     lines.write_text('{"a": 1}\n{"a": ')
-    with pytest.raises(InputError, match=r"rows\.jsonl: line 2 is not whole JSON"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: invalid JSON in line 2"):
         list(files.read_json_lines(lines))
 
 
@@ -136,7 +138,7 @@ def test_a_manifest_describes_its_directory(tmp_path: Path) -> None:
     assert manifests.content_hash(tmp_path) == written["content_hash"]
 
 
-def test_content_hashes_tell_contents_apart(tmp_path: Path) -> None:
+def test_content_hashes_depend_on_contents(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     for directory in (first, second):
         directory.mkdir()
@@ -146,29 +148,29 @@ def test_content_hashes_tell_contents_apart(tmp_path: Path) -> None:
     assert manifests.content_hash(first) != manifests.content_hash(second)
 
 
-def test_what_says_that_the_disk_is_full() -> None:
+def test_full_disk_errors_are_recognised() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "results/x.json")
-    assert files.told_disk_is_full(full) == "results/x.json: No space left on device"
+    assert files.disk_full_message(full) == "results/x.json: No space left on device"
     wrapped = RuntimeError("could not save")
     wrapped.__cause__ = full
-    assert files.told_disk_is_full(wrapped) == "results/x.json: No space left on device"
+    assert files.disk_full_message(wrapped) == "results/x.json: No space left on device"
     torch = RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0")
-    assert files.told_disk_is_full(torch) == "No space left on device"
-    assert files.told_disk_is_full(OSError(errno.ENOENT, "No such file", "x")) is None
-    assert files.told_disk_is_full(ValueError("other")) is None
+    assert files.disk_full_message(torch) == "No space left on device"
+    assert files.disk_full_message(OSError(errno.ENOENT, "No such file", "x")) is None
+    assert files.disk_full_message(ValueError("other")) is None
 
 
-def test_sizes_tell_what_is_missing_or_cut_off(tmp_path: Path) -> None:
+def test_missing_and_truncated_files_are_found_by_size(tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/one").write_bytes(b"12345")
     (tmp_path / "empty").touch()
     sizes = files.sizes(tmp_path)
     assert sizes == {"empty": 0, "shards/one": 5}
-    assert files.misfit(tmp_path, sizes) is None
+    assert files.size_mismatch(tmp_path, sizes) is None
     (tmp_path / "shards/one").write_bytes(b"1234")
-    assert files.misfit(tmp_path, sizes) == "shards/one has 4 bytes, 5 were written"
+    assert files.size_mismatch(tmp_path, sizes) == "shards/one has 4 bytes, expected 5"
     (tmp_path / "empty").unlink()
-    assert files.misfit(tmp_path, sizes) == "empty is missing"
+    assert files.size_mismatch(tmp_path, sizes) == "empty is missing"
 
 
 def test_nearest() -> None:
@@ -177,11 +179,11 @@ def test_nearest() -> None:
     assert nearest("zzz", []) == "known: none"
 
 
-def test_a_linked_directory_is_replaced_and_not_emptied(tmp_path: Path) -> None:
+def test_replacing_a_linked_directory_keeps_the_target(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "kept").touch()
-    (tmp_path / "mine").symlink_to(tmp_path / "shared")
-    with files.whole_directory(tmp_path / "mine") as directory:
+    (tmp_path / "link").symlink_to(tmp_path / "shared")
+    with files.whole_directory(tmp_path / "link") as directory:
         (directory / "new").touch()
-    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["new"]
+    assert [path.name for path in (tmp_path / "link").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["kept"]

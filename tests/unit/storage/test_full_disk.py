@@ -1,4 +1,4 @@
-"""A full disk ends a program with one line; what was there stays, nothing half-written is used."""
+"""A full disk ends a program with one line; earlier results stay, partial ones are not used."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ PROGRAMS = PROJECT / "workflow_scripts"
 
 
 def on_small_disk(directory: Path, script: str, *, kilobytes: int) -> str:
-    """Run a shell script in which `directory` is a file system of its own; return what it said."""
+    """Run a shell script with a small tmpfs mounted at `directory`; return its output."""
     directory.mkdir()
     mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs {directory}"
     done = subprocess.run(
@@ -48,12 +48,12 @@ run(main)
 """
 
 
-def test_old_results_stay_and_new_ones_do_not_appear(tmp_path: Path) -> None:
+def test_old_results_stay_and_partial_ones_are_removed(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(WRITE)
     disk = tmp_path / "disk"
     start = f"{sys.executable} {program} {disk}"
-    said = on_small_disk(
+    output = on_small_disk(
         disk,
         f"echo '[\"old\"]' > {disk}/result.json\n"
         f"{start} json; echo status $?\n"
@@ -61,16 +61,16 @@ def test_old_results_stay_and_new_ones_do_not_appear(tmp_path: Path) -> None:
         f"cat {disk}/result.json; ls -A {disk}",
         kilobytes=100,
     )
-    lines = said.splitlines()
+    lines = output.splitlines()
     assert lines[0].startswith("error: ")
-    assert "No space left on device; make room and run again" in lines[0]
+    assert "No space left on device; free some space and rerun" in lines[0]
     assert lines[1] == "status 1"
     assert "No space left on device" in lines[2]
     assert lines[3:] == ["status 1", '["old"]', "result.json"]
 
 
 @pytest.mark.slow
-def test_a_training_resumes_when_there_is_room_again(tmp_path: Path) -> None:
+def test_a_training_resumes_after_space_is_freed(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     rows = [{"prompt": "is it so?", "completion": " yes"}] * 8
     (tmp_path / "task").mkdir()
@@ -81,7 +81,7 @@ def test_a_training_resumes_when_there_is_room_again(tmp_path: Path) -> None:
         f" --max-steps 6 --checkpoint-steps 2 --batch-size 2 --rank 2 --work {disk}/work"
         f" --output {tmp_path}/patch"
     )
-    said = on_small_disk(
+    output = on_small_disk(
         disk,
         f"{train}; echo status $?\n"
         f"ls -d {tmp_path}/patch\n"
@@ -90,10 +90,10 @@ def test_a_training_resumes_when_there_is_room_again(tmp_path: Path) -> None:
         f"ls -A {disk}/work",
         kilobytes=60,
     )
-    first, _, second = said.partition("status 1\n")
+    first, _, second = output.partition("status 1\n")
     assert first.splitlines()[-1].startswith("error: ")
     assert "No space left on device" in first.splitlines()[-1]
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert "No such file or directory" in second.splitlines()[0]
     assert "is damaged and not used: it was not written to its end" in second
     assert second.splitlines()[-1] == "status 0"

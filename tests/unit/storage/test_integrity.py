@@ -1,4 +1,4 @@
-"""Damaged results are noticed, whatever kind they are of."""
+"""Damaged results of every kind are found."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,17 +12,17 @@ from portllm.storage import files, integrity, manifests
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """One whole artefact of each kind, and work in progress."""
+    """One intact artefact of each kind, and work in progress."""
     results = tmp_path / "results"
     cost = manifests.Meter().read()
-    about = {"stage": "x", "parameters": {}, "inputs": {}, "cost": cost}
+    provenance = {"stage": "x", "parameters": {}, "inputs": {}, "cost": cost}
     with files.whole_directory(results / "patches/m/base/t/seed1") as patch:
         (patch / "adapter_model.safetensors").write_bytes(b"w" * 500)
         (patch / "adapter_config.json").write_text("{}")
-        manifests.write_for_directory(patch, **about)
+        manifests.write_for_directory(patch, **provenance)
     rows = results / "corpora/c.jsonl"
     files.write_json_lines(rows, [{"text": "a"}, {"text": "b"}])
-    manifests.write_for_file(rows, **about)
+    manifests.write_for_file(rows, **provenance)
     samples = results / "scores/m/base/t.samples.jsonl"
     files.write_json_lines(samples, [{"cell": "k"}])
     sizes = {samples.name: samples.stat().st_size}
@@ -46,11 +46,11 @@ def cut(path: Path) -> None:
 
 
 CASES: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
-    "weights cut off": (
+    "weights truncated": (
         "patches/m/base/t/seed1/adapter_model.safetensors",
         cut,
         "patches/m/base/t/seed1",
-        "adapter_model.safetensors has 497 bytes, 500 were written",
+        "adapter_model.safetensors has 497 bytes, expected 500",
     ),
     "file missing": (
         "patches/m/base/t/seed1/adapter_config.json",
@@ -58,51 +58,51 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
         "patches/m/base/t/seed1",
         "adapter_config.json is missing",
     ),
-    "manifest cut off": (
+    "manifest truncated": (
         "patches/m/base/t/seed1/manifest.json",
         cut,
         "patches/m/base/t/seed1",
-        "not whole JSON",
+        "invalid JSON",
     ),
-    "rows cut off": ("corpora/c.jsonl", cut, "corpora/c.jsonl", "cut off"),
-    "rows cut off at a line's end": (
+    "rows truncated": ("corpora/c.jsonl", cut, "corpora/c.jsonl", "truncated"),
+    "rows truncated after a line": (
         "corpora/c.jsonl",
         lambda path: path.write_text('{"text": "a"}\n'),
         "corpora/c.manifest.json",
-        "c.jsonl has 14 bytes, 28 were written",
+        "c.jsonl has 14 bytes, expected 28",
     ),
-    "result cut off": ("scores/m/base/t.json", cut, "scores/m/base/t.json", "not whole JSON"),
+    "result truncated": ("scores/m/base/t.json", cut, "scores/m/base/t.json", "invalid JSON"),
     "result emptied": (
         "scores/m/base/t.json",
         lambda path: path.write_text(""),
         "scores/m/base/t.json",
-        "not whole JSON",
+        "invalid JSON",
     ),
-    "samples gone": (
+    "samples missing": (
         "scores/m/base/t.samples.jsonl",
         Path.unlink,
         "scores/m/base/t.json",
         "t.samples.jsonl is missing",
     ),
-    "scores cut off": ("scores.csv", cut, "scores.csv", "cut off"),
+    "scores truncated": ("scores.csv", cut, "scores.csv", "truncated"),
     "table emptied": (
         "tables/main.md",
         lambda path: path.write_text(""),
         "tables/main.md",
-        "cut off",
+        "truncated",
     ),
-    "figure cut off": ("figures/f.png", cut, "figures/f.png", "cut off"),
+    "figure truncated": ("figures/f.png", cut, "figures/f.png", "truncated"),
 }
 
 
-def test_whole_results_are_whole(results: Path) -> None:
+def test_intact_results_pass(results: Path) -> None:
     assert list(integrity.damaged(results)) == []
     assert list(integrity.damaged(results, contents=True)) == []
-    assert len(list(integrity.found(results))) == 8
+    assert len(list(integrity.artefacts(results))) == 8
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_damage_is_named(results: Path, case: str) -> None:
+def test_damage_is_described(results: Path, case: str) -> None:
     file, damage, artefact, problem = CASES[case]
     damage(results / file)
     found = {str(path.relative_to(results)): what for path, what in integrity.damaged(results)}
@@ -110,7 +110,7 @@ def test_damage_is_named(results: Path, case: str) -> None:
     assert set(found) <= {artefact, "corpora/c.manifest.json"}
 
 
-def test_changed_bytes_are_found_when_they_are_asked_for(results: Path) -> None:
+def test_changed_bytes_are_found_only_with_contents(results: Path) -> None:
     weights = results / "patches/m/base/t/seed1/adapter_model.safetensors"
     weights.write_bytes(b"v" + weights.read_bytes()[1:])
     assert list(integrity.damaged(results)) == []
@@ -118,19 +118,19 @@ def test_changed_bytes_are_found_when_they_are_asked_for(results: Path) -> None:
     assert (quick.returncode, quick.stdout) == (0, "")
     thorough = run_program("check_results.py", str(results), "--contents")
     assert thorough.returncode == 1
-    expected = f"{weights.parent}: {weights.name} is not what was written\n"
+    expected = f"{weights.parent}: the content of {weights.name} does not match its manifest\n"
     assert thorough.stdout == expected
 
 
-def test_a_damaged_input_is_refused_before_work(results: Path) -> None:
+def test_a_damaged_input_is_an_error(results: Path) -> None:
     patch = results / "patches/m/base/t/seed1"
     before = manifests.content_hash(patch)
     cut(patch / "adapter_model.safetensors")
-    with pytest.raises(InputError, match=r"seed1 was damaged after it was made: .* run Snakemake"):
+    with pytest.raises(InputError, match=r"seed1 is damaged: .*; rerun Snakemake"):
         manifests.content_hash(patch)
     corpus = results / "corpora/c.jsonl"
     manifests.content_hash(corpus)
     cut(corpus)
-    with pytest.raises(InputError, match=r"c\.jsonl was damaged .*25 bytes, 28 were written"):
+    with pytest.raises(InputError, match=r"c\.jsonl is damaged: .*25 bytes, expected 28"):
         manifests.content_hash(corpus)
     assert before

@@ -166,7 +166,7 @@ def test_what_axolotl_says_is_passed_on(
         (
             "raise RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB.')",
             r"axolotl\.yaml: out of device memory \(Tried to allocate 20\.00 MiB\); "
-            r"what to change: a smaller micro_batch_size .*gradient_accumulation_steps",
+            r"try a smaller micro_batch_size .*gradient_accumulation_steps",
         ),
         ("raise MemoryError", r"axolotl\.yaml: out of host memory; .* larger mem_mb"),
         (

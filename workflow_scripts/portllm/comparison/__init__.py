@@ -1,1 +1,1 @@
-"""Compare scores: of arms, over updates, with imported and published ones."""
+"""Compare scores between arms, over updates, and with imported and published results."""

@@ -57,7 +57,7 @@ def read_result(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UnusableError(f"not whole JSON: {error}") from None
+        raise UnusableError(f"invalid JSON: {error}") from None
     for part in ("results", "versions", "config"):
         if not (isinstance(document, dict) and isinstance(document.get(part), dict)):
             raise UnusableError(f"no result file of lm-eval: it has no {part!r}")

@@ -1,1 +1,1 @@
-"""Models, datasets, corpora and tasks, from the hub or from local files."""
+"""Fetch models and datasets, from the hub or local files; build corpora and task data."""

@@ -1,1 +1,1 @@
-"""Run one job: its devices, its supervision, its signals."""
+"""Run one job: lease its devices, supervise it, pass signals on."""

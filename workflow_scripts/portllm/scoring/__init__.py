@@ -1,1 +1,1 @@
-"""Score models with lm-eval, by transformers or vLLM."""
+"""Score models with lm-eval, on transformers or vLLM."""

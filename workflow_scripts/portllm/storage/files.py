@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, their sizes and content hashes."""
+"""Write files and directories atomically; compute their sizes and content hashes."""
 
 import errno
 import hashlib
@@ -20,16 +20,17 @@ def _partial(path: Path) -> Path:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a new directory beside `path` that takes its place when the block ends without error.
+    """Write a directory atomically.
 
-    An existing `path` is replaced only at that moment; on an error it is left as it was. Under its
-    own name it is whole or absent, never half deleted.
+    Yields a temporary directory next to `path`, which replaces `path` when the block succeeds.
+    If the block raises, `path` stays as it is and the temporary directory is removed. If the
+    process is killed, `path` is complete or absent, never partly deleted.
     """
     partial = _partial(path)
-    # What processes that were killed have left, under this number or another.
-    for left in path.parent.glob(f".{path.name}.partial-*"):
-        if left == partial or not Path("/proc", left.name.rpartition("-")[2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
+    # Leftovers of killed processes. Process ids are reused, so ours may be among them.
+    for leftover in path.parent.glob(f".{path.name}.partial-*"):
+        if leftover == partial or not Path("/proc", leftover.name.rpartition("-")[2]).exists():
+            shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -37,7 +38,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if path.is_symlink():
-        # What other checkouts share stays as it is.
+        # The target of the link is shared with other checkouts, so only the link is removed.
         path.unlink()
         partial.rename(path)
     elif path.exists():
@@ -51,9 +52,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the path of a new file beside `path` that replaces it when the block ends well.
+    """Write a file atomically.
 
-    It is on the disk, not only in memory, before it does.
+    Yields a temporary path next to `path`. When the block succeeds, the file is flushed to disk
+    and replaces `path`; otherwise it is removed.
     """
     partial = _partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def _flush(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems cannot flush a directory, or anything.
+        # Some file systems cannot fsync directories, or do not support fsync at all.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -78,9 +80,9 @@ def _flush(path: Path) -> None:
 
 
 def flush_directory(directory: Path) -> None:
-    """Wait until all files below `directory` are on the disk.
+    """Flush every file below `directory` to disk.
 
-    To be called before something is deleted that could make them again.
+    Call this before you delete the checkpoints from which the files could be rebuilt.
     """
     for path in directory.rglob("*"):
         if path.is_file():
@@ -90,7 +92,7 @@ def flush_directory(directory: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON; the file appears whole."""
+    """Write `value` as indented JSON, atomically."""
     with whole_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -98,18 +100,19 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
-    Raises InputError, naming the file, when it is absent or cut off.
+    Raises:
+        InputError: the file is missing or not valid JSON.
     """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not whole JSON ({error})") from None
+        raise InputError(f"{path}: invalid JSON ({error})") from None
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write one JSON object a line; return how many."""
+    """Write one JSON object per line, atomically; return the number of rows."""
     count = 0
     with whole_file(path) as partial, partial.open("w") as file:
         for row in rows:
@@ -119,7 +122,11 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file, naming file and line where one is cut off."""
+    """Yield the objects of a JSON-lines file.
+
+    Raises:
+        InputError: the file is missing, or a line is not valid JSON.
+    """
     try:
         file = path.open()
     except FileNotFoundError:
@@ -129,61 +136,72 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise InputError(f"{path}: line {number} is not whole JSON ({error})") from None
+                raise InputError(f"{path}: invalid JSON in line {number} ({error})") from None
 
 
-def sizes(directory: Path, *, leave_out: frozenset[str] = frozenset()) -> dict[str, int]:
-    """Bytes of every file below `directory`, by its path relative to it."""
+def _files_below(directory: Path, exclude: frozenset[str]) -> dict[str, Path]:
     return {
-        str(path.relative_to(directory)): path.stat().st_size
+        str(path.relative_to(directory)): path
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in leave_out
+        if path.is_file() and path.name not in exclude
     }
 
 
-def misfit(directory: Path, expected: Mapping[str, int]) -> str | None:
-    """Say which file below `directory` is missing or has another size than it had; None if none."""
+def sizes(directory: Path, *, exclude: frozenset[str] = frozenset()) -> dict[str, int]:
+    """Map every file below `directory` (relative path) to its size in bytes.
+
+    Files whose name is in `exclude` are skipped.
+    """
+    return {name: path.stat().st_size for name, path in _files_below(directory, exclude).items()}
+
+
+def size_mismatch(directory: Path, expected: Mapping[str, int]) -> str | None:
+    """Describe the first file that is missing or has the wrong size; None if all match.
+
+    Args:
+        directory: the directory to check.
+        expected: sizes in bytes by relative path, as `sizes` returns them.
+    """
     for name, size in expected.items():
         try:
-            found = (directory / name).stat().st_size
+            actual = (directory / name).stat().st_size
         except OSError:
             return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found:,} bytes, {size:,} were written"
+        if actual != size:
+            return f"{name} has {actual:,} bytes, expected {size:,}"
     return None
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_value(value: Any) -> str:
-    """SHA-256 of a plain value's canonical JSON."""
+    """Return the SHA-256 of a value's JSON with sorted keys, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def hash_files(
     directory: Path,
     *,
-    leave_out: frozenset[str] = frozenset(),
+    exclude: frozenset[str] = frozenset(),
     known: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, str]:
-    """Hash every file below `directory`, by its path relative to it.
+    """Map every file below `directory` (relative path) to its SHA-256.
 
-    Files whose hash is `known` are not read.
+    Args:
+        directory: the directory to hash.
+        exclude: names of files to skip.
+        known: hashes by relative path that were computed earlier; these files are not read.
     """
-    found = {
-        str(path.relative_to(directory)): path
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in leave_out
-    }
-    return {name: known.get(name) or hash_file(path) for name, path in found.items()}
+    paths = _files_below(directory, exclude)
+    return {name: known.get(name) or hash_file(path) for name, path in paths.items()}
 
 
-# safetensors passes the system's words on; PyTorch's writers have their own.
-_WORDS_OF_A_FULL_DISK = (
+# safetensors quotes the system's message; PyTorch's writers have their own.
+_DISK_FULL_MESSAGES = (
     "No space left on device",
     "Disk quota exceeded",
     "PytorchStreamWriter failed writing",
@@ -191,23 +209,23 @@ _WORDS_OF_A_FULL_DISK = (
 )
 
 
-def told_disk_is_full(error: BaseException | None) -> str | None:
-    """What an error says about a full disk, in one line; None where it is about something else.
+def disk_full_message(error: BaseException | None) -> str | None:
+    """Return a one-line message if an error, or its cause, is a full disk; else None.
 
-    PyTorch and safetensors report it as errors of their own, without the system's number for it.
+    PyTorch and safetensors raise errors of their own without an errno, so their texts are matched.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place = f"{error.filename}: " if error.filename else ""
             return f"{place}{error.strerror}"
-        if any(words in str(error) for words in _WORDS_OF_A_FULL_DISK):
+        if any(message in str(error) for message in _DISK_FULL_MESSAGES):
             return "No space left on device"
         error = error.__cause__ or error.__context__
     return None
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes on the file system where `path` is or would be."""
+    """Return the free bytes on the file system of `path`, which need not exist yet."""
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

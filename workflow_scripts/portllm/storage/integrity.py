@@ -1,8 +1,8 @@
-"""Results that lie there damaged: cut off, emptied, or with files missing.
+"""Find damaged results: truncated, emptied, or with files missing.
 
-The workflow's own programs let outputs appear whole or not at all, so this is what a full disk, a
-lost node or a slip of the hand has done since. Quick enough for every start: sizes and ends of
-files are looked at, not their contents.
+The workflow writes its outputs atomically, so damage happens later: a full disk, a lost node, an
+accidental edit. By default only sizes and the last bytes of files are checked, which is fast enough
+for every start of the workflow.
 """
 
 import os
@@ -14,8 +14,8 @@ from portllm.storage import files, manifests
 
 NOT_ARTEFACTS = frozenset({"checkpoints", "prepared"})
 """Directories below the results that hold work in progress."""
-# How a file that was written to its end does end.
-ENDS = {
+# The last bytes of a complete file, by file name extension.
+ENDINGS = {
     **dict.fromkeys((".csv", ".md", ".tex", ".svg", ".jsonl"), b"\n"),
     ".png": b"IEND\xaeB`\x82",
 }
@@ -27,43 +27,45 @@ def _damage_of_json(path: Path) -> str | None:
     except InputError as error:
         return str(error).removeprefix(f"{path}: ")
     expected = content.get("sizes", {}) if isinstance(content, dict) else {}
-    return files.misfit(path.parent, expected)
+    return files.size_mismatch(path.parent, expected)
 
 
 def damage(artefact: Path, *, contents: bool = False) -> str | None:
-    """What is wrong with an artefact, a directory with a manifest or a file; None if nothing.
+    """Describe what is wrong with an artefact; None if it is intact.
 
-    With `contents`, every byte that a manifest vouches for is read and compared too.
+    Args:
+        artefact: a directory with a manifest, or a file.
+        contents: also compare the SHA-256 of every file that a manifest lists.
     """
     if artefact.is_dir():
         return damage(artefact / manifests.NAME, contents=contents)
     if artefact.suffix == ".json":
         problem = _damage_of_json(artefact)
         return problem or (_changed_content(artefact) if contents else None)
-    end = ENDS.get(artefact.suffix, b"")
+    ending = ENDINGS.get(artefact.suffix, b"")
     with artefact.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - len(end)))
-        return None if file.read() == end else "cut off"
+        file.seek(max(0, size - len(ending)))
+        return None if file.read() == ending else "truncated"
 
 
-def _changed_content(described: Path) -> str | None:
-    content = files.read_json(described)
+def _changed_content(manifest: Path) -> str | None:
+    content = files.read_json(manifest)
     hashes = content.get("content", {}) if isinstance(content, dict) else {}
     for name, expected in hashes.items():
-        if files.hash_file(described.parent / name) != expected:
-            return f"{name} is not what was written"
+        if files.hash_file(manifest.parent / name) != expected:
+            return f"the content of {name} does not match its manifest"
     return None
 
 
-def found(results: Path) -> Iterator[Path]:
-    """Every artefact below `results`: directories with a manifest, and files outside of them."""
+def artefacts(results: Path) -> Iterator[Path]:
+    """Yield every artefact below `results`: directories with a manifest, and other files."""
     for folder, subfolders, names in os.walk(results):
         if manifests.NAME in names:
             subfolders.clear()
             yield Path(folder)
             continue
-        # What is shared with other checkouts is a link to a directory, which is not walked into.
+        # Artefacts shared with other checkouts are links to directories, which os.walk skips.
         links = (Path(folder, name) for name in subfolders if Path(folder, name).is_symlink())
         yield from (link for link in links if (link / manifests.NAME).exists())
         subfolders[:] = [
@@ -71,13 +73,13 @@ def found(results: Path) -> Iterator[Path]:
         ]
         for name in names:
             path = Path(folder, name)
-            if path.suffix == ".json" or path.suffix in ENDS:
+            if path.suffix == ".json" or path.suffix in ENDINGS:
                 yield path
 
 
 def damaged(results: Path, *, contents: bool = False) -> Iterator[tuple[Path, str]]:
-    """Artefacts below `results` that are damaged, each with what is wrong."""
-    for artefact in found(results):
+    """Yield every damaged artefact below `results` with a description of the damage."""
+    for artefact in artefacts(results):
         problem = damage(artefact, contents=contents)
         if problem is not None:
             yield artefact, problem

@@ -1,4 +1,4 @@
-"""What made an artefact, from what, and what it cost: a small JSON file beside each."""
+"""Manifests: JSON files that record how an artefact was made, from what, and at what cost."""
 
 import importlib.metadata
 import os
@@ -20,20 +20,20 @@ from portllm.storage.files import (
     hash_file,
     hash_files,
     hash_value,
-    misfit,
     read_json,
+    size_mismatch,
     sizes,
     write_json,
 )
 
 NAME = "manifest.json"
-# Snakemake puts this file into directories that it tracks; it is no part of the content.
-FOREIGN = frozenset({NAME, ".snakemake_timestamp"})
+# Not part of the content: the manifest itself, and the file that Snakemake adds to directories.
+NOT_CONTENT = frozenset({NAME, ".snakemake_timestamp"})
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a job cost. Bytes are peaks; device bytes are listed per device."""
+    """The cost of a job: wall time, number of devices, peak memory (one entry per device)."""
 
     wall_seconds: float
     peak_host_bytes: int
@@ -43,7 +43,7 @@ class Cost:
 
 
 def device_cost() -> dict[str, Any]:
-    """Name, number and peak bytes of the devices that torch has used in this process."""
+    """Return `device`, `devices` and `peak_device_bytes` of torch in this process."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return {"device": "cpu", "devices": 0, "peak_device_bytes": []}
@@ -56,21 +56,23 @@ def device_cost() -> dict[str, Any]:
 
 
 class Meter:
-    """Measures this process's cost from the meter's making to its reading."""
+    """Measures the cost of this process, starting when the meter is created."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
 
     def seconds(self) -> float:
-        """Wall seconds so far."""
+        """Return the wall time since the start, in seconds."""
         return time.perf_counter() - self._start
 
     def read(self, *, earlier_seconds: float = 0, **devices: Any) -> Cost:
-        """The cost so far, on top of `earlier_seconds` of a run that this one continues.
+        """Return the cost so far.
 
-        `devices` replaces what this process knows of the devices.
+        Args:
+            earlier_seconds: wall time of the interrupted run that this one resumes.
+            devices: values as `device_cost` returns them, for work in another process.
         """
-        # Children matter where the work is another program's.
+        # Some programs do their work in a child process.
         children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return Cost(
             wall_seconds=round(earlier_seconds + self.seconds(), 3),
@@ -80,9 +82,9 @@ class Meter:
 
 
 def _own_peak() -> int:
-    """Bytes of host memory that this program has had at most.
+    """Return the peak host memory of this process in bytes.
 
-    Not the system's ru_maxrss where it can be helped: that of who started the program counts there.
+    VmHWM, because ru_maxrss survives exec and would include the memory of the parent process.
     """
     try:
         status = Path("/proc/self/status").read_text()
@@ -92,7 +94,7 @@ def _own_peak() -> int:
 
 
 def code_version() -> str:
-    """The project's version and, in a git checkout, its commit ("+" marks local changes)."""
+    """Return the project's version and, in a git checkout, its commit ("+": local changes)."""
     here = Path(__file__).parent
     try:
         commit = subprocess.run(
@@ -107,7 +109,7 @@ def code_version() -> str:
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Installed versions of the named packages, those absent left out."""
+    """Return the versions of Python and of the named packages; missing packages are omitted."""
     versions = {"python": platform.python_version()}
     for name in names:
         try:
@@ -127,7 +129,17 @@ def describe(
     packages: Iterable[str] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """Put a manifest together: `inputs` by content hash, `content` as file → SHA-256."""
+    """Build a manifest.
+
+    Args:
+        stage: the stage of the workflow.
+        parameters: the settings that decide the result.
+        inputs: content hash of each input, by name.
+        content: SHA-256 of each file of the artefact, by relative path.
+        cost: what the job cost.
+        packages: names of the packages whose versions are recorded.
+        more: further keys of the manifest.
+    """
     return {
         "stage": stage,
         "parameters": parameters,
@@ -145,58 +157,66 @@ def describe(
 def write_for_directory(
     directory: Path, *, known: Mapping[str, str] = MappingProxyType({}), **parts: Any
 ) -> None:
-    """Hash the files of `directory` and write its manifest into it. Parts as in `describe`.
+    """Hash the files of a directory and write its manifest into it.
 
-    Files whose hash is `known` are not read again.
+    Args:
+        directory: the artefact.
+        known: hashes by relative path that were computed earlier; these files are not read again.
+        parts: the other arguments of `describe`.
     """
-    content = hash_files(directory, leave_out=FOREIGN, known=known)
-    found = sizes(directory, leave_out=FOREIGN)
-    write_json(directory / NAME, describe(content=content, sizes=found, **parts))
+    content = hash_files(directory, exclude=NOT_CONTENT, known=known)
+    written_sizes = sizes(directory, exclude=NOT_CONTENT)
+    write_json(directory / NAME, describe(content=content, sizes=written_sizes, **parts))
 
 
-def beside(file: Path) -> Path:
-    """Where the manifest of a single-file artefact lies."""
-    return file.with_suffix(".manifest.json")
+def manifest_path(artefact: Path) -> Path:
+    """Return the path of an artefact's manifest: in the directory, or next to the file."""
+    return artefact / NAME if artefact.is_dir() else artefact.with_suffix(".manifest.json")
 
 
 def write_for_file(file: Path, **parts: Any) -> None:
-    """Write the manifest of a single-file artefact beside it. Parts as in `describe`."""
-    content = {file.name: hash_file(file)}
-    found = {file.name: file.stat().st_size}
-    write_json(beside(file), describe(content=content, sizes=found, **parts))
+    """Write the manifest of a single-file artefact next to it.
 
-
-def _written_for(artefact: Path) -> Path:
-    return artefact / NAME if artefact.is_dir() else beside(artefact)
-
-
-def check_whole(artefact: Path) -> None:
-    """Raise InputError where an artefact is no longer what its manifest says.
-
-    Quick: a file that is missing or cut off is noticed, one whose bytes were changed is not.
+    Args:
+        file: the artefact.
+        parts: the other arguments of `describe`.
     """
-    written = _written_for(artefact)
-    if not written.exists():
+    content = {file.name: hash_file(file)}
+    written_sizes = {file.name: file.stat().st_size}
+    write_json(manifest_path(file), describe(content=content, sizes=written_sizes, **parts))
+
+
+def check_intact(artefact: Path) -> None:
+    """Check that an artefact's files exist and have the sizes that its manifest records.
+
+    File contents are not read. An artefact without a manifest passes.
+
+    Raises:
+        InputError: a file is missing or truncated.
+    """
+    manifest = manifest_path(artefact)
+    if not manifest.exists():
         return
     folder = artefact if artefact.is_dir() else artefact.parent
-    problem = misfit(folder, read_json(written).get("sizes", {}))
+    problem = size_mismatch(folder, read_json(manifest).get("sizes", {}))
     if problem:
-        raise InputError(
-            f"{artefact} was damaged after it was made: {problem}; run Snakemake again, which "
-            "makes it anew"
-        )
+        raise InputError(f"{artefact} is damaged: {problem}; rerun Snakemake to rebuild it")
 
 
 def content_hash(artefact: Path, *, known: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Content hash of an artefact, from its manifest or, where it has none, from its files.
+    """Return the content hash of an artefact, from its manifest if it has one, else computed.
 
-    Files whose hash is `known` are not read. Raises InputError where files of the artefact are
-    missing or cut off.
+    Args:
+        artefact: a file or directory.
+        known: hashes by relative path that were computed earlier; these files are not read.
+
+    Raises:
+        InputError: a file of the artefact is missing or truncated.
     """
-    check_whole(artefact)
-    written = _written_for(artefact)
-    if written.exists():
-        return read_json(written)["content_hash"]
+    check_intact(artefact)
+    manifest = manifest_path(artefact)
+    if manifest.exists():
+        return read_json(manifest)["content_hash"]
     if artefact.is_dir():
-        return hash_value(hash_files(artefact, leave_out=FOREIGN, known=known))
+        return hash_value(hash_files(artefact, exclude=NOT_CONTENT, known=known))
     return hash_value({artefact.name: hash_file(artefact)})

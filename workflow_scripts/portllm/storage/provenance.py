@@ -1,4 +1,4 @@
-"""What a study cost and what made it, read from the manifests beside its artefacts."""
+"""Summarise the costs and the software of a study from the manifests of its artefacts."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,36 +11,35 @@ from portllm.storage.files import read_json
 
 
 def read(artefacts: Iterable[Path]) -> list[dict[str, Any]]:
-    """The manifest of each artefact: a directory's own, a score's result file, a file's beside it.
+    """Read the manifest of each artefact. A result file of scoring is its own manifest.
 
-    Raises InputError where one is missing or cut off.
+    Raises:
+        InputError: a manifest is missing or not valid JSON.
     """
     return [read_json(_manifest_of(path)) for path in artefacts]
 
 
 def _manifest_of(artefact: Path) -> Path:
-    if artefact.is_dir():
-        return artefact / manifests.NAME
-    beside = manifests.beside(artefact)
-    return beside if beside.exists() else artefact
+    manifest = manifests.manifest_path(artefact)
+    return manifest if artefact.is_dir() or manifest.exists() else artefact
 
 
 def costs(manifests: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    """One row per stage and kind of device: jobs, hours, peaks of memory.
+    """Sum up costs: one row per stage and device type, with jobs, hours and peak memory in bytes.
 
-    Hours are of the wall, summed over jobs; device hours count each device of a job. Shared or
-    cached work counts what it cost when it was done. A stage that only links files costs nothing.
+    `hours` is wall time summed over jobs; `device_hours` multiplies it by the devices of each job.
+    Shared and cached artefacts count with their original cost.
     """
     rows = pandas.DataFrame(
         {
-            "stage": made["stage"],
-            "device": made["cost"]["device"],
-            "hours": made["cost"]["wall_seconds"] / 3600,
-            "device_hours": made["cost"]["wall_seconds"] * made["cost"]["devices"] / 3600,
-            "peak_host_bytes": made["cost"]["peak_host_bytes"],
-            "peak_device_bytes": max(made["cost"]["peak_device_bytes"], default=None),
+            "stage": manifest["stage"],
+            "device": manifest["cost"]["device"],
+            "hours": manifest["cost"]["wall_seconds"] / 3600,
+            "device_hours": manifest["cost"]["wall_seconds"] * manifest["cost"]["devices"] / 3600,
+            "peak_host_bytes": manifest["cost"]["peak_host_bytes"],
+            "peak_device_bytes": max(manifest["cost"]["peak_device_bytes"], default=None),
         }
-        for made in manifests
+        for manifest in manifests
     )
     grouped = rows.groupby(["stage", "device"], sort=False)
     return grouped.agg(
@@ -54,16 +53,16 @@ def costs(manifests: Iterable[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def origins(manifests: Iterable[dict[str, Any]]) -> pandas.DataFrame:
-    """One row per stage, code and set of package versions, with the number of artefacts."""
+    """Count artefacts: one row per stage, code version and set of package versions."""
     rows = pandas.DataFrame(
         {
-            "stage": made["stage"],
-            "code": made["code"],
+            "stage": manifest["stage"],
+            "code": manifest["code"],
             "packages": ", ".join(
-                f"{name} {version}" for name, version in sorted(made["packages"].items())
+                f"{name} {version}" for name, version in sorted(manifest["packages"].items())
             ),
         }
-        for made in manifests
+        for manifest in manifests
     )
     keys = ["stage", "code", "packages"]
     counted = rows.groupby(keys, sort=False).size().rename("artefacts").reset_index()

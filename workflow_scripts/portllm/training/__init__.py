@@ -1,1 +1,1 @@
-"""Train patches, evolve and pretrain models, checkpoint and resume."""
+"""Train patches, evolve and pretrain models, save checkpoints and resume from them."""

@@ -33,7 +33,7 @@ INTERVALS = ("save_steps", "saves_per_epoch", "save_strategy", "save_total_limit
 ALMOST_FULL = 2**20
 """Free bytes below which a failure is put down to the disk."""
 
-LIGHTER = (
+MEMORY_ADVICE = (
     "a smaller micro_batch_size with more gradient_accumulation_steps, a shorter sequence_len or "
     "gradient_checkpointing in the recipe, more devices (resources.evolve.gpu) with FSDP or "
     "DeepSpeed"
@@ -150,7 +150,7 @@ def run(
         raise InputError(f"Axolotl was killed (signal 9) on {recipe}, most likely {HOST_MEMORY}")
     free = files.free_bytes(recipe.parent)
     full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
-    reason = full or out_of_memory(said, lighter=LIGHTER)
+    reason = full or out_of_memory(said, memory_advice=MEMORY_ADVICE)
     raise InputError(f"Axolotl failed on {recipe}: {reason or 'what it said stands above'}")
 
 

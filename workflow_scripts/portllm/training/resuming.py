@@ -26,7 +26,7 @@ SAVE_STEPS = 200
 def seal(checkpoint: Path, **about: Any) -> None:
     """Mark a checkpoint as whole, once all of it is on the disk."""
     files.flush_directory(checkpoint)
-    sizes = files.sizes(checkpoint, leave_out=frozenset({SEAL}))
+    sizes = files.sizes(checkpoint, exclude=frozenset({SEAL}))
     files.write_json(checkpoint / SEAL, {**about, "sizes": sizes})
 
 
@@ -35,7 +35,7 @@ def damage(checkpoint: Path) -> str | None:
     if not (checkpoint / SEAL).exists():
         return "it was not written to its end"
     try:
-        return files.misfit(checkpoint, read_seal(checkpoint)["sizes"])
+        return files.size_mismatch(checkpoint, read_seal(checkpoint)["sizes"])
     except InputError as error:
         return str(error)
 
