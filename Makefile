@@ -43,6 +43,7 @@ lint: .venvs/workflow.ready .venvs/test.ready
 	.venvs/test/bin/ruff check .
 	.venvs/test/bin/ruff format --check .
 	.venvs/test/bin/snakefmt --check Snakefile rules
+	PYTHONPATH=workflow_scripts .venvs/test/bin/lint-imports --no-cache --no-logo
 	$(SNAKEMAKE) --lint
 
 # torch is pinned without its build, so that it brings what the platform needs, and triton not at

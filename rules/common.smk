@@ -355,7 +355,7 @@ def figure_inputs(figure):
 
 def merged_checkpoints():
     """The full checkpoints that the study asks for."""
-    cells = [configuration.merged_cell(config, wanted) for wanted in config["merged"]]
+    cells = [matrix.merged_cell(config, wanted) for wanted in config["merged"]]
     return [merged_path(cell) for cell in cells]
 
 

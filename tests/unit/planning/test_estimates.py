@@ -14,6 +14,7 @@ from portllm.planning import estimates, formulas
 from portllm.planning.estimates import PlannedRule
 from portllm.planning.formulas import TrainingMemory, UnknownError
 from portllm.study import config as configuration
+from portllm.study import yaml_files
 from portllm.training import patch_training
 
 MISTRAL = formulas.architecture(
@@ -102,7 +103,7 @@ def test_activations_are_what_autograd_keeps(
 def test_the_demo_patch_costs_what_was_measured() -> None:
     """The default study's patches peaked at 774 to 788 MB on two cores, without a GPU."""
     study = configuration.load(
-        configuration.read_yaml(PROJECT / "config.yaml", what="config.yaml"),
+        yaml_files.read_yaml(PROJECT / "config.yaml", what="config.yaml"),
         schema=PROJECT / "config" / "schema.yaml",
     )
     scratch = study["models"]["demo"]["base"]["from_scratch"]
@@ -187,7 +188,7 @@ HEADER = "output_file\tdate\trule\tlog-file(s)\tstatus\tplan"
 def test_jobs_of_a_summary() -> None:
     lines = [
         HEADER,
-        "results/patches/m/a.b/seed1\tdate\tpatch\t-\tok\tno update",
+        "results/patches/m/a.b/seed1\tdate\ttrain_patch\t-\tok\tno update",
         "results/m/a.b.json\tdate\tscore\t-\tok\tno update",
         "results/m/a.b.samples.jsonl\t-\tscore\t-\tmissing\tupdate pending",
     ]

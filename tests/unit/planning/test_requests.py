@@ -10,6 +10,7 @@ from conftest import PROJECT
 from portllm.errors import InputError
 from portllm.planning import estimates, requests
 from portllm.study import config as configuration
+from portllm.study import yaml_files
 
 MODELS = estimates.hub_models(PROJECT / "resources" / "models")
 NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "method": "direct", "seed": "1"}
@@ -30,7 +31,7 @@ def priced(
         "resources": settings,
     }
     configuration.check_schema(
-        config, configuration.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
+        config, yaml_files.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
     )
     return estimates.PricedStudy(
         config, results=directory, known=MODELS, recipes={"v": recipe or {}}

@@ -5,10 +5,10 @@ from typing import Any
 
 from conftest import PROJECT
 
-from portllm.study import config as configuration
+from portllm.study import yaml_files
 from portllm.transplant import methods
 
-SCHEMA = configuration.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
+SCHEMA = yaml_files.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
 # Explained where they are settings of the whole study.
 ELSEWHERE = SCHEMA["$defs"]["patch_overrides"]
 

@@ -15,6 +15,7 @@ import pandas
 from portllm import statistics
 from portllm.comparison import item_scores, score_table
 from portllm.errors import InputError
+from portllm.scoring import metrics
 from portllm.statistics import aggregations
 
 Settings = dict[str, Any]
@@ -94,7 +95,7 @@ def compare(results: list[Path], settings: Settings) -> pandas.DataFrame:
     drawn = {"resamples": stated["resamples"], "seed": stated["seed"]}
     rows = []
     for place, arms in places(results, settings):
-        margin = stated["margin"] / 100 if score_table.factor(place["metric"]) == 100 else math.nan
+        margin = stated["margin"] / 100 if metrics.factor(place["metric"]) == 100 else math.nan
         for ported in settings["ported"]:
             for other in (roles["re_fine_tuned"], roles["zero_shot"]):
                 if ported not in arms or other not in arms:
@@ -153,9 +154,7 @@ def recoveries(results: list[Path], settings: Settings) -> pandas.DataFrame:
 
 def _has_other_scores(result: Path) -> bool:
     cells = score_table.read_result(result)["cells"]
-    return not all(
-        score_table.is_proportion(metric) for cell in cells for metric in cell["metrics"]
-    )
+    return not all(metrics.is_proportion(metric) for cell in cells for metric in cell["metrics"])
 
 
 def intervals(results: list[Path], settings: Settings) -> pandas.DataFrame:
@@ -166,7 +165,7 @@ def intervals(results: list[Path], settings: Settings) -> pandas.DataFrame:
     rows = []
     # Most tasks have none, and reading items takes its time.
     for place, arms in places(list(filter(_has_other_scores, results)), settings):
-        if score_table.is_proportion(place["metric"]):
+        if metrics.is_proportion(place["metric"]):
             continue
         for arm in settings["arms"]:
             if arm not in arms:

@@ -17,6 +17,7 @@ import pandas
 
 from portllm.comparison import score_table
 from portllm.errors import InputError
+from portllm.scoring import metrics
 from portllm.study import imported_patterns
 from portllm.study.imported_patterns import NAMES, CellPattern, SourceSettings, UnusableError
 
@@ -101,7 +102,7 @@ def _measured(document: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
     if not isinstance(count, int):
         raise UnusableError(f"no number of items of {task} ('n-samples')")
     try:
-        measured = score_table.metrics(document["results"][task], count)
+        measured = metrics.parse(document["results"][task], count)
     except (TypeError, ValueError, AttributeError):
         measured = {"": {"value": math.nan}}
     if not measured:

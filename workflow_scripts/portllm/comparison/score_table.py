@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pandas
 
 from portllm.errors import InputError
@@ -23,43 +22,9 @@ COLUMNS = [
     "n",
 ]
 NONE = "none"
-# Metrics that are the share of items that are right, and all that are shown in per cent.
-PROPORTIONS = ("acc", "acc_norm", "exact_match")
-PER_CENT = (*PROPORTIONS, "f1", "mcc")
 # What must be equal for scores of one task to be compared, and in what words.
 COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "examples"}
 SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
-
-
-def is_proportion(metric: str) -> bool:
-    """Whether a metric is the share of items that are right."""
-    return metric.partition(",")[0] in PROPORTIONS
-
-
-def factor(metric: str) -> float:
-    """By what a score is multiplied to be shown: 100 for a share."""
-    return 100.0 if metric.partition(",")[0] in PER_CENT else 1.0
-
-
-def metrics(measured: dict[str, Any], count: int) -> dict[str, dict[str, float | int | None]]:
-    """Value, standard error and n of each metric, by its name with its filter (`acc,none`).
-
-    `measured` is what lm-eval says of one task in its `results`, `count` the number of items; a
-    standard error that lm-eval did not work out ("N/A") is None.
-    """
-    found = {}
-    for name, value in measured.items():
-        metric, _, variant = name.partition(",")
-        if not variant or metric.endswith("_stderr"):
-            continue
-        stderr = measured.get(f"{metric}_stderr,{variant}")
-        numeric = isinstance(stderr, int | float | numpy.number)
-        found[name] = {
-            "value": float(value),
-            "stderr": float(stderr) if numeric else None,
-            "n": count,
-        }
-    return found
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from portllm.comparison import score_table, update_series
+from portllm.comparison import update_series
 from portllm.reporting import measurement_figures, paired_tables
 from portllm.reporting.figure_style import (
     BESIDE,
@@ -27,6 +27,7 @@ from portllm.reporting.figure_style import (
     set_title,
 )
 from portllm.reporting.formatting import column_names, level_text, with_intervals
+from portllm.scoring import metrics
 
 # What the labels of bars take, in points: a line of figures, a letter of them, and one of a group.
 LINE, LETTER, GROUP_LETTER = 9.0, 4.6, 5.6
@@ -188,7 +189,7 @@ def _lines(axes: Axes, part: pandas.DataFrame, arms: list[str], factor: float) -
 def _measure(metric: str) -> str:
     name = metric.partition(",")[0]
     words = {"acc": "accuracy", "acc_norm": "normalised accuracy"}.get(name, name.replace("_", " "))
-    return words if score_table.factor(metric) == 1 else f"{words} (%)"
+    return words if metrics.factor(metric) == 1 else f"{words} (%)"
 
 
 def lifetime(sources: list[Path], settings: Settings) -> Drawing:
@@ -201,7 +202,7 @@ def lifetime(sources: list[Path], settings: Settings) -> Drawing:
     figure, grid = panels(settings, len(parts))
     arms = list(settings["arms"])
     for axes, ((model, task, metric), part) in zip(grid, parts, strict=True):
-        _lines(axes, part, arms, score_table.factor(metric))
+        _lines(axes, part, arms, metrics.factor(metric))
         title = [*([model] if several else []), names[task, metric]]
         set_title(axes, *title, f"n = {part['n'].iloc[0]}")
         axes.set_ylabel(_measure(metric), fontsize=9)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from portllm import statistics
-from portllm.comparison import score_table
+from portllm.scoring import metrics
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ ExhibitSettings = dict[str, Any]
 
 def value_text(value: float, stderr: float, metric: str) -> str:
     """A score with its standard error, per cent where the metric is a share."""
-    factor = score_table.factor(metric)
+    factor = metrics.factor(metric)
     shown = f"{value * factor:.1f}"
     return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
 
@@ -38,7 +38,7 @@ def hours_text(values: Iterable[float]) -> list[str]:
 
 def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
     """A published score beside ours; a star marks one that no number of right answers gives."""
-    factor = score_table.factor(metric)
+    factor = metrics.factor(metric)
     star = "" if possible else "*"
     return f" [{value * factor:.2f}{star}, {difference * factor:+.1f}]"
 
@@ -61,7 +61,7 @@ def range_text(value: float, low: float, high: float, metric: str, *, signed: bo
     if pandas.isna(value):
         return "–"
     sign = "+" if signed else ""
-    factor = score_table.factor(metric)
+    factor = metrics.factor(metric)
     shown, *ends = (f"{number * factor:{sign}.1f}" for number in (value, low, high))
     if pandas.isna(low):
         return f"{shown} [–]".replace("-", "−")
@@ -90,7 +90,7 @@ def score_interval(
     bootstrap where the metric has no closed form, as F1 has none. A standard error of zero, where
     no resample differed, gives no interval.
     """
-    if score_table.is_proportion(metric):
+    if metrics.is_proportion(metric):
         return statistics.proportion_interval(value, int(n), level)
     if not stderr > 0:
         return math.nan, math.nan
@@ -102,7 +102,7 @@ def with_intervals(numbers: pandas.DataFrame, level: float) -> pandas.DataFrame:
     columns = (numbers[name] for name in ("value", "stderr", "n", "metric"))
     ends = [score_interval(*row, level) for row in zip(*columns, strict=True)]
     kinds = [
-        statistics.WILSON if score_table.is_proportion(metric) else statistics.NORMAL
+        statistics.WILSON if metrics.is_proportion(metric) else statistics.NORMAL
         for metric in numbers["metric"]
     ]
     return numbers.assign(

@@ -23,6 +23,7 @@ from portllm.reporting.figure_style import (
     set_title,
 )
 from portllm.reporting.formatting import column_names, with_intervals
+from portllm.scoring import metrics
 
 GREY = "0.35"
 # The last of the bars' colours, a yellow, is too light for a line on white.
@@ -228,7 +229,7 @@ def scaling(sources: list[Path], settings: Settings) -> Drawing:
     figure, grid = panels(settings, len(parts))
     several = found["model"].nunique() > 1
     for axes, ((model, version, task, metric), part) in zip(grid, parts, strict=True):
-        factor = score_table.factor(metric)
+        factor = metrics.factor(metric)
         is_share = factor != 1
         for random, label, number in ((False, "λ·Δθ", 0), (True, "random direction, ‖Δθ‖", 5)):
             line = part[part["random"] == random]

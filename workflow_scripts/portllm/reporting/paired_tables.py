@@ -13,6 +13,7 @@ from portllm import statistics
 from portllm.comparison import arm_comparisons as compared
 from portllm.comparison import score_table
 from portllm.reporting.formatting import ExhibitSettings, Table, column_names, p_text, range_text
+from portllm.scoring import metrics
 
 
 def recovery_numbers(sources: list[Path], settings: ExhibitSettings) -> pandas.DataFrame:
@@ -64,7 +65,7 @@ def recovery(sources: list[Path], settings: ExhibitSettings) -> Table:
     shown["n"] = numbers["n"].astype(str)
     for column in ("zero_shot", "ported", "re_fine_tuned", "gain"):
         pairs = zip(numbers[column], numbers["metric"], strict=True)
-        shown[column] = [f"{value * score_table.factor(metric):.1f}" for value, metric in pairs]
+        shown[column] = [f"{value * metrics.factor(metric):.1f}" for value, metric in pairs]
     ranges = zip(*(numbers[column] for column in ("recovery", "low", "high")), strict=True)
     shown["recovery"] = [_share_text(*row) for row in ranges]
     mean = dict.fromkeys(shown.columns, "")
@@ -128,7 +129,7 @@ def seeds(sources: list[Path], settings: ExhibitSettings) -> Table:
     def points(name: str) -> list[str]:
         pairs = zip(numbers[name], numbers["metric"], strict=True)
         return [
-            "–" if pandas.isna(value) else f"{value * score_table.factor(metric):.1f}"
+            "–" if pandas.isna(value) else f"{value * metrics.factor(metric):.1f}"
             for value, metric in pairs
         ]
 

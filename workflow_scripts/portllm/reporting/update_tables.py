@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas
 
-from portllm.comparison import score_table
 from portllm.comparison import update_series as updates
 from portllm.reporting.formatting import (
     ExhibitSettings,
@@ -16,6 +15,7 @@ from portllm.reporting.formatting import (
     p_text,
     value_text,
 )
+from portllm.scoring import metrics
 
 
 def temporal(sources: list[Path], settings: ExhibitSettings) -> Table:
@@ -67,7 +67,7 @@ def trend(sources: list[Path], settings: ExhibitSettings) -> Table:
 
 
 def _slope_text(row: dict[str, Any], prefix: str) -> str:
-    factor = score_table.factor(row["metric"])
+    factor = metrics.factor(row["metric"])
     slope, low, high = (row[f"{prefix}{name}"] * factor for name in ("slope", "low", "high"))
     if pandas.isna(slope):
         return "–"

@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import handle_non_serializable
 
-from portllm.comparison import score_table
+from portllm.scoring import metrics
 from portllm.scoring.cache import ScoringSettings
 
 # lm-eval's own default seeds.
@@ -51,9 +51,7 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
     )
     samples = output["samples"][name]
     count = len({sample["doc_id"] for sample in samples})
-    return Result(
-        score_table.metrics(output["results"][name], count), [_sample(row) for row in samples]
-    )
+    return Result(metrics.parse(output["results"][name], count), [_sample(row) for row in samples])
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

@@ -213,6 +213,18 @@ def cells_by_job(config: Config) -> dict[tuple[str, str, str], list[Cell]]:
     return jobs
 
 
+def merged_cell(config: Config, entry: dict[str, Any]) -> Cell:
+    """Return the cell that an entry of `merged` names; its seed defaults to the study's first."""
+    return Cell(
+        entry["model"],
+        entry["applied_to"],
+        entry["task"],
+        entry["trained_on"],
+        entry["method"],
+        entry.get("seed", config["study"]["seeds"][0]),
+    )
+
+
 def native_patch(cell: Cell) -> Patch:
     """The patch that was trained on the version that the cell applies its patch to."""
     return Patch(cell.model, cell.applied_to, cell.task, cell.seed or 0)

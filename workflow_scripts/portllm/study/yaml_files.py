@@ -1,0 +1,54 @@
+"""Read a study's YAML files, and name the file and key that a mistake is in."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from portllm.errors import InputError
+
+Key = tuple[str | int, ...]
+
+
+def read_yaml(path: Path, *, what: str) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        InputError: with the line, if the file does not exist or does not parse.
+
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{what}: no such file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise InputError(f"{what}: does not parse as YAML: {line}{problem}") from None
+
+
+class KeyOrigins:
+    """The file that each key of a merged configuration comes from, for error messages."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._files = {path: read_yaml(path, what=str(path)) or {} for path in files}
+
+    def at(self, *key: str | int) -> str:
+        """Return `file: dotted.key` for a key; the last file that sets it wins."""
+        dotted = ".".join(str(part) for part in key)
+        for path, content in reversed(self._files.items()):
+            if _holds(content, key):
+                return f"{path}: {dotted}" if dotted else str(path)
+        first = next(iter(self._files), Path("configuration"))
+        return f"{first}: {dotted}" if dotted else str(first)
+
+
+def _holds(content: Any, key: Key) -> bool:
+    for part in key:
+        try:
+            content = content[part]
+        except (KeyError, IndexError, TypeError):
+            return False
+    return True
