@@ -1,22 +1,22 @@
-"""Finished work that several checkouts share, through Snakemake's between-workflow cache.
+"""Share finished models and patches between checkouts through Snakemake's output cache.
 
-Snakemake's key of an output covers parameters, inputs and pinned environments, and all of them of
-everything upstream, but not the code of our programs, nor what they compute on. Entries are
-therefore kept in a folder that is named by the code that decides them and by whether there are
-devices: `auto` precision is bfloat16 on them and float32 elsewhere.
+Snakemake's cache key covers the parameters, inputs and pinned environments of a job and of
+everything upstream, but neither our code nor the device. Entries therefore go to a subfolder named
+after a hash of the code that decides them and "gpu" or "cpu" (`auto` precision is bfloat16 on a GPU
+and float32 on a CPU).
 """
 
-import ast
 import hashlib
 import os
 import shutil
 from collections.abc import Iterable, MutableMapping
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 from portllm.errors import InputError
 
 VARIABLE = "SNAKEMAKE_OUTPUT_CACHE"
-# The programs of the shared outputs and of all that is upstream of them.
+# The programs that make shared outputs and everything upstream of them.
 PROGRAMS = (
     "evolve.py",
     "fetch_model.py",
@@ -27,31 +27,30 @@ PROGRAMS = (
 )
 
 
-def _imported(file: Path, library: Path) -> set[Path]:
-    """Files of the library that a file imports, anywhere in it."""
-    modules = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names}
-    candidates = (library.parent / (module.replace(".", "/") + ".py") for module in modules)
-    return {path for path in candidates if path.is_relative_to(library) and path.exists()}
+# Axolotl loads its plugin by name, so no import statement leads to it.
+PLUGIN = "portllm/training/axolotl_plugin.py"
 
 
-def deciding_files(scripts: Path, programs: Iterable[str] = PROGRAMS) -> list[Path]:
-    """The programs and every file of the library that they import, directly or not."""
-    found: set[Path] = set()
-    waiting = {scripts / program for program in programs}
-    while waiting:
-        file = waiting.pop()
-        found.add(file)
-        waiting |= _imported(file, scripts / "portllm") - found
-    return sorted(found)
+def deciding_files(scripts: Path, programs: Iterable[str] = (*PROGRAMS, PLUGIN)) -> list[Path]:
+    """List the programs and every library file that they import, directly or not.
+
+    Imports inside functions, relative imports and re-exports in `__init__.py` are followed.
+
+    Args:
+        scripts: the directory that holds the programs and the package `portllm`.
+        programs: files to start from, relative to `scripts`.
+    """
+    deciding: set[Path] = set()
+    for program in programs:
+        # With this path alone, installed packages are not found and so not followed.
+        finder = ModuleFinder(path=[str(scripts)])
+        finder.run_script(str(scripts / program))
+        deciding |= {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+    return sorted(deciding)
 
 
 def code_key(scripts: Path) -> str:
-    """Hash of the code that decides shared outputs."""
+    """Hash the code that decides shared outputs."""
     digest = hashlib.sha256()
     for file in deciding_files(scripts):
         digest.update(str(file.relative_to(scripts)).encode() + b"\0" + file.read_bytes() + b"\0")
@@ -61,27 +60,33 @@ def code_key(scripts: Path) -> str:
 def prepare(
     environment: MutableMapping[str, str], scripts: Path, *, with_devices: bool = False
 ) -> None:
-    """Point Snakemake's cache at the folder of this code and kind of machine, and make it.
+    """Point Snakemake's cache at the subfolder of this code and device type; create it.
 
-    Raises InputError where the environment names no directory, or one that cannot be written.
+    Args:
+        environment: the process environment, whose cache variable is changed.
+        scripts: the directory that holds the programs and the package `portllm`.
+        with_devices: whether this machine has GPUs.
+
+    Raises:
+        InputError: the variable is not set, or the folder cannot be created.
     """
-    place = environment.get(VARIABLE)
-    if not place:
+    cache = environment.get(VARIABLE)
+    if not cache:
         raise InputError(f"--cache needs {VARIABLE}: found nothing, expected a directory to share")
     key = f"code-{code_key(scripts)}-"
-    # Snakemake may start others of itself, which inherit the variable.
-    inherited = Path(place).name.startswith(key)
-    folder = Path(place) if inherited else Path(place, key + ("gpu" if with_devices else "cpu"))
+    # A Snakemake started by this one (for a job) inherits the extended path.
+    inherited = Path(cache).name.startswith(key)
+    folder = Path(cache) if inherited else Path(cache, key + ("gpu" if with_devices else "cpu"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{VARIABLE}: {folder} cannot be made: {error.strerror}") from None
+        raise InputError(f"{VARIABLE}: cannot create {folder}: {error.strerror}") from None
     environment[VARIABLE] = str(folder)
 
 
 def entry_of(artefact: Path, cache: Path) -> Path | None:
-    """The cache's entry that an artefact is linked from; None where it is the checkout's own."""
-    # The checkout that made it links the whole directory, others each file in it.
+    """Return the cache entry that an artefact links to; None for an artefact of this checkout."""
+    # The checkout that built the entry links the whole directory, others link each file in it.
     for path in (artefact, *(artefact.iterdir() if artefact.is_dir() else ())):
         if path.is_symlink() and path.resolve().is_relative_to(cache.resolve()):
             return cache / path.resolve().relative_to(cache.resolve()).parts[0]
@@ -89,19 +94,22 @@ def entry_of(artefact: Path, cache: Path) -> Path | None:
 
 
 def discard(artefact: Path, cache: Path) -> Path | None:
-    """Take the entry of a damaged artefact out of the cache, which would else hand it out again.
+    """Remove the entry of a damaged artefact from the cache, so that it is not handed out again.
 
-    Returns the entry; None where the artefact is not from the cache. Raises InputError where it
-    cannot be removed.
+    Returns:
+        The removed entry; None if the artefact is not from the cache.
+
+    Raises:
+        InputError: the entry cannot be removed.
     """
     entry = entry_of(artefact, cache)
     if entry is None:
         return None
-    aside = entry.with_name(f".{entry.name}.damaged-{os.getpid()}")
+    renamed = entry.with_name(f".{entry.name}.damaged-{os.getpid()}")
     try:
-        # First out of sight: another checkout must not find half of it.
-        entry.rename(aside)
-        shutil.rmtree(aside)
+        # Renamed first, so that no other checkout links a partly deleted entry.
+        entry.rename(renamed)
+        shutil.rmtree(renamed)
     except FileNotFoundError:
         pass
     except OSError as error:
