@@ -22,7 +22,8 @@ def test_a_failed_run_points_to_the_logs(checkout: Checkout) -> None:
     # The stand-in of scoring leaves a result that is none.
     done = checkout.run("--cores", "2", "results/scores.csv", "--configfile", STUDY)
     assert done.returncode != 0
-    assert "Failed: scores (results/scores.csv); why: logs/scores.log" in done.stdout
+    failure = "Failed: collect_scores (results/scores.csv); why: logs/collect_scores.log"
+    assert failure in done.stdout
     assert re.search(r"goes on from here. Everything is in [^\[]*\.snakemake\.log", done.stdout)
     assert "Done in" not in done.stdout
 

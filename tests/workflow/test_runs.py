@@ -166,7 +166,7 @@ def test_damaged_results_are_named_and_made_again(study: Checkout) -> None:
     said = study.complete(*targets, *CONFIG)
     assert f"{PATCH} is damaged (made_by has " in said
     # The patch, its two ports, what scores them; and the cut off result.
-    assert sorted(made(said)) == ["train_patch", "score", "score", "transplant", "transplant"]
+    assert sorted(made(said)) == ["score", "score", "train_patch", "transplant", "transplant"]
     assert not (patch / "manifest.json").exists()
     assert json.loads(result.read_text()) == {}
     assert "is damaged" not in study.complete(*targets, *CONFIG)
