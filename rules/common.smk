@@ -43,7 +43,7 @@ os.environ["CHECKPOINTS"] = workflow.pathvars.apply("<results>/checkpoints")
 # also watches the command, on 0 devices too: what it died of, and whether the run is still there.
 os.environ["RUN_JOB"] = "{WORKFLOW_PYTHON} {SCRIPTS}/run_job.py".format(**os.environ)
 os.environ.update(devices.hidden(os.environ))
-os.environ[supervision.ENGINE] = str(os.getpid())
+os.environ[supervision.SNAKEMAKE_PID] = str(os.getpid())
 
 
 envvars:

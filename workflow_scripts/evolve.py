@@ -41,11 +41,12 @@ def preprocess(arguments: argparse.Namespace) -> None:
     import yaml
 
     from portllm.storage import files
+    from portllm.study.yaml_files import read_recipe
     from portllm.training import evolution
 
     with files.whole_directory(arguments.output) as directory:
         final = evolution.render(
-            evolution.read_recipes(arguments.recipe),
+            read_recipe(arguments.recipe),
             arguments.overrides,
             model=arguments.model,
             corpus=arguments.corpus,
@@ -73,9 +74,10 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
 
     from portllm.jobs import devices
     from portllm.storage import files
+    from portllm.study.yaml_files import read_recipe
     from portllm.training import evolution, resuming
 
-    recipe = evolution.read_recipes(arguments.recipe)
+    recipe = read_recipe(arguments.recipe)
     inputs = {
         "model": manifests.content_hash(arguments.model),
         "corpus": manifests.content_hash(arguments.corpus),
@@ -102,9 +104,9 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
         finished.unlink(missing_ok=True)
         # Axolotl resumes from the last checkpoint that is left. Where there is none, it may have
         # been killed while it prepared the dataset, and would take half of it for the whole.
-        if resuming.last_whole(work / "output") is None:
+        if resuming.last_complete(work / "output") is None:
             shutil.rmtree(work / "prepared", ignore_errors=True)
-        evolution.run("train", rendered, cost_file=cost_file, devices=len(held), keep_open=[lock])
+        evolution.run("train", rendered, cost_file=cost_file, devices=len(held), keep_open=lock)
         if not finished.exists():
             raise InputError(f"Axolotl ended on {rendered} before the last step of its training")
         training = files.read_json(finished)

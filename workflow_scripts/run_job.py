@@ -1,7 +1,7 @@
-"""Run a command on devices of this machine that no other job holds.
+"""Run a command on GPUs of this machine that no other job holds.
 
-The command finds them in CUDA_VISIBLE_DEVICES. With 0 it sees none. Where there is no device, or a
-scheduler has assigned them, it just runs.
+CUDA_VISIBLE_DEVICES names them to the command. With N = 0 the command sees no GPU. On a machine
+without GPUs, and where SLURM has assigned them, the command simply runs.
 """
 
 import argparse
@@ -15,135 +15,149 @@ from pathlib import Path
 
 from portllm.command_line import run
 from portllm.errors import InputError
-from portllm.jobs import devices, supervision
+from portllm.jobs import devices, leases, supervision
 
 log = logging.getLogger("run_job")
 
 GIVEN = dict(os.environ)
-"""The environment as it was given; the command sets up its own."""
+"""The environment before portllm.command_line changes it."""
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, usage="%(prog)s [-h] [--mem-mb MB] N -- COMMAND [ARGUMENT …]"
     )
-    parser.add_argument("wanted", type=int, metavar="N", help="number of devices")
-    parser.add_argument("--mem-mb", type=int, metavar="MB", help="host memory the job asked for")
+    parser.add_argument("count", type=int, metavar="N", help="number of GPUs")
+    parser.add_argument("--mem-mb", type=int, metavar="MB", help="host memory the job requested")
     words = sys.argv[1:]
-    # Divided here: a `--` of the command's own is the command's.
-    place = words.index("--") if "--" in words else len(words)
-    arguments = parser.parse_args(words[:place])
-    arguments.command = words[place + 1 :]
+    # Split here, because argparse would also take a later `--` out of the command.
+    split = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:split])
+    arguments.command = words[split + 1 :]
     if not arguments.command:
-        parser.error("no command: write it after `--`")
-    if arguments.wanted < 0:
-        parser.error(f"N: found {arguments.wanted}, expected 0 or more")
+        parser.error("no command; write it after `--`")
+    if arguments.count < 0:
+        parser.error(f"N: found {arguments.count}, expected 0 or more")
     return arguments
 
 
 def name_of(command: Sequence[str]) -> str:
-    """What people call a command: the program, not its interpreter."""
+    """Return the name of a command's program, not of its interpreter."""
     scripts = (word for word in command[:4] if word.endswith(".py"))
     return Path(next(scripts, command[0])).name
 
 
-def assigned_any() -> bool:
-    """Whether SLURM says that it has assigned devices to this job."""
+def has_slurm_devices() -> bool:
+    """Whether SLURM has assigned devices to this job."""
     return any(GIVEN.get(f"SLURM_{name}") for name in ("JOB_GPUS", "STEP_GPUS", "GPUS"))
 
 
-def assigned_by_slurm(wanted: int, found: Mapping[str, str]) -> bool:
-    """Whether the devices that are seen are those that SLURM has assigned to this job.
+def are_assigned_by_slurm(count: int, pool: Mapping[str, str]) -> bool:
+    """Whether the visible devices are those that SLURM has assigned to this job.
 
-    Raises InputError where it has assigned fewer than are wanted.
+    Raises:
+        InputError: SLURM has assigned fewer than `count`.
     """
     job = GIVEN.get("SLURM_JOB_ID")
     if job is None:
         return False
-    if len(found) < wanted and (found or assigned_any()):
+    if len(pool) < count and (pool or has_slurm_devices()):
         raise InputError(
-            f"SLURM job {job} sees {len(found)} devices ({', '.join(found.values()) or 'none'}), "
-            f"but gpu={wanted}: check the partition and how the profile asks for devices"
+            f"SLURM job {job} sees {len(pool)} devices ({', '.join(pool.values()) or 'none'}), "
+            f"but gpu={count}: check the partition and how the profile requests devices"
         )
-    return len(found) == wanted
+    return len(pool) == count
 
 
-def hold(
-    wanted: int, job: str, engine: supervision.SnakemakeProcess, grace: float
-) -> tuple[devices.Lease | None, dict[str, str]]:
-    """Choose the command's devices: those held, and what the command's environment gets."""
-    if not wanted and assigned_any():
-        # Sites without --gpus: the profile asks by --gres, and tells the executor `gpu: 0`.
-        log.info("devices are those that SLURM has assigned")
-        return None, devices.untouched(GIVEN)
-    found = devices.pool(GIVEN) if wanted else {}
-    if not wanted:
+def lease_devices(
+    count: int, job: str, snakemake: supervision.SnakemakeProcess, grace: float
+) -> tuple[leases.Lease | None, dict[str, str]]:
+    """Choose the command's devices.
+
+    Returns:
+        The lease, None if no device had to be leased, and the variables that show the devices.
+    """
+    if not count and has_slurm_devices():
+        # Sites without --gpus: the profile requests devices by --gres and sets `gpu: 0`.
+        log.info("using the devices that SLURM has assigned")
+        return None, devices.original(GIVEN)
+    if not count:
         return None, devices.shown({})
-    if assigned_by_slurm(wanted, found):
-        log.info("devices that SLURM has assigned: %s", ", ".join(found.values()))
-        return None, devices.shown(found)
-    if not found and "SLURM_JOB_ID" in GIVEN:
-        log.warning("SLURM has assigned no device, though gpu=%d: running without one", wanted)
-    elif not found:
-        log.info("there is no device to use: running without one")
-    if not found:
-        return None, devices.untouched(GIVEN)
+    pool = devices.pool(GIVEN)
+    if are_assigned_by_slurm(count, pool):
+        log.info("using the devices that SLURM has assigned: %s", ", ".join(pool.values()))
+        return None, devices.shown(pool)
+    if not pool and "SLURM_JOB_ID" in GIVEN:
+        log.warning("gpu=%d, but SLURM has assigned no device; running on the CPU", count)
+    elif not pool:
+        log.info("no GPU on this machine; running on the CPU")
+    if not pool:
+        return None, devices.original(GIVEN)
 
     def pause() -> None:
-        engine.check()
-        time.sleep(devices.POLL_SECONDS)
+        snakemake.check()
+        time.sleep(leases.POLL_SECONDS)
 
-    directory = devices.lease_directory(GIVEN)
-    lease = devices.lease(wanted, found, directory, job=job, stop_seconds=grace, pause=pause)
-    log.info("holding %s of %d devices", ", ".join(lease.devices.values()), len(found))
+    directory = leases.lease_directory(GIVEN)
+    lease = leases.lease(count, pool, directory, job=job, stop_seconds=grace, pause=pause)
+    log.info("holding device %s (%d in the pool)", ", ".join(lease.devices.values()), len(pool))
     return lease, lease.environment()
 
 
-def why_ended(status: int, memory_kills: int, asked: str) -> str | None:
-    """What ended a command that nobody has told to stop; None where it says so itself."""
+def failure_reason(status: int, memory_kills: int, memory_request: str) -> str | None:
+    """Explain how a command ended that was not told to stop.
+
+    Args:
+        status: its exit status, −n if signal n ended it.
+        memory_kills: processes that the kernel killed for lack of memory while it ran.
+        memory_request: end of the message, the memory that the job requested.
+
+    Returns:
+        What happened, or None if the command's own output explains it.
+    """
     if status == -signal.SIGKILL:
-        return f"was killed (signal 9), most likely out of memory{asked}"
+        return f"was killed (signal 9), most likely out of memory{memory_request}"
     if status < 0:
         return f"was ended by signal {-status}"
     if status > 0 and memory_kills > 0:
-        # Launchers of several processes end with a status of their own.
-        return f"failed, and a process was killed for lack of memory meanwhile{asked}"
+        # A launcher of several processes exits with its own status when one of them is killed.
+        return f"failed, and a process was killed for lack of memory meanwhile{memory_request}"
     return None
 
 
 def main() -> None:
     arguments = parse_arguments()
-    # A Ctrl-C while waiting ends it without a traceback.
+    # Ctrl-C while waiting for a device ends the program without a traceback.
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     grace = supervision.grace_seconds(GIVEN)
     job = name_of(arguments.command)
     try:
-        engine = supervision.SnakemakeProcess(GIVEN)
-        lease, variables = hold(arguments.wanted, job, engine, grace)
+        snakemake = supervision.SnakemakeProcess(GIVEN)
+        lease, variables = lease_devices(arguments.count, job, snakemake, grace)
     except supervision.SnakemakeGoneError:
-        raise InputError(f"Snakemake is gone, so {job} is not started") from None
+        raise InputError(f"Snakemake has ended, so {job} was not started") from None
     hidden = (devices.POOL, devices.VISIBLE)
     environment = {name: value for name, value in GIVEN.items() if name not in hidden}
     kills = supervision.memory_kills()
-    status, stopped = supervision.run(
+    status, was_told_to_stop = supervision.run(
         arguments.command,
         {**environment, **variables},
-        engine=engine,
+        snakemake=snakemake,
         grace=grace,
         keep_open=lease.files if lease else (),
-        every_hour=lease.keep if lease else lambda: None,
+        every_hour=lease.touch if lease else lambda: None,
     )
     if lease:
         lease.release()
-    if not stopped:
-        asked = "" if arguments.mem_mb is None else f"; it asked for mem_mb={arguments.mem_mb}"
-        reason = why_ended(status, supervision.memory_kills() - kills, asked)
+    if not was_told_to_stop:
+        request = "" if arguments.mem_mb is None else f"; it requested mem_mb={arguments.mem_mb}"
+        reason = failure_reason(status, supervision.memory_kills() - kills, request)
         if reason is not None:
             log.error("%s %s", job, reason)
     sys.exit(status if status >= 0 else 128 - status)
 
 
 if __name__ == "__main__":
-    # Whether the command may reach a hub is the command's business.
+    # Each command decides whether it may use the Hub.
     run(main, hub=True)

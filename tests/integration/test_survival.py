@@ -130,8 +130,8 @@ def test_an_interrupted_patch_is_the_same_patch(
     run.wait()
     wait_for(lambda: not processes(broken, "train_patch.py"), seconds=60)
     text = said(broken, log)
-    assert f"{damaged.name} is damaged and not used: optimizer.pt has 100 bytes" in text
-    assert "Snakemake is gone: the command is told to stop" in text
+    assert f"{damaged.name}: optimizer.pt has 100 bytes" in text
+    assert "Snakemake has ended; stopping the command" in text
     orphaned = stopped_after(text)
     assert 100 < orphaned < STEPS
     assert checkpoint(broken, "train_patch", orphaned)

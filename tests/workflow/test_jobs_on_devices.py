@@ -153,4 +153,4 @@ def test_jobs_stop_when_snakemake_is_gone(study: Checkout, number: int) -> None:
     if number == signal.SIGHUP:
         # Snakemake itself stops its jobs before it goes.
         return
-    assert all("Snakemake is gone: the command is told to stop" in log for log in logs)
+    assert all("Snakemake has ended; stopping the command" in log for log in logs)

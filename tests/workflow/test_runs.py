@@ -67,7 +67,7 @@ def test_a_second_run_says_so_and_stops(
 ) -> None:
     first = start()
     expected = (
-        f"error: another Snakemake run is working on results: process {first.pid} on "
+        f"error: another Snakemake run is using results (process {first.pid} on "
         f"{socket.gethostname()}, since "
     )
     second = study.run("--cores", "1", PATCH, *CONFIG)

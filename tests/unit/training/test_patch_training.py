@@ -168,7 +168,7 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     monkeypatch.setattr(patch_training, "pad", pad)
     assert ended.value.code == 128 + number
     assert signal.getsignal(signal.SIGTERM) == before
-    checkpoint = resuming.last_whole(work)
+    checkpoint = resuming.last_complete(work)
     # The Trainer may fetch a batch ahead.
     assert checkpoint in (work / "checkpoint-2", work / "checkpoint-3")
 

@@ -32,11 +32,11 @@ def write_checkpoint(work: Path, step: int, *, sealed: bool = True) -> Path:
 
 
 def test_the_last_checkpoint_is_used(tmp_path: Path) -> None:
-    assert resuming.last_whole(tmp_path) is None
+    assert resuming.last_complete(tmp_path) is None
     for step in (5, 10, 100):
         write_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-best").mkdir()
-    assert resuming.last_whole(tmp_path) == tmp_path / "checkpoint-100"
+    assert resuming.last_complete(tmp_path) == tmp_path / "checkpoint-100"
     seal = resuming.read_seal(tmp_path / "checkpoint-100")
     assert (seal["step"], seal["seconds"], seal["sizes"]) == (100, 1.5, FILES)
 
@@ -54,16 +54,16 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with caplog.at_level(logging.WARNING):
-        assert resuming.last_whole(tmp_path) == tmp_path / "checkpoint-5"
+        assert resuming.last_complete(tmp_path) == tmp_path / "checkpoint-5"
     (message,) = caplog.messages
-    assert message.startswith(f"{checkpoint} is damaged and not used: ")
-    assert name in message or "not written to its end" in message
+    assert message.startswith(f"removing the damaged checkpoint {checkpoint}: ")
+    assert name in message or "incomplete" in message
     assert not checkpoint.exists()
 
 
 def test_one_that_was_never_finished_is_not_used(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 10, sealed=False)
-    assert resuming.last_whole(tmp_path) is None
+    assert resuming.last_complete(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Processes that hear the signals of the one that has started them, and do not outlive it."""
+"""Pass signals on to child processes, and end children together with their parent."""
 
 import ctypes
 import os
@@ -13,17 +13,17 @@ _PR_SET_PDEATHSIG = 1
 
 
 def receive_when_parent_ends(number: int) -> None:
-    """Have the kernel send this process a signal when its parent ends, in whatever way."""
-    with suppress(AttributeError, OSError):  # Linux has it; elsewhere an orphan runs on
+    """Have the kernel send this process a signal when its parent ends, however it ends."""
+    with suppress(AttributeError, OSError):  # Linux only; elsewhere an orphan keeps running
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def ends_with_its_parent() -> Callable[[], None]:
-    """A `preexec_fn` with which a child process gets SIGTERM when this process has been killed."""
+    """Return a `preexec_fn` with which a child gets SIGTERM when this process is killed."""
     parent = os.getpid()
 
     def arrange() -> None:
-        # Until the program is loaded, the handler is still the parent's.
+        # Until exec, the child still has the parent's handler.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         receive_when_parent_ends(signal.SIGTERM)
         if os.getppid() != parent:
@@ -33,31 +33,35 @@ def ends_with_its_parent() -> Callable[[], None]:
 
 
 def end_workers_with_this_process() -> None:
-    """Have the kernel kill all processes forked from now on when this one ends.
+    """Have the kernel kill all processes that are forked from now on when this one ends.
 
-    Libraries fork workers that wait for their parent's words for ever, with its files open.
+    Libraries fork workers that would otherwise wait forever for their parent and keep its files
+    open.
     """
     os.register_at_fork(after_in_child=lambda: receive_when_parent_ends(signal.SIGKILL))
 
 
 @contextmanager
 def passing_on_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
-    """Send SIGTERM to a process when this one is told to end, and wait for it.
+    """Send SIGTERM to child processes when this process gets SIGTERM or SIGINT.
 
-    Yields a function that takes the process. When the block has ended, the program exits with the
-    signal's status, whatever status the process has ended with.
+    Yields:
+        A function that registers a child process.
+
+    Raises:
+        SystemExit: at the end of the block, with status 128 + n, if signal n has come.
     """
-    noted: list[int] = []
+    received: list[int] = []
     processes: list[subprocess.Popen[bytes]] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        noted.append(number)
+        received.append(number)
         for process in processes:
             process.terminate()
 
     def add(process: subprocess.Popen[bytes]) -> None:
         processes.append(process)
-        if noted:
+        if received:
             process.terminate()
 
     numbers = (signal.SIGTERM, signal.SIGINT)
@@ -67,5 +71,5 @@ def passing_on_signals() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    if noted:
-        sys.exit(128 + noted[0])
+    if received:
+        sys.exit(128 + received[0])

@@ -1,4 +1,4 @@
-"""Running a job's command to its end, and ending it when those who wanted it are gone."""
+"""Run a job's command to its end, and stop it if the Snakemake that waits for it has ended."""
 
 import ctypes
 import logging
@@ -16,25 +16,29 @@ from portllm.jobs import signals
 
 log = logging.getLogger(__name__)
 
-ENGINE = "PORTLLM_ENGINE"
-"""Environment variable: the process of the Snakemake that has parsed the workflow."""
+SNAKEMAKE_PID = "PORTLLM_SNAKEMAKE_PID"
+"""Environment variable: process id of the Snakemake that runs the workflow."""
 GRACE = "PORTLLM_GRACE_SECONDS"
-"""Environment variable: seconds that a command gets between SIGTERM and SIGKILL."""
+"""Environment variable: seconds between SIGTERM and SIGKILL for a command."""
 DEFAULT_GRACE = 300.0
-"""Seconds; enough to write the checkpoint of a 7B model with its optimizer to a slow disk."""
+"""Seconds; enough to write a 7B model and its optimizer state to a slow disk."""
 LEFT_OVER_SECONDS = 10.0
-"""Seconds that processes get that a command has left behind."""
+"""Seconds between SIGTERM and SIGKILL for processes that a command leaves behind."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 _TICK_SECONDS = 1.0
 
 
 class SnakemakeGoneError(Exception):
-    """Nobody waits for the job any more."""
+    """The Snakemake that started the job has ended."""
 
 
 def grace_seconds(environment: Mapping[str, str]) -> float:
-    """How long a command may take to end after SIGTERM."""
+    """Read how many seconds a command may take to end after SIGTERM.
+
+    Raises:
+        InputError: the environment variable is not a number.
+    """
     given = environment.get(GRACE, str(DEFAULT_GRACE))
     try:
         return float(given)
@@ -43,7 +47,7 @@ def grace_seconds(environment: Mapping[str, str]) -> float:
 
 
 def _stat(process: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on; empty where there is no such process."""
+    """Read the fields of /proc/PID/stat from the third on; empty if there is no such process."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -56,22 +60,25 @@ def _parent(process: int) -> int:
 
 
 def _start_time(process: int) -> str | None:
-    """When a process was started: tells it from a later one of the same number."""
+    """Return when a process started, which tells it from a later process with the same id."""
     fields = _stat(process)
     return None if not fields or fields[0] in "ZX" else fields[19]
 
 
 class SnakemakeProcess:
-    """The Snakemake that waits for this process, and what lies between."""
+    """The Snakemake that waits for this process, and the processes in between."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """Find it among the ancestors; raises SnakemakeGoneError where it is gone already."""
+        """Find Snakemake among the ancestors of this process.
+
+        Raises:
+            SnakemakeGoneError: it has ended already.
+        """
         self._parent = os.getppid()
         self._processes: dict[int, str | None] = {}
-        given = environment.get(ENGINE, "")
+        given = environment.get(SNAKEMAKE_PID, "")
         if not given.isdigit():
-            # Started by hand.
-            return
+            return  # started by hand
         ancestor, between = self._parent, []
         while ancestor > 1 and ancestor != int(given):
             between.append(ancestor)
@@ -82,17 +89,17 @@ class SnakemakeProcess:
             raise SnakemakeGoneError
 
     def is_gone(self) -> bool:
-        """Whether Snakemake has ended, or the shell in between, so that nobody waits."""
+        """Whether Snakemake, or the shell in between, has ended."""
         return any(_start_time(pid) != start for pid, start in self._processes.items())
 
     def check(self) -> None:
-        """Raise SnakemakeGoneError where `is_gone`."""
+        """Raise SnakemakeGoneError if Snakemake has ended."""
         if self.is_gone():
             raise SnakemakeGoneError
 
 
 def memory_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """How many processes this machine has killed for lack of memory since it was started."""
+    """Count the processes that the kernel has killed for lack of memory since boot."""
     try:
         fields = dict(line.split() for line in counters.read_text().splitlines())
     except OSError:
@@ -101,19 +108,19 @@ def memory_kills(counters: Path = Path("/proc/vmstat")) -> int:
 
 
 def _prctl(option: int, value: int) -> None:
-    # Where the kernel has no such thing, only the locks protect what a killed wrapper leaves.
+    # Kernels other than Linux lack prctl. There, only the locks guard against orphans.
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def _children() -> list[int]:
-    """Processes whose parent is this one, orphans that it has adopted included."""
+    """List the child processes, including adopted orphans."""
     processes = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
     return [process for process in processes if _parent(process) == os.getpid()]
 
 
 def _none_left() -> bool:
-    """Reap children that have ended; whether there are no others."""
+    """Reap children that have ended; return whether no other children are left."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -129,7 +136,7 @@ def _signal(processes: Sequence[int], number: int) -> None:
 
 
 class _Command:
-    """The command in a process group of its own, and when it was told to stop."""
+    """The command, in its own process group, and the time at which it must have stopped."""
 
     def __init__(self, process: subprocess.Popen[bytes], grace: float) -> None:
         self.process = process
@@ -142,7 +149,7 @@ class _Command:
             os.killpg(self.process.pid, number)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ask the command to stop; from now on it has its time of grace."""
+        """Ask the command to stop within the grace period."""
         if self.deadline is None:
             self.deadline = time.monotonic() + self.grace
         self.send(number)
@@ -150,18 +157,18 @@ class _Command:
     def check_deadline(self) -> None:
         if self.deadline is not None and time.monotonic() >= self.deadline and not self.killed:
             self.killed = True
-            log.error("it has not stopped within %g s and is killed", self.grace)
+            log.error("the command did not stop within %g s; killing it", self.grace)
             self.send(signal.SIGKILL)
 
-    def end_what_is_left(self) -> None:
-        """End what the command has started and left behind: it may be using the device."""
+    def end_orphans(self) -> None:
+        """End processes that the command left behind: they may be using the device."""
         deadline = self.deadline or time.monotonic() + min(LEFT_OVER_SECONDS, self.grace)
-        told = False
+        is_terminated = False
         while not _none_left():
-            late = self.killed or time.monotonic() >= deadline
-            if late or not told:
-                told = True
-                _signal(_children(), signal.SIGKILL if late else signal.SIGTERM)
+            is_late = self.killed or time.monotonic() >= deadline
+            if is_late or not is_terminated:
+                is_terminated = True
+                _signal(_children(), signal.SIGKILL if is_late else signal.SIGTERM)
             time.sleep(0.05)
 
 
@@ -169,29 +176,40 @@ def run(
     command: Sequence[str],
     environment: Mapping[str, str],
     *,
-    engine: SnakemakeProcess,
+    snakemake: SnakemakeProcess,
     grace: float,
     keep_open: Sequence[int] = (),
     every_hour: Callable[[], None] = lambda: None,
 ) -> tuple[int, bool]:
-    """Run a command; return its status (−n: ended by signal n), and whether it was told to stop.
+    """Run a command to its end. Nothing that the command starts outlives it.
 
-    SIGTERM and SIGINT are passed on. When the engine or the terminal is gone, the command gets
-    SIGTERM. From the first of these on it has `grace` seconds, then it is killed. When this
-    process itself is killed, the command gets SIGTERM from the kernel. The descriptors `keep_open`
-    stay open in the command. Nothing that the command has started outlives it.
+    SIGTERM and SIGINT are passed on. If Snakemake or the terminal disappears, the command gets
+    SIGTERM. If this process is killed, the kernel sends the command SIGTERM.
 
-    Raises InputError where there is no such command.
+    Args:
+        command: the program and its arguments.
+        environment: the command's environment.
+        snakemake: the Snakemake that waits for the command.
+        grace: seconds from the first signal until the command is killed.
+        keep_open: file descriptors that the command inherits.
+        every_hour: called once an hour while the command runs.
+
+    Returns:
+        The exit status (−n if signal n ended the command), and whether the command was told to
+        stop.
+
+    Raises:
+        InputError: there is no such command.
     """
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     awake, wake = os.pipe()
     for end in (awake, wake):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    # Handlers that do nothing: the signals arrive through the pipe.
+    # The handlers do nothing: the signals arrive through the pipe.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        # What nohup or a shell has told to be ignored stays ignored.
+        # Signals that nohup or a shell ignores stay ignored.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
     try:
@@ -214,12 +232,12 @@ def run(
                     job.stop(number)
                 elif number == signal.SIGHUP:
                     job.stop()
-        if job.deadline is None and engine.is_gone():
-            log.error("Snakemake is gone: the command is told to stop, with %g s for it", grace)
+        if job.deadline is None and snakemake.is_gone():
+            log.error("Snakemake has ended; stopping the command within %g s", grace)
             job.stop()
         job.check_deadline()
         if time.monotonic() > hour + 3600:
             hour = time.monotonic()
             every_hour()
-    job.end_what_is_left()
+    job.end_orphans()
     return process.returncode, job.deadline is not None

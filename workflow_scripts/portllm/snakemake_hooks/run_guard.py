@@ -6,7 +6,6 @@ stops the run. Snakemake has no hook between the start of a run and its own lock
 the start in its log, where `RunGuard` listens.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from portllm.errors import InputError
 from portllm.snakemake_hooks import output_cache
-from portllm.storage import integrity
+from portllm.storage import integrity, locks
 
 LOCK = ".run.lock"
 SHELLS = frozenset({"bash", "sh", "dash", "ksh", "zsh"})
@@ -36,25 +35,25 @@ SECONDS_BETWEEN_SWEEPS = 0.5
 
 
 def hold(results: Path) -> int | None:
-    """Lock a results directory for this process, until it ends in whatever way.
+    """Lock a results directory until this process ends, however it ends.
 
-    Returns the descriptor that must stay open; None where the file system has no such locks (some
-    network file systems). Raises InputError, naming the other run, where one holds it.
+    Returns:
+        The descriptor that must stay open; None if the file system has no locks.
+
+    Raises:
+        InputError: another run holds the directory.
     """
     results.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(results / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 1000).decode()
-        os.close(descriptor)
-        raise InputError(
-            f"another Snakemake run is working on {results}: {_described(owner)}; wait for its end "
-            "or stop it, nothing was started here"
-        ) from None
-    except OSError:
-        os.close(descriptor)
+        descriptor = locks.try_lock(results / LOCK)
+    except locks.LockingUnsupportedError:
         return None
+    if descriptor is None:
+        owner = _describe((results / LOCK).read_text())
+        raise InputError(
+            f"another Snakemake run is using {results} ({owner}); nothing was started. Wait until "
+            "it ends, or stop it"
+        )
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     owner = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
     os.ftruncate(descriptor, 0)
@@ -62,11 +61,11 @@ def hold(results: Path) -> int | None:
     return descriptor
 
 
-def _described(owner: str) -> str:
+def _describe(owner: str) -> str:
     try:
         return "process {process} on {host}, since {since}".format(**json.loads(owner))
     except (ValueError, KeyError):
-        return "it has just started"
+        return "just started"
 
 
 def remove_stale_locks(results: Path, directory: Path = Path(".snakemake/locks")) -> list[Path]:

@@ -9,7 +9,7 @@ from portllm.data import task_files
 from portllm.errors import InputError, nearest
 from portllm.study import imported_patterns, matrix
 from portllm.study.matrix import Config
-from portllm.study.yaml_files import Key, KeyOrigins, read_yaml
+from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
 from portllm.transplant import methods
 from portllm.weights import adapters, checkpoints
 
@@ -141,11 +141,8 @@ def _check_evolutions(config: Config, origins: KeyOrigins) -> None:
         for task in definition.get("tasks", ()):
             _check_known(task, config["tasks"], origins.at(*key, "tasks"), "task")
         _check_known(definition["corpus"], config["corpora"], origins.at(*key, "corpus"), "corpus")
-        place = origins.at(*key, "recipe")
-        for file in matrix.recipe_files(config, name):
-            recipe = read_yaml(Path(file), what=f"{place}: {file}")
-            if not isinstance(recipe, dict):
-                raise InputError(f"{place}: {file} is no mapping of Axolotl's keys")
+        recipe_files = map(Path, matrix.recipe_files(config, name))
+        read_recipe(recipe_files, origin=origins.at(*key, "recipe"))
     _check_parents(config, origins)
 
 

@@ -15,7 +15,7 @@ from jsonschema.exceptions import ValidationError, best_match
 from portllm.errors import InputError, nearest
 from portllm.study import chains, checks, matrix
 from portllm.study.matrix import Config
-from portllm.study.yaml_files import KeyOrigins, read_yaml
+from portllm.study.yaml_files import KeyOrigins, read_recipe, read_yaml
 
 
 def _unknown_key(error: ValidationError, origins: KeyOrigins) -> str:
@@ -76,14 +76,11 @@ def check_schema(config: Config, schema: dict[str, Any], files: Iterable[Path] =
 
 
 def recipes(config: Config) -> dict[str, dict[str, Any]]:
-    """The Axolotl keys of each evolution: its files, one over the other, and its overrides."""
-    found = {}
-    for name, definition in config["evolutions"].items():
-        keys: dict[str, Any] = {}
-        for file in matrix.recipe_files(config, name):
-            keys |= read_yaml(Path(file), what=file)
-        found[name] = {**keys, **definition["overrides"]}
-    return found
+    """Read the Axolotl keys of each evolution: its recipe files, then its overrides."""
+    return {
+        name: read_recipe(map(Path, matrix.recipe_files(config, name))) | definition["overrides"]
+        for name, definition in config["evolutions"].items()
+    }
 
 
 def check_packages(found: dict[str, dict[str, Any]], pins: Path) -> None:

@@ -29,6 +29,26 @@ def read_yaml(path: Path, *, what: str) -> Any:
         raise InputError(f"{what}: does not parse as YAML: {line}{problem}") from None
 
 
+def read_recipe(files: Iterable[Path], *, origin: str | None = None) -> dict[str, Any]:
+    """Read the Axolotl keys of layered recipe files; later files win.
+
+    Args:
+        files: YAML files.
+        origin: the setting that names the files, for error messages.
+
+    Raises:
+        InputError: a file does not exist, does not parse or is not a mapping.
+    """
+    recipe: dict[str, Any] = {}
+    for file in files:
+        place = f"{origin}: {file}" if origin else str(file)
+        keys = read_yaml(file, what=place)
+        if not isinstance(keys, dict):
+            raise InputError(f"{place}: expected a mapping of Axolotl's keys")
+        recipe |= keys
+    return recipe
+
+
 class KeyOrigins:
     """The file that each key of a merged configuration comes from, for error messages."""
 

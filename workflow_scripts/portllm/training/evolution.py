@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from portllm.errors import HOST_MEMORY, InputError, out_of_memory
 from portllm.jobs import signals
 from portllm.storage import files
@@ -227,21 +225,3 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
     # From the trained model, not from its parent: training may have added tokens or changed dtype.
     merging.copy_companions(trained, directory)
     return "full"
-
-
-def read_recipes(paths: list[Path]) -> dict[str, Any]:
-    """Read Axolotl YAMLs, each laid over those before it: a key that comes later wins."""
-    recipe: dict[str, Any] = {}
-    for path in paths:
-        recipe.update(_read_recipe(path))
-    return recipe
-
-
-def _read_recipe(path: Path) -> dict[str, Any]:
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: {error}") from None
-    if not isinstance(recipe, dict):
-        raise InputError(f"{path}: no mapping of Axolotl's keys")
-    return recipe

@@ -202,7 +202,7 @@ def train(
         data_collator=lambda batch: pad(batch, padding),
         callbacks=[interruption],
     )
-    checkpoint = resuming.last_whole(work)
+    checkpoint = resuming.last_complete(work)
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics

@@ -1,6 +1,5 @@
-"""Checkpoints of a training that was interrupted: which of them are whole, and who uses them."""
+"""Checkpoints of an interrupted training: which are complete, and which process uses them."""
 
-import fcntl
 import logging
 import os
 import shutil
@@ -10,30 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from portllm.errors import InputError
-from portllm.storage import files
+from portllm.storage import files, locks
 
 log = logging.getLogger(__name__)
 
 SEAL = "whole.json"
-"""Written last into a checkpoint: the sizes of its files, and what the training has cost so far."""
+"""Written last into a checkpoint: the sizes of its files, and the cost of the training so far."""
 LOCK = "in_use"
 KEPT = 2
-"""How many checkpoints a training keeps: while one is written, and if it is damaged, another is."""
+"""Checkpoints that a training keeps; the older one is used if the newer is damaged."""
 SAVE_STEPS = 200
-"""Steps between checkpoints of a training that does not say it."""
+"""Default number of steps between checkpoints."""
 
 
-def seal(checkpoint: Path, **about: Any) -> None:
-    """Mark a checkpoint as whole, once all of it is on the disk."""
+def seal(checkpoint: Path, **details: Any) -> None:
+    """Mark a checkpoint as complete, once all of it is on the disk."""
     files.flush_directory(checkpoint)
     sizes = files.sizes(checkpoint, exclude=frozenset({SEAL}))
-    files.write_json(checkpoint / SEAL, {**about, "sizes": sizes})
+    files.write_json(checkpoint / SEAL, {**details, "sizes": sizes})
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it is whole."""
+    """Describe what is wrong with a checkpoint; None if it is complete."""
     if not (checkpoint / SEAL).exists():
-        return "it was not written to its end"
+        return "it is incomplete"
     try:
         return files.size_mismatch(checkpoint, read_seal(checkpoint)["sizes"])
     except InputError as error:
@@ -41,7 +40,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def read_seal(checkpoint: Path) -> dict[str, Any]:
-    """What was written when the checkpoint was sealed; empty where it was not."""
+    """Read the details of a sealed checkpoint; empty if it is not sealed."""
     path = checkpoint / SEAL
     return files.read_json(path) if path.exists() else {}
 
@@ -50,49 +49,40 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def last_whole(directory: Path) -> Path | None:
-    """The latest checkpoint below `directory` that is whole.
+def last_complete(directory: Path) -> Path | None:
+    """Find the latest complete checkpoint below `directory`; None if there is none.
 
-    Later ones that are not are named in the log and removed: nothing can use them, and the disk
-    may be full of them.
+    Later, damaged checkpoints are logged and removed, because they may fill the disk.
     """
-    found = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit()]
-    for checkpoint in sorted(found, key=_step, reverse=True):
+    checkpoints = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit()]
+    for checkpoint in sorted(checkpoints, key=_step, reverse=True):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        log.warning("%s is damaged and not used: %s", checkpoint, problem)
+        log.warning("removing the damaged checkpoint %s: %s", checkpoint, problem)
         shutil.rmtree(checkpoint)
     return None
 
 
 @contextmanager
-def held(work: Path) -> Iterator[int]:
-    """Hold a training's directory; yield a descriptor that a child must inherit to hold it too.
+def held(work: Path) -> Iterator[list[int]]:
+    """Hold a training's directory. Wait while another process, such as an orphan, uses it.
 
-    A process that was left behind by a killed one may still be writing there: it is waited for.
+    Yields:
+        Descriptors that a child process must inherit to keep the directory held; none if the file
+        system has no locks.
     """
-    descriptor = _lock(work)
+
+    def warn() -> None:
+        log.warning("%s: another process is running this training; waiting until it ends", work)
+
     try:
-        yield descriptor
+        descriptors = [locks.wait_for_lock(work / LOCK, warn)]
+    except locks.LockingUnsupportedError as error:
+        log.warning("%s cannot be locked (%s)", work, error)
+        descriptors = []
+    try:
+        yield descriptors
     finally:
-        os.close(descriptor)
-
-
-def _lock(work: Path) -> int:
-    while True:
-        work.mkdir(parents=True, exist_ok=True)
-        path = work / LOCK
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("%s: another process is training this; waiting for its end", work)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            log.warning("%s cannot be locked (%s)", work, error.strerror)
-            return descriptor
-        # Who was waited for may have finished and removed the directory, this file with it.
-        if path.exists() and path.samefile(f"/proc/self/fd/{descriptor}"):
-            return descriptor
-        os.close(descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)

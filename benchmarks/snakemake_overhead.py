@@ -1,8 +1,8 @@
-"""What the engine costs beside the work: overhead, dry runs, and how well devices are kept busy.
+"""What Snakemake adds to the work: overhead, dry runs, and how well devices are kept busy.
 
-    .venvs/test/bin/python benchmarks/engine.py overhead    # about six minutes
-    .venvs/test/bin/python benchmarks/engine.py dry-run     # about three minutes
-    .venvs/test/bin/python benchmarks/engine.py makespan    # about a quarter of an hour
+    .venvs/test/bin/python benchmarks/snakemake_overhead.py overhead    # about six minutes
+    .venvs/test/bin/python benchmarks/snakemake_overhead.py dry-run     # about three minutes
+    .venvs/test/bin/python benchmarks/snakemake_overhead.py makespan    # about a quarter of an hour
 
 Every figure is a ratio of two times of the same run, on a machine that does nothing else.
 """
