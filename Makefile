@@ -1,10 +1,11 @@
-# make demo       make what is needed and run the default study
-# make test       make what is needed and run all tests
-# make test-fast  the library's tests: no Snakemake, no study
-# make test-slurm the tests on a real SLURM with fake GPUs on this machine (root, Debian's packages)
-# make envs       make every environment (on a cluster: on the login node, once)
-# make lint       check style: ruff, snakefmt, snakemake --lint
-# make pins       resolve envs/*.in anew into envs/*.txt and envs/*.yaml
+# make demo        build what is missing and run the default study (12 to 25 minutes)
+# make envs        build every environment; on a cluster, run this on the login node
+# make test        run all tests except those on SLURM
+# make test-fast   run the library's tests: no Snakemake, no study
+# make test-slurm  run the tests on a real SLURM with fake GPUs (root, Debian's packages)
+# make lint        run ruff, snakefmt and snakemake --lint
+# make pins        resolve envs/*.in into envs/*.txt and envs/*.yaml
+# make help        print this list
 
 SNAKEMAKE := .venvs/workflow/bin/snakemake
 PYTEST := .venvs/test/bin/python -m pytest
@@ -12,7 +13,7 @@ PYTEST := .venvs/test/bin/python -m pytest
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UV := .venvs/uv/bin/uv
 
-.PHONY: demo envs test test-fast test-slurm lint pins
+.PHONY: demo help envs test test-fast test-slurm lint pins
 
 demo: .venvs/workflow.ready
 	$(SNAKEMAKE) --cores all
@@ -24,6 +25,10 @@ demo: .venvs/workflow.ready
 	@echo "Tables:  results/tables/    scores: results/scores.csv"
 	@echo "Figures: results/figures/"
 	@echo "Report:  results/report.html"
+
+# The comment at the top of this file is the list.
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' $(MAKEFILE_LIST)
 
 envs: .venvs/workflow.ready .venvs/train.ready .venvs/eval.ready
 
