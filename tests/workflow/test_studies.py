@@ -1,5 +1,6 @@
 """Every study in the repository can be planned, and plans what its configuration says."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -196,10 +197,47 @@ def test_studies_compose(checkout: Checkout, tmp_path: Path) -> None:
     assert counts["score"] == 2
 
 
+def examples(page: str) -> list[str]:
+    """The YAML blocks of a page."""
+    return re.findall(r"^```yaml\n(.*?)^```", (PROJECT / page).read_text(), re.M | re.S)
+
+
 def test_the_readmes_example_is_a_study(checkout: Checkout) -> None:
-    section = (PROJECT / "README.md").read_text().split("\n## Your own model", 1)[1]
-    study = yaml.safe_load(section.split("```yaml\n", 1)[1].split("```", 1)[0])
-    # What the reader has.
+    [example] = examples("README.md")
+    study = yaml.safe_load(example)
+    # The files that the reader has.
+    model = study["models"]["mine"]
+    release = tiny.save_model(checkout.directory / model["releases"]["v0.2"]["path"])
+    tiny.save_adapter(checkout.directory / model["patches"]["boolq"]["path"], release)
+    (checkout.directory / "mine.yaml").write_text(example)
+    assert checkout.counts("--configfile", "mine.yaml") == {
+        "fetch_model": 1,
+        "fetch_patch": 1,
+        "make_task_data": 1,
+        "transplant": 1,
+        "merge": 1,
+        "score": 1,
+        "collect_scores": 1,
+        "make_table": 4,
+        "make_report": 1,
+    }
+
+
+def test_examples_of_the_configuration_page_are_studies(checkout: Checkout) -> None:
+    overlay, smallest, full = examples("config/README.md")
+    for name, text in {"overlay": overlay, "smallest": smallest, "full": full}.items():
+        (checkout.directory / f"{name}.yaml").write_text(text)
+
+    counts = checkout.counts("--configfile", "config.yaml", "overlay.yaml")
+    # One task and three seeds on the base and on lessons.
+    assert (counts["train_patch"], counts["transplant"], counts["score"]) == (6, 3, 2)
+
+    counts = checkout.counts("--configfile", "smallest.yaml")
+    assert (counts["evolve"], counts["train_patch"], counts["score"]) == (1, 2, 2)
+    assert (counts["make_table"], counts["make_figure"]) == (8, 1)
+
+    # The files that the reader has.
+    study = yaml.safe_load(full)
     release = study["models"]["mine"]["releases"]["v0.2"]
     release["path"] = str(tiny.save_model(checkout.directory / "release"))
     tasks = checkout.directory / study["tasks"]["my_task"]["include"]
@@ -208,8 +246,8 @@ def test_the_readmes_example_is_a_study(checkout: Checkout) -> None:
         "task: my_task\ndataset_path: mine\ntraining_split: train\n"
     )
     checkout.write("my_axolotl.yaml", {"datasets": [{"type": "alpaca"}]})
-    checkout.write("mine.yaml", study)
-    counts = checkout.counts("--configfile", "mine.yaml")
+    checkout.write("full.yaml", study)
+    counts = checkout.counts("--configfile", "full.yaml")
     # The patch of each of two tasks on three versions, as it is and halved.
     assert counts["transplant"] == 2 * 3 * 2
     assert (counts["evolve"], counts["train_patch"], counts["merge"]) == (2, 2, 1)
