@@ -52,4 +52,4 @@ rule all:
             kind=["svg", "png", "csv"],
         ),
         "<results>/report.html",
-        merged_checkpoints(),
+        paths.merged_paths(config),

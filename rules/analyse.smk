@@ -78,7 +78,7 @@ rule measure_loss_slice:
         ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
         native="<results>/patches/{model}/{applied_to}/{task}/seed{seed}",
         task="<results>/tasks/{task}",
-        files=lambda wildcards: defining_files(wildcards.task),
+        files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
     output:
         "<results>/analysis/{model}/{applied_to}/loss_slices/{trained_on}/{task}/seed{seed}.json",
     log:
@@ -91,7 +91,9 @@ rule measure_loss_slice:
         mem_mb=asks("measure_loss_slice", "mem_mb", 4000),
         runtime=asks("measure_loss_slice", "runtime", 720),
     params:
-        settings=lambda wildcards: options(matrix.loss_slice_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(
+            stage_settings.loss_slice_settings(config, wildcards.task)
+        ),
     shell:
         "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/measure_loss_slice.py --version {input.version}"

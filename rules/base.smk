@@ -30,7 +30,7 @@ rule pretrain:
         runtime=asks("pretrain", "runtime", 60),
     params:
         settings=lambda wildcards: options(
-            matrix.without(config["models"][wildcards.model]["base"]["from_scratch"], "corpus")
+            stage_settings.pretraining_settings(config, wildcards.model)
         ),
     shell:
         "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"

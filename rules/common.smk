@@ -2,7 +2,6 @@ import json
 import os
 import re
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.logging import logger
@@ -11,12 +10,12 @@ HERE = Path(os.path.relpath(workflow.basedir))
 ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
-from portllm.data import fetching, task_files
+from portllm.data import fetching
 from portllm.jobs import devices, supervision
 from portllm.planning import estimates, requests
 from portllm.snakemake_hooks import clusters, output_cache, progress, run_guard
 from portllm.study import config as configuration
-from portllm.study import imported_patterns, matrix, summary
+from portllm.study import imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -149,103 +148,9 @@ wildcard_constraints:
     seed="[0-9]+",
 
 
-def corpus_path(corpus):
-    return f"<results>/corpora/{corpus}.jsonl"
-
-
-def version_path(model, version):
-    return f"<results>/models/{model}/{version}"
-
-
-def parent_of(version):
-    return config["evolutions"][version]["from"]
-
-
-def prepared_path(model, version):
-    """The prepared dataset of an evolution that has a job for it; else nothing."""
-    if config["evolutions"][version]["preprocess"]:
-        return f"<results>/prepared/{model}/{version}"
-    return []
-
-
-def patch_path(patch):
-    return "<results>/patches/{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch)
-
-
-EXISTING_PATCHES = {
-    "{0.model}/{0.trained_on}/{0.task}/seed{0.seed}".format(patch): patch
-    for patch in matrix.existing_patches(config)
-}
-
-
 def source_files(source, kept):
     """The local files that a model or a patch is linked from; none where it comes from the hub."""
     return fetching.local_files(source, config["hub_mirror"], kept)
-
-
-def existing_patch(path):
-    """Options that say where a patch that someone brings comes from, and what it is called."""
-    patch = EXISTING_PATCHES[path]
-    source = matrix.without(matrix.existing_patches(config)[patch], "trained_on")
-    return {**source, "hub_mirror": config["hub_mirror"], "names": matrix.names(asdict(patch))}
-
-
-def adapter_path(cell):
-    """What a cell applies: the patch itself on its own version, a port of it elsewhere."""
-    if not cell.is_ported:
-        return patch_path(cell.patch)
-    return (
-        "<results>/ports/{0.model}/{0.trained_on}/{0.applied_to}/{0.task}/{0.method}/seed{0.seed}"
-    ).format(cell)
-
-
-def merged_path(cell):
-    return (
-        "<results>/merged/{0.model}/{0.trained_on}/{0.applied_to}/{0.task}/{0.method}/seed{0.seed}"
-    ).format(cell)
-
-
-# Worked out once: a large study asks for each job's cells again and again.
-CELLS = matrix.cells_by_job(config)
-
-
-def cells_of(wildcards):
-    return CELLS[wildcards.model, wildcards.applied_to, wildcards.task]
-
-
-def adapters_of(wildcards):
-    """Every adapter that a scoring job applies, in the order of its cells."""
-    return [adapter_path(cell) for cell in cells_of(wildcards) if cell.patch]
-
-
-def cells_to_score(wildcards, adapters):
-    """Options that name each cell of a scoring job: `trained_on/method/seed=adapter`."""
-    cells = cells_of(wildcards)
-    patched = [cell for cell in cells if cell.patch]
-    return {
-        "un_patched": len(patched) < len(cells),
-        "adapter": [
-            "{0.trained_on}/{0.method}/{0.seed}={1}".format(cell, adapter)
-            for cell, adapter in zip(patched, adapters)
-        ]
-        or None,
-    }
-
-
-def score_paths(suffix):
-    """Results of every scoring job of the study."""
-    return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in CELLS]
-
-
-def imported_files(source):
-    """The result files that a source of imported scores reads."""
-    return imported_patterns.find_files(config["imported"][source])
-
-
-def imported_paths(suffix, settings=None):
-    """What is made of the imported scores that a table selects; by default, of all."""
-    sources = matrix.imported_sources(config, settings or {})
-    return [f"<results>/imported/{source}{suffix}" for source in sources]
 
 
 def table_notes(table):
@@ -260,37 +165,7 @@ def table_notes(table):
         *matrix.MEASURED,
     ):
         return []
-    return imported_paths(".notes.txt", settings)
-
-
-def defining_files(task):
-    """The study's own files that define a task; lm-eval's are covered by its pinned version."""
-    definition = config["tasks"][task]
-    if "include" not in definition:
-        return []
-    path = task_files.find(definition.get("lm_eval", task), [Path(definition["include"])])
-    return [] if path is None else task_files.defining_files(path)
-
-
-def norms_path(cell):
-    return (
-        "<results>/analysis/{0.model}/{0.applied_to}/norms/{0.trained_on}/{0.task}/seed{0.seed}.json"
-    ).format(cell)
-
-
-def measured_path(kind, cell):
-    """Measurement of a carried patch on a version beside the patch trained on it."""
-    return (
-        "<results>/analysis/{1.model}/{1.applied_to}/{0}/{1.trained_on}/{1.task}/seed{1.seed}.json"
-    ).format(kind, cell)
-
-
-def movement_paths():
-    """How far every evolved or released version of the study lies from its base."""
-    return [
-        "<results>/analysis/{}/{}/movement.json".format(*place)
-        for place in matrix.moved_versions(config)
-    ]
+    return paths.imported_paths(matrix.imported_sources(config, settings), ".notes.txt")
 
 
 def with_rows(kind):
@@ -298,24 +173,9 @@ def with_rows(kind):
     return [name for name, settings in config[kind].items() if matrix.has_rows(config, settings)]
 
 
-def artefact_paths():
-    """Everything in the study that carries a manifest: versions, patches, ports, scores."""
-    cells = matrix.cells(config)
-    versions = {
-        version_path(model, version)
-        for model in matrix.chosen(config, "models")
-        for version in matrix.versions(config, model)
-    }
-    patched = [cell for cell in cells if cell.patch]
-    patches = {patch_path(cell.patch) for cell in patched}
-    ports = {adapter_path(cell) for cell in patched if cell.is_ported}
-    return [*sorted(versions), *sorted(patches), *sorted(ports), *score_paths(".json")]
-
-
 def item_paths(settings, suffix):
     """Results, or items, of the scoring jobs whose items a table or figure compares."""
-    jobs = matrix.jobs_with_items(config, settings)
-    return ["<results>/scores/{}/{}/{}{}".format(*job, suffix) for job in jobs]
+    return paths.score_paths(matrix.jobs_with_items(config, settings), suffix)
 
 
 def table_inputs(table):
@@ -323,25 +183,29 @@ def table_inputs(table):
     settings = config["tables"][table]
     match settings["kind"]:
         case "main" | "recovery":
-            return ["<results>/scores.csv", *item_paths(settings, ".json")]
+            return [paths.SCORES, *item_paths(settings, ".json")]
         case "comparisons" | "seeds":
             return item_paths(settings, ".json")
         case "versions":
-            return movement_paths()
+            return [paths.movement_path(*place) for place in matrix.moved_versions(config)]
         case "norms":
-            return [norms_path(cell) for cell in matrix.compared_cells(config, settings)]
+            return [
+                paths.measurement_path("norms", cell)
+                for cell in matrix.compared_cells(config, settings)
+            ]
         case "geometry":
             return [
-                measured_path("geometry", cell) for cell in matrix.measured_cells(config, settings)
+                paths.measurement_path("geometry", cell)
+                for cell in matrix.measured_cells(config, settings)
             ]
         case "efficiency":
             compared = matrix.compared_cells(config, settings)
-            natives = [patch_path(matrix.native_patch(cell)) for cell in compared]
-            return [*natives, *map(adapter_path, compared)]
+            natives = [paths.patch_path(matrix.native_patch(cell)) for cell in compared]
+            return [*natives, *map(paths.adapter_path, compared)]
         case "costs" | "provenance":
-            return artefact_paths()
+            return paths.artefact_paths(config)
         case _:
-            return ["<results>/scores.csv"]
+            return [paths.SCORES]
 
 
 def figure_inputs(figure):
@@ -349,23 +213,8 @@ def figure_inputs(figure):
     settings = config["figures"][figure]
     if settings["kind"] in matrix.MEASURED:
         cells = matrix.measured_cells(config, settings)
-        return [measured_path(settings["kind"], cell) for cell in cells]
-    return ["<results>/scores.csv", *item_paths(settings, ".json")]
-
-
-def merged_checkpoints():
-    """The full checkpoints that the study asks for."""
-    cells = [matrix.merged_cell(config, wanted) for wanted in config["merged"]]
-    return [merged_path(cell) for cell in cells]
-
-
-def corpus_files(corpus):
-    """Local files that a corpus is made from."""
-    sources = config["corpora"][corpus]["sources"]
-    generators = [
-        source["generator"].rpartition(":")[0] for source in sources if "generator" in source
-    ]
-    return [*generators, *(file for source in sources for file in source.get("files", []))]
+        return [paths.measurement_path(settings["kind"], cell) for cell in cells]
+    return [paths.SCORES, *item_paths(settings, ".json")]
 
 
 def described_study():

@@ -5,7 +5,7 @@ localrules:
 rule make_corpus:
     input:
         environment_ready("eval"),
-        files=lambda wildcards: corpus_files(wildcards.corpus),
+        files=lambda wildcards: paths.corpus_files(config, wildcards.corpus),
     output:
         rows="<results>/corpora/{corpus}.jsonl",
         manifest="<results>/corpora/{corpus}.manifest.json",

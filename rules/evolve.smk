@@ -1,15 +1,17 @@
 rule preprocess:
     input:
         environment_ready("train"),
-        model=lambda wildcards: version_path(wildcards.model, parent_of(wildcards.version)),
-        corpus=lambda wildcards: corpus_path(config["evolutions"][wildcards.version]["corpus"]),
-        recipe=lambda wildcards: matrix.recipe_files(config, wildcards.version),
+        model=lambda wildcards: paths.parent_path(config, **wildcards),
+        corpus=lambda wildcards: paths.corpus_path(
+            config["evolutions"][wildcards.version]["corpus"]
+        ),
+        recipe=lambda wildcards: stage_settings.recipe_files(config, wildcards.version),
     output:
         temp(directory("<results>/prepared/{model}/{version}")),
     log:
         "<logs>/preprocess/{model}/{version}.log",
     wildcard_constraints:
-        version=one_of(matrix.preprocessed_evolutions(config)),
+        version=one_of(stage_settings.preprocessed_evolutions(config)),
     conda:
         "../envs/train.yaml"
     threads: asks("preprocess", "threads", 1)
@@ -17,7 +19,9 @@ rule preprocess:
         mem_mb=asks("preprocess", "mem_mb", 8000),
         runtime=asks("preprocess", "runtime", 120),
     params:
-        settings=lambda wildcards: options(matrix.evolution_settings(config, wildcards.version)),
+        settings=lambda wildcards: options(
+            stage_settings.evolution_settings(config, wildcards.version)
+        ),
     shell:
         "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
@@ -28,10 +32,12 @@ rule preprocess:
 rule evolve:
     input:
         environment_ready("train"),
-        model=lambda wildcards: version_path(wildcards.model, parent_of(wildcards.version)),
-        corpus=lambda wildcards: corpus_path(config["evolutions"][wildcards.version]["corpus"]),
-        recipe=lambda wildcards: matrix.recipe_files(config, wildcards.version),
-        prepared=lambda wildcards: prepared_path(wildcards.model, wildcards.version),
+        model=lambda wildcards: paths.parent_path(config, **wildcards),
+        corpus=lambda wildcards: paths.corpus_path(
+            config["evolutions"][wildcards.version]["corpus"]
+        ),
+        recipe=lambda wildcards: stage_settings.recipe_files(config, wildcards.version),
+        prepared=lambda wildcards: paths.prepared_paths(config, **wildcards),
     output:
         directory("<results>/models/{model}/{version}"),
     log:
@@ -49,7 +55,9 @@ rule evolve:
         mem_mb=asks("evolve", "mem_mb", 6000),
         runtime=asks("evolve", "runtime", 1440),
     params:
-        settings=lambda wildcards: options(matrix.evolution_settings(config, wildcards.version)),
+        settings=lambda wildcards: options(
+            stage_settings.evolution_settings(config, wildcards.version)
+        ),
         # Not used: the recipes' order, which their files' contents do not tell, for the key of a
         # shared output.
         recipe=lambda wildcards: RECIPES[wildcards.version],

@@ -4,7 +4,7 @@ localrules:
 
 rule import_scores:
     input:
-        lambda wildcards: imported_files(wildcards.source),
+        lambda wildcards: imported_patterns.find_files(config["imported"][wildcards.source]),
     output:
         scores="<results>/imported/{source}.csv",
         files="<results>/imported/{source}.files.csv",
@@ -16,7 +16,7 @@ rule import_scores:
     params:
         # The program looks for the files itself: so many names could be too long a command.
         settings=lambda wildcards: options(
-            {"settings": matrix.imported_settings(config, wildcards.source)}
+            {"settings": stage_settings.imported_settings(config, wildcards.source)}
         ),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/import_scores.py --name {wildcards.source} {params.settings}"

@@ -2,8 +2,11 @@ localrules:
     fetch_patch,
 
 
-# A patch that someone brings is fetched, on the login node; every other one is trained.
+# An existing patch is fetched on the login node; every other patch is trained.
 ruleorder: fetch_patch > train_patch
+
+
+EXISTING_PATCHES = {paths.patch_name(patch): patch for patch in matrix.existing_patches(config)}
 
 
 rule fetch_patch:
@@ -25,7 +28,9 @@ rule fetch_patch:
         mem_mb=asks("fetch_patch", "mem_mb", 2000),
         runtime=asks("fetch_patch", "runtime", 60),
     params:
-        source=lambda wildcards: options(existing_patch(wildcards.existing)),
+        source=lambda wildcards: options(
+            stage_settings.fetch_patch_settings(config, EXISTING_PATCHES[wildcards.existing])
+        ),
     shell:
         "$EVAL_PYTHON $SCRIPTS/fetch_patch.py {params.source} --output {output} >{log} 2>&1"
 
@@ -49,15 +54,19 @@ rule train_patch:
         mem_mb=asks("train_patch", "mem_mb", 4000),
         runtime=asks("train_patch", "runtime", 720),
         # No parameter: how often checkpoints are written changes no patch and redoes none.
-        checkpoint_steps=lambda wildcards: matrix.patch_settings(config, wildcards.task)[
+        checkpoint_steps=lambda wildcards: stage_settings.patch_settings(config, wildcards.task)[
             "checkpoint_steps"
         ],
     params:
         settings=lambda wildcards: options(
-            matrix.without(matrix.patch_settings(config, wildcards.task), "checkpoint_steps")
+            stage_settings.without(
+                stage_settings.patch_settings(config, wildcards.task), "checkpoint_steps"
+            )
         ),
         # The key of a shared output covers parameters, not wildcards.
-        names=lambda wildcards: options({"seed": wildcards.seed, "names": matrix.names(wildcards)}),
+        names=lambda wildcards: options(
+            {"seed": wildcards.seed, "names": stage_settings.names(wildcards)}
+        ),
     shell:
         "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"

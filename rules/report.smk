@@ -6,7 +6,7 @@ rule make_report:
     input:
         tables=expand("<results>/tables/{table}.md", table=with_rows("tables")),
         figures=expand("<results>/figures/{figure}.svg", figure=with_rows("figures")),
-        imported=imported_paths(".csv"),
+        imported=paths.imported_paths(config["imported"], ".csv"),
         sections=HERE / "report" / "sections.yaml",
         template=HERE / "report" / "report.html.j2",
     output:

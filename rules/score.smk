@@ -2,13 +2,22 @@ localrules:
     collect_scores,
 
 
+# Computed once: a large study asks for the cells of each job again and again.
+CELLS = matrix.cells_by_job(config)
+
+
+def cells_of(wildcards):
+    """The cells that a scoring job scores."""
+    return CELLS[wildcards.model, wildcards.applied_to, wildcards.task]
+
+
 rule score:
     input:
         environment_ready(SCORING),
         version="<results>/models/{model}/{applied_to}",
         task="<results>/tasks/{task}",
-        files=lambda wildcards: defining_files(wildcards.task),
-        adapters=adapters_of,
+        files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
+        adapters=lambda wildcards: paths.adapter_paths(cells_of(wildcards)),
     output:
         # Updated, not made anew: a cell that is there and still true is not scored again.
         results=update("<results>/scores/{model}/{applied_to}/{task}.json"),
@@ -23,8 +32,10 @@ rule score:
         mem_mb=asks("score", "mem_mb", 4000),
         runtime=asks("score", "runtime", 720),
     params:
-        settings=lambda wildcards: options(matrix.scoring_settings(config, wildcards.task)),
-        cells=lambda wildcards, input: options(cells_to_score(wildcards, input.adapters)),
+        settings=lambda wildcards: options(stage_settings.scoring_settings(config, wildcards.task)),
+        cells=lambda wildcards, input: options(
+            stage_settings.scored_cells(cells_of(wildcards), input.adapters)
+        ),
     shell:
         "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
         " $SCORE_PYTHON $SCRIPTS/score.py --gpus {resources.gpu} --version {input.version} --task {input.task}"
@@ -35,8 +46,8 @@ rule score:
 
 rule collect_scores:
     input:
-        results=score_paths(".json"),
-        imported=imported_paths(".csv"),
+        results=paths.score_paths(CELLS, ".json"),
+        imported=paths.imported_paths(config["imported"], ".csv"),
     output:
         "<results>/scores.csv",
     log:

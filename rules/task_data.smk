@@ -5,7 +5,7 @@ localrules:
 rule make_task_data:
     input:
         environment_ready("eval"),
-        files=lambda wildcards: defining_files(wildcards.task),
+        files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
     output:
         directory("<results>/tasks/{task}"),
     log:
@@ -17,7 +17,9 @@ rule make_task_data:
         mem_mb=asks("make_task_data", "mem_mb", 4000),
         runtime=asks("make_task_data", "runtime", 60),
     params:
-        settings=lambda wildcards: options(matrix.task_data_settings(config, wildcards.task)),
+        settings=lambda wildcards: options(
+            stage_settings.task_data_settings(config, wildcards.task)
+        ),
         hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
     shell:
         "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"

@@ -14,7 +14,7 @@ rule transplant:
         mem_mb=asks("transplant", "mem_mb", 2000),
         runtime=asks("transplant", "runtime", 30),
     params:
-        method=lambda wildcards: options(matrix.method_settings(config, wildcards.method)),
+        method=lambda wildcards: options(stage_settings.method_settings(config, wildcards.method)),
     shell:
         "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
         " $EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.patch} --version {input.version}"
@@ -26,7 +26,7 @@ rule transplant:
 rule merge:
     input:
         environment_ready("eval"),
-        adapter=lambda wildcards: adapter_path(matrix.Cell(**wildcards)),
+        adapter=lambda wildcards: paths.adapter_path(matrix.Cell(**wildcards)),
         version="<results>/models/{model}/{applied_to}",
     output:
         directory("<results>/merged/{model}/{trained_on}/{applied_to}/{task}/{method}/seed{seed}"),

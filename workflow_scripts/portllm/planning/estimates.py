@@ -15,7 +15,7 @@ from portllm.errors import InputError
 from portllm.planning import formulas
 from portllm.planning.formulas import Architecture, TrainingMemory, UnknownError
 from portllm.storage.files import read_json
-from portllm.study import matrix
+from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
 from portllm.transplant import methods
 
@@ -213,7 +213,7 @@ class PricedStudy:
             if "path" not in brought or not file.is_file():
                 raise UnknownError(f"{brought.get('hub', file)}: a patch of unknown rank")
             return file.stat().st_size
-        settings = matrix.patch_settings(self.config, patch.task)
+        settings = stage_settings.patch_settings(self.config, patch.task)
         model = self.version(patch.model, patch.trained_on).architecture
         return formulas.FLOAT32 * formulas.lora_parameters(
             model, settings["rank"], settings["target_modules"]
@@ -253,7 +253,7 @@ class PricedStudy:
         """Disk that a job needs beside its outputs, only while it runs."""
         names = dict(job.wildcards)
         if job.rule == "train_patch":
-            settings = matrix.patch_settings(self.config, names["task"])
+            settings = stage_settings.patch_settings(self.config, names["task"])
             if settings["checkpoint_steps"] == 0:
                 return 0
             model = self.version(names["model"], names["trained_on"]).architecture
@@ -275,7 +275,7 @@ class PricedStudy:
                 return _training("pretrain", model, training, training)
             case "train_patch":
                 model = self.version(names["model"], names["trained_on"]).architecture
-                settings = matrix.patch_settings(self.config, names["task"])
+                settings = stage_settings.patch_settings(self.config, names["task"])
                 both = (formulas.patch_training(settings, gpu=gpu) for gpu in (True, False))
                 return _training("patch", model, *both)
             case "evolve":
@@ -310,11 +310,11 @@ class PricedStudy:
 
     def _scoring(self, names: dict[str, str]) -> tuple[str, Estimate]:
         model = self.version(names["model"], names["applied_to"]).architecture
-        settings = matrix.scoring_settings(self.config, names["task"])
+        settings = stage_settings.scoring_settings(self.config, names["task"])
         width = formulas.DTYPES.get(settings["dtype"], model.dtype_bytes)
         # How long prompts are is not known before the task data is made; those of the patch's
         # training are, and every example in the prompt is about as long again.
-        longest = matrix.patch_settings(self.config, names["task"])["max_length"]
+        longest = stage_settings.patch_settings(self.config, names["task"])["max_length"]
         length = settings["max_length"] or longest * (1 + settings["few_shot"])
         length = min(length, model.context)
         batch = settings["batch_size"]

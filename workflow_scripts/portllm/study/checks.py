@@ -7,7 +7,7 @@ from typing import Any
 
 from portllm.data import task_files
 from portllm.errors import InputError, nearest
-from portllm.study import imported_patterns, matrix
+from portllm.study import imported_patterns, matrix, stage_settings
 from portllm.study.matrix import Config
 from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
 from portllm.transplant import methods
@@ -141,7 +141,7 @@ def _check_evolutions(config: Config, origins: KeyOrigins) -> None:
         for task in definition.get("tasks", ()):
             _check_known(task, config["tasks"], origins.at(*key, "tasks"), "task")
         _check_known(definition["corpus"], config["corpora"], origins.at(*key, "corpus"), "corpus")
-        recipe_files = map(Path, matrix.recipe_files(config, name))
+        recipe_files = map(Path, stage_settings.recipe_files(config, name))
         read_recipe(recipe_files, origin=origins.at(*key, "recipe"))
     _check_parents(config, origins)
 

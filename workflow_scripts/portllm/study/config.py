@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from portllm.errors import InputError, nearest
-from portllm.study import chains, checks, matrix
+from portllm.study import chains, checks, stage_settings
 from portllm.study.matrix import Config
 from portllm.study.yaml_files import KeyOrigins, read_recipe, read_yaml
 
@@ -78,7 +78,8 @@ def check_schema(config: Config, schema: dict[str, Any], files: Iterable[Path] =
 def recipes(config: Config) -> dict[str, dict[str, Any]]:
     """Read the Axolotl keys of each evolution: its recipe files, then its overrides."""
     return {
-        name: read_recipe(map(Path, matrix.recipe_files(config, name))) | definition["overrides"]
+        name: read_recipe(map(Path, stage_settings.recipe_files(config, name)))
+        | definition["overrides"]
         for name, definition in config["evolutions"].items()
     }
 

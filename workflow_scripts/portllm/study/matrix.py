@@ -4,11 +4,13 @@ Nothing here reads files or knows Snakemake. Configurations are plain dictionari
 have been filled in by `portllm.study.config.load`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 Config = dict[str, Any]
+# A scoring job: model, version, task.
+Job = tuple[str, str, str]
 
 BASE = "base"
 NONE = "none"
@@ -156,11 +158,6 @@ def imported_sources(config: Config, settings: dict[str, Any]) -> list[str]:
     ]
 
 
-def imported_settings(config: Config, source: str) -> dict[str, Any]:
-    """What reading a source needs to know: its definition, and the seed where files say none."""
-    return {**config["imported"][source], "seed": config["study"]["seeds"][0]}
-
-
 def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
     selector = arm["applied_to"]
     if selector == ALL:
@@ -205,9 +202,9 @@ def cells(config: Config) -> list[Cell]:
     return list(dict.fromkeys(found))
 
 
-def cells_by_job(config: Config) -> dict[tuple[str, str, str], list[Cell]]:
+def cells_by_job(config: Config) -> dict[Job, list[Cell]]:
     """Cells of each scoring job: one model, one version, one task, every patch on it."""
-    jobs: dict[tuple[str, str, str], list[Cell]] = {}
+    jobs: dict[Job, list[Cell]] = {}
     for cell in cells(config):
         jobs.setdefault((cell.model, cell.applied_to, cell.task), []).append(cell)
     return jobs
@@ -285,11 +282,9 @@ def moved_versions(config: Config) -> list[tuple[str, str]]:
     ]
 
 
-def _arms_of_jobs(
-    config: Config, settings: dict[str, Any]
-) -> dict[tuple[str, str, str], dict[str, set[Cell]]]:
+def _arms_of_jobs(config: Config, settings: dict[str, Any]) -> dict[Job, dict[str, set[Cell]]]:
     """Scoring jobs (model, version, task) that are selected, each with the cells of its arms."""
-    jobs: dict[tuple[str, str, str], dict[str, set[Cell]]] = {}
+    jobs: dict[Job, dict[str, set[Cell]]] = {}
     for model in chosen(config, "models"):
         for task in chosen(config, "tasks"):
             for arm in chosen(config, "arms"):
@@ -300,7 +295,7 @@ def _arms_of_jobs(
     return jobs
 
 
-def jobs_with_items(config: Config, settings: dict[str, Any]) -> list[tuple[str, str, str]]:
+def jobs_with_items(config: Config, settings: dict[str, Any]) -> list[Job]:
     """Scoring jobs (model, version, task) whose items a table or figure compares."""
     roles = config["recovery"]
     others = {roles["zero_shot"], roles["re_fine_tuned"]}
@@ -341,21 +336,6 @@ def has_rows(config: Config, settings: dict[str, Any]) -> bool:
     return bool(selected_cells(config, settings) or imported_sources(config, settings))
 
 
-def patch_settings(config: Config, task: str) -> dict[str, Any]:
-    """Training settings of a patch for a task: the study's, with the task's own on top."""
-    return {**config["patch"], **config["tasks"][task].get("patch", {})}
-
-
-def names(mapping: Mapping[str, Any]) -> list[str]:
-    """Names of an artefact in the study, as `key=value`."""
-    return [f"{key}={value}" for key, value in mapping.items()]
-
-
-def without(settings: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Settings less some of them."""
-    return {name: value for name, value in settings.items() if name not in names}
-
-
 def models_from_scratch(config: Config) -> list[str]:
     """Models whose base is trained here."""
     bases = {name: model.get("base", {}) for name, model in config["models"].items()}
@@ -371,60 +351,6 @@ def trained_tasks(config: Config) -> set[str]:
 def obtained_versions(config: Config) -> list[str]:
     """Names of versions that some model obtains instead of evolving them."""
     return sorted({version for model in config["models"] for version in sources(config, model)})
-
-
-def _lm_eval_task(config: Config, task: str) -> dict[str, Any]:
-    definition = config["tasks"][task]
-    return {
-        "lm_eval": definition.get("lm_eval", task),
-        "include": definition.get("include"),
-        "allow_unsafe_code": definition["allow_unsafe_code"] or None,
-    }
-
-
-def task_data_settings(config: Config, task: str) -> dict[str, Any]:
-    """What the task-data stage needs to know of a task."""
-    limit = config["tasks"][task]["training_limit"]
-    untrained = task not in trained_tasks(config)
-    return {**_lm_eval_task(config, task), "training_limit": limit, "no_training": untrained}
-
-
-def scoring_settings(config: Config, task: str) -> dict[str, Any]:
-    """What the scoring stage needs to know of a task."""
-    definition = config["tasks"][task]
-    chosen_here = {name: definition[name] for name in ("few_shot", "limit")}
-    return {**_lm_eval_task(config, task), **chosen_here, **config["scoring"]}
-
-
-def loss_slice_settings(config: Config, task: str) -> dict[str, Any]:
-    """What a loss slice needs to know of a task and of how it is scored and trained."""
-    scoring = {name: config["scoring"][name] for name in ("batch_size", "dtype")}
-    length = {"max_length": patch_settings(config, task)["max_length"]}
-    return {**_lm_eval_task(config, task), **config["loss_slices"], **scoring, **length}
-
-
-def recipe_files(config: Config, version: str) -> list[str]:
-    """The Axolotl YAMLs of an evolution, each laid over those before it."""
-    recipe = config["evolutions"][version]["recipe"]
-    return [recipe] if isinstance(recipe, str) else recipe
-
-
-def preprocessed_evolutions(config: Config) -> list[str]:
-    """Evolutions whose dataset is prepared in a job of its own."""
-    return [name for name, definition in config["evolutions"].items() if definition["preprocess"]]
-
-
-def evolution_settings(config: Config, version: str) -> dict[str, Any]:
-    """Settings of an evolution beyond its inputs."""
-    definition = config["evolutions"][version]
-    return {"overrides": definition["overrides"], "seed": definition["seed"]}
-
-
-def method_settings(config: Config, name: str) -> dict[str, Any]:
-    """A method's kind and parameters, the latter as `name=value`."""
-    definition = config["methods"][name]
-    parameters = [f"{key}={value}" for key, value in without(definition, "kind").items()]
-    return {"method": definition["kind"], "parameter": parameters or None}
 
 
 def _statistics(config: Config, kind: str) -> dict[str, Any]:
@@ -466,7 +392,9 @@ def _of_scores(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
     if kind == "recovery":
         found["recovery"] = config["recovery"]
     if kind == "comparisons":
-        found["recovery"] = without(config["recovery"], "minimum_gain")
+        found["recovery"] = {
+            name: value for name, value in config["recovery"].items() if name != "minimum_gain"
+        }
         found["ported"] = settings.get("arms", [config["recovery"]["ported"]])
         wanted = chosen(config, "arms")
     if kind in TEMPORAL:

@@ -1,0 +1,118 @@
+"""What each stage is told: the parts of a study's configuration that it uses, and no others.
+
+A rule passes these to its program as parameters, so a key that a stage does not use here cannot
+make its jobs run again.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from portllm.study import matrix
+from portllm.study.matrix import Cell, Config, Patch
+
+Settings = dict[str, Any]
+
+
+def names(mapping: Mapping[str, Any]) -> list[str]:
+    """Return the names of an artefact in the study, as `key=value`."""
+    return [f"{key}={value}" for key, value in mapping.items()]
+
+
+def without(settings: Settings, *names: str) -> Settings:
+    """Return settings less some of them."""
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def fetch_patch_settings(config: Config, patch: Patch) -> Settings:
+    """Where an existing patch comes from, and its names in the study."""
+    source = without(matrix.existing_patches(config)[patch], "trained_on")
+    return {**source, "hub_mirror": config["hub_mirror"], "names": names(asdict(patch))}
+
+
+def patch_settings(config: Config, task: str) -> Settings:
+    """Training settings of a task's patch: the study's, overridden by the task's own."""
+    return {**config["patch"], **config["tasks"][task].get("patch", {})}
+
+
+def pretraining_settings(config: Config, model: str) -> Settings:
+    """Settings of a base that is trained from scratch, less its corpus, which is an input."""
+    return without(config["models"][model]["base"]["from_scratch"], "corpus")
+
+
+def recipe_files(config: Config, version: str) -> list[str]:
+    """Return the Axolotl YAML files of an evolution; later ones override earlier ones."""
+    recipe = config["evolutions"][version]["recipe"]
+    return [recipe] if isinstance(recipe, str) else recipe
+
+
+def preprocessed_evolutions(config: Config) -> list[str]:
+    """Evolutions whose dataset is prepared in a separate job."""
+    return [name for name, definition in config["evolutions"].items() if definition["preprocess"]]
+
+
+def evolution_settings(config: Config, version: str) -> Settings:
+    """Settings of an evolution beyond its inputs."""
+    definition = config["evolutions"][version]
+    return {"overrides": definition["overrides"], "seed": definition["seed"]}
+
+
+def method_settings(config: Config, name: str) -> Settings:
+    """Kind and parameters of a transplant method; parameters as `name=value`."""
+    definition = config["methods"][name]
+    return {"method": definition["kind"], "parameter": names(without(definition, "kind")) or None}
+
+
+def _lm_eval_task(config: Config, task: str) -> Settings:
+    definition = config["tasks"][task]
+    return {
+        "lm_eval": definition.get("lm_eval", task),
+        "include": definition.get("include"),
+        "allow_unsafe_code": definition["allow_unsafe_code"] or None,
+    }
+
+
+def task_data_settings(config: Config, task: str) -> Settings:
+    """Settings of the stage that prepares a task's data."""
+    limit = config["tasks"][task]["training_limit"]
+    untrained = task not in matrix.trained_tasks(config)
+    return {**_lm_eval_task(config, task), "training_limit": limit, "no_training": untrained}
+
+
+def scoring_settings(config: Config, task: str) -> Settings:
+    """Settings of the jobs that score a task."""
+    definition = config["tasks"][task]
+    of_task = {name: definition[name] for name in ("few_shot", "limit")}
+    return {**_lm_eval_task(config, task), **of_task, **config["scoring"]}
+
+
+def scored_cells(cells: list[Cell], adapters: Iterable[str]) -> Settings:
+    """Name the cells of a scoring job.
+
+    Args:
+        cells: All cells of the job.
+        adapters: Paths of the adapters that its patched cells apply, in the order of these cells.
+
+    Returns:
+        `un_patched`, whether to score the version without a patch; `adapter`, each patched cell as
+        `trained_on/method/seed=path`.
+
+    """
+    patched = [cell for cell in cells if cell.patch]
+    named = [
+        f"{cell.trained_on}/{cell.method}/{cell.seed}={adapter}"
+        for cell, adapter in zip(patched, adapters, strict=True)
+    ]
+    return {"un_patched": any(not cell.patch for cell in cells), "adapter": named or None}
+
+
+def loss_slice_settings(config: Config, task: str) -> Settings:
+    """Settings of the jobs that measure the loss between two patches of a task."""
+    scoring = {name: config["scoring"][name] for name in ("batch_size", "dtype")}
+    length = {"max_length": patch_settings(config, task)["max_length"]}
+    return {**_lm_eval_task(config, task), **config["loss_slices"], **scoring, **length}
+
+
+def imported_settings(config: Config, source: str) -> Settings:
+    """Definition of a source of imported scores, and the seed for files that name none."""
+    return {**config["imported"][source], "seed": config["study"]["seeds"][0]}
