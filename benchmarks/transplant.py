@@ -44,12 +44,13 @@ WITHOUT_HASHES = """
 import sys
 from pathlib import Path
 from portllm.storage import files
-from portllm.transplant import merging
+from portllm.transplant import edits, merging
 from portllm.weights import adapters
+from portllm.weights.checkpoints import Checkpoint
 model, patch, output = map(Path, sys.argv[1:])
 with files.whole_directory(output) as directory:
-    edits = merging.edits_of(adapters.load(patch))
-    merging.merge_many(model, {directory: edits}, hashed=False)
+    changes = edits.edits_of(adapters.load(patch))
+    merging.merge_many(Checkpoint(model), {directory: changes}, hashed=False)
 """
 
 
@@ -276,12 +277,12 @@ def differences(first: Path, second: Path) -> str:
     import torch
 
     sys.path.insert(0, str(SCRIPTS))
-    from portllm.weights import checkpoints
+    from portllm.weights.checkpoints import Checkpoint
 
-    shards = dict(checkpoints.locations(second))
+    others = Checkpoint(second)
     differing, most, count = 0, 0, 0
-    for name, one in checkpoints.tensors(first):
-        other = checkpoints.read_tensor(shards[name], name)
+    for name, one in Checkpoint(first).tensors():
+        other = others.read(name)
         count += one.numel()
         unequal = one != other
         differing += int(unequal.sum())
@@ -313,6 +314,7 @@ def gaps() -> None:
 
     sys.path.insert(0, str(SCRIPTS))
     from portllm.transplant import merging
+    from portllm.transplant.edits import edits_of
     from portllm.weights import adapters
 
     sizes = {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 4}
@@ -331,7 +333,7 @@ def gaps() -> None:
                     parameter.normal_(0, 0.05)
             attached = wrapped(tokens).logits.float()
             wrapped.save_pretrained(folder)
-            edits = merging.edits_of(adapters.load(Path(folder)))
+            edits = edits_of(adapters.load(Path(folder)))
             model = wrapped.unload()
             with merging.applied(dict(model.named_parameters()), edits):
                 merged = model(tokens).logits.float()

@@ -6,7 +6,7 @@ from pathlib import Path
 from portllm.command_line import run
 from portllm.data import fetching
 from portllm.storage import files, manifests
-from portllm.weights import checkpoints
+from portllm.weights.checkpoints import Checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,7 +26,7 @@ def main() -> None:
             commit = None
         else:
             commit = fetching.download(arguments.hub, arguments.revision, directory)
-        checkpoints.shapes(directory)  # refuses weights that are cut off
+        _ = Checkpoint(directory).shapes  # refuses weights that are cut off
         manifests.write_for_directory(
             directory,
             stage="base",

@@ -7,6 +7,7 @@ from portllm.command_line import add_names, run
 from portllm.data import fetching
 from portllm.storage import files, manifests
 from portllm.weights import adapters
+from portllm.weights.adapters import StoredAdapter
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def main() -> None:
             adapters.link(local, directory)
         else:
             revision = fetching.download_adapter(arguments.hub, arguments.revision, directory)
-        adapters.check_directory(directory)
+        StoredAdapter(directory)  # refuses what is no usable adapter
         manifests.write_for_directory(
             directory,
             stage="patch",
@@ -37,7 +38,7 @@ def main() -> None:
             packages=("huggingface_hub",),
             revision=revision,
             names=dict(arguments.names),
-            fingerprint=adapters.known_fingerprint(local or directory),
+            fingerprint=StoredAdapter(local or directory).fingerprint(),
             trainable_parameters=0,
         )
 

@@ -90,6 +90,8 @@ def write(
     """Write the adapter and its manifest."""
     from portllm.storage import files
     from portllm.weights import adapters
+    from portllm.weights.adapters import StoredAdapter
+    from portllm.weights.checkpoints import Checkpoint
 
     with files.whole_directory(arguments.output) as directory:
         model.save_pretrained(directory, safe_serialization=True)
@@ -101,9 +103,7 @@ def write(
             inputs=inputs,
             cost=meter.read(earlier_seconds=training["earlier_seconds"]),
             packages=("torch", "transformers", "peft", "accelerate"),
-            fingerprint=adapters.fingerprint(
-                adapters.directory_changes(directory), arguments.model
-            ),
+            fingerprint=StoredAdapter(directory).fingerprint(Checkpoint(arguments.model)),
             trainable_parameters=model.get_nb_trainable_parameters()[0],
             names=dict(arguments.names),
             training={name: round(value, 6) for name, value in training.items()},

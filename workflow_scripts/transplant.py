@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from portllm.errors import InputError
 from portllm.storage import files, manifests
 from portllm.transplant import ports
 from portllm.weights import adapters
+from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger("transplant")
 
@@ -126,19 +128,19 @@ def push(directory: Path, name: str) -> None:
     log.info("uploaded to %s", name)
 
 
-def check_fit(port: ports.Port, arguments: argparse.Namespace) -> None:
+def check_fit(port: ports.Port, version: Checkpoint, arguments: argparse.Namespace) -> None:
     for patch in port.patches:
         adapters.check_fit(
-            patch.directory,
-            arguments.version,
+            patch.adapter,
+            version,
             allow_other_tokenizer=arguments.allow_other_tokenizer,
         )
-        log.info("%s fits %s", patch.directory, arguments.version)
+        log.info("%s fits %s", patch.adapter, version)
 
 
 def about(port: ports.Port, arguments: argparse.Namespace, version: str) -> dict[str, Any]:
     """What the manifest of an output says of how it was made."""
-    hashes = [manifests.content_hash(patch.directory) for patch in port.patches]
+    hashes = [manifests.content_hash(patch.adapter.directory) for patch in port.patches]
     weights = [patch.weight for patch in port.patches]
     # A single patch as it is needs no weight to be told.
     told = {} if weights == [1.0] else {"weights": weights}
@@ -153,12 +155,12 @@ def about(port: ports.Port, arguments: argparse.Namespace, version: str) -> dict
     }
 
 
-def show_plan(merged: dict[Path, ports.Port], version: Path) -> None:
+def show_plan(merged: dict[Path, ports.Port], version: Checkpoint) -> None:
     """Print what each checkpoint would be made of; InputError where there is no room for all."""
-    from portllm.transplant import merging, streaming
+    from portllm.transplant import edits, merging, streaming
 
     plans = {
-        directory: merging.planned(version, merging.edits_of_port(port))
+        directory: merging.plan(version, edits.edits_of_port(port))
         for directory, port in merged.items()
     }
     for directory, plan in plans.items():
@@ -169,18 +171,20 @@ def show_plan(merged: dict[Path, ports.Port], version: Path) -> None:
     streaming.check_space({directory: plan.bytes for directory, plan in plans.items()})
 
 
-def merge(merged: dict[Path, ports.Port], arguments: argparse.Namespace, meter: Any) -> None:
+def merge(
+    merged: dict[Path, ports.Port], model: Checkpoint, arguments: argparse.Namespace, meter: Any
+) -> None:
     """Write every checkpoint in one pass over the version, each with its manifest."""
-    from portllm.transplant import merging
+    from portllm.transplant import edits, merging
 
     known = (arguments.version / manifests.NAME).exists()
     with ExitStack() as stack:
         places = {
             directory: stack.enter_context(files.whole_directory(directory)) for directory in merged
         }
-        edits = {places[where]: merging.edits_of_port(port) for where, port in merged.items()}
+        changes = {places[where]: edits.edits_of_port(port) for where, port in merged.items()}
         written = merging.merge_many(
-            arguments.version, edits, threads=arguments.threads, source_hashed=not known
+            model, changes, threads=arguments.threads, source_hashed=not known
         )
         version = manifests.content_hash(arguments.version, known=written.source)
         for directory, port in merged.items():
@@ -200,17 +204,18 @@ def main() -> None:
     sign = -1.0 if arguments.unmerge else 1.0
     weights = [sign * weight for weight in arguments.weight or [1.0] * len(arguments.patch)]
     made_by = arguments.method, dict(arguments.parameter)
-    port = ports.wanted(arguments.patch, weights, *made_by)
-    check_fit(port, arguments)
+    port = ports.open_port(arguments.patch, weights, *made_by)
+    model = Checkpoint.open(arguments.version)
+    check_fit(port, model, arguments)
     if arguments.check:
         return
     if len(arguments.merged) > 1:
-        single = zip(arguments.merged, arguments.patch, weights, strict=True)
-        merged = {place: ports.wanted([one], [w], *made_by) for place, one, w in single}
+        single = zip(arguments.merged, port.patches, strict=True)
+        merged = {place: replace(port, patches=(patch,)) for place, patch in single}
     else:
         merged = dict.fromkeys(arguments.merged, port)
     if arguments.dry_run:
-        show_plan(merged, arguments.version)
+        show_plan(merged, model)
         return
     if arguments.adapter:
         with files.whole_directory(arguments.adapter) as directory:
@@ -219,7 +224,7 @@ def main() -> None:
             parts = about(port, arguments, version)
             manifests.write_for_directory(directory, cost=meter.read(), **parts)
     if merged:
-        merge(merged, arguments, meter)
+        merge(merged, model, arguments, meter)
     if arguments.push_to_hub:
         push(arguments.merged[0], arguments.push_to_hub)
 

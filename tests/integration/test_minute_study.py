@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from portllm.comparison import score_table
 from portllm.storage import files, manifests
-from portllm.weights import checkpoints
+from portllm.weights.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -258,8 +258,8 @@ def test_the_rendered_recipe_lies_beside_the_version(results: Path) -> None:
 def test_the_merged_checkpoint_is_version_plus_patch(results: Path) -> None:
     merged = results / "merged/tiny/base/second/demo_yes_no/direct/seed1234"
     AutoModelForCausalLM.from_pretrained(merged)
-    before = dict(checkpoints.tensors(results / "models/tiny/second"))
-    after = dict(checkpoints.tensors(merged))
+    before = dict(Checkpoint(results / "models/tiny/second").tensors())
+    after = dict(Checkpoint(merged).tensors())
     patch = load_file(results / "patches/tiny/base/demo_yes_no/seed1234/adapter_model.safetensors")
     changed = 0
     for name, tensor in after.items():

@@ -15,8 +15,9 @@ from torch import Tensor
 from portllm.analysis import geometry
 from portllm.analysis.norms import oriented
 from portllm.errors import InputError
-from portllm.transplant import merging
-from portllm.weights import adapters, checkpoints
+from portllm.transplant import edits
+from portllm.weights import adapters
+from portllm.weights.checkpoints import Checkpoint
 
 SIZES = {"n": st.integers(2, 25), "p": st.integers(1, 6), "q": st.integers(1, 6)}
 
@@ -97,7 +98,7 @@ def test_leading_subspaces_of_a_large_matrix(monkeypatch: pytest.MonkeyPatch) ->
     assert [space.shape[1] for space in geometry.leading_subspaces(low, 4)] == [2, 2]
 
 
-def dense(delta: merging.Delta) -> Tensor:
+def dense(delta: edits.Delta) -> Tensor:
     left, right = oriented(delta)
     return left @ right
 
@@ -121,8 +122,8 @@ def models(tmp_path: Path) -> tuple[Path, ...]:
 def test_geometry_against_expanded_matrices(models: tuple[Path, ...]) -> None:
     base, version, ported, native = models
     found = geometry.geometry(*models)
-    carried, trained = (merging.deltas_of(adapters.load(path)) for path in (ported, native))
-    before, after = (dict(checkpoints.tensors(path)) for path in (base, version))
+    carried, trained = (edits.deltas_of(adapters.load(path)) for path in (ported, native))
+    before, after = (dict(Checkpoint(path).tensors()) for path in (base, version))
     assert [row["weight"] for row in found["weights"]] == sorted(carried)
     inner, squares = 0.0, [0.0, 0.0]
     for row in found["weights"]:

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from portllm.analysis import loss_slices
 from portllm.errors import InputError
 from portllm.training import patch_training
-from portllm.transplant import merging
+from portllm.transplant import edits
 from portllm.weights import adapters
 
 EXAMPLES = [
@@ -59,7 +59,7 @@ def merged(version: Path, parts: dict[Path, float]) -> object:
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for patch, share in parts.items():
-            for name, delta in merging.deltas_of(adapters.load(patch)).items():
+            for name, delta in edits.deltas_of(adapters.load(patch)).items():
                 whole = torch.from_numpy(delta.b @ delta.a) * delta.factor
                 weights[name] += share * whole
     return model

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portllm.analysis import norms
-from portllm.transplant import merging
-from portllm.weights import adapters, checkpoints
+from portllm.transplant import edits
+from portllm.weights import adapters
+from portllm.weights.checkpoints import Checkpoint
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,14 +50,14 @@ def test_norms_against_expanded_weights(tmp_path: Path) -> None:
     found = norms.norms(version, ported, native)
 
     def expanded(adapter: Path) -> dict[str, torch.Tensor]:
-        deltas = merging.deltas_of(adapters.load(adapter))
+        deltas = edits.deltas_of(adapters.load(adapter))
         return {
             name: torch.from_numpy(delta.factor * delta.b.astype(float) @ delta.a)
             for name, delta in deltas.items()
         }
 
     first, second = expanded(ported), expanded(native)
-    weights = dict(checkpoints.tensors(version))
+    weights = dict(Checkpoint(version).tensors())
     naive = {name: weights[name].double() + first[name] for name in first}
     left = {name: second.get(name, torch.zeros_like(first[name])) - first[name] for name in first}
 

@@ -21,6 +21,7 @@ from portllm.errors import InputError
 from portllm.storage import manifests
 from portllm.training import evolution, resuming
 from portllm.weights import checkpoints
+from portllm.weights.checkpoints import Checkpoint
 
 
 def rendered(recipe: dict, overrides: dict | None = None) -> dict:
@@ -194,8 +195,8 @@ def test_a_full_checkpoint_is_made(tmp_path: Path, kind: str) -> None:
     directory.mkdir()
     assert evolution.collect(model, trained, directory) == kind
     checkpoints.check_directory(directory, "evolved")
-    assert checkpoints.shapes(directory) == checkpoints.shapes(model)
-    assert checkpoints.tokenizer_hash(directory) == checkpoints.tokenizer_hash(model)
+    assert Checkpoint(directory).shapes == Checkpoint(model).shapes
+    assert Checkpoint(directory).tokenizer_hash == Checkpoint(model).tokenizer_hash
     assert not (directory / "trainer_state.json").exists()
     assert movement.movement(model, directory)["relative"] > 0.01
 
@@ -206,7 +207,7 @@ def test_movement_against_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # A piece that no weight's size is a multiple of.
     monkeypatch.setattr(movement, "PIECE", 7)
     found = movement.movement(base, version)
-    one, other = dict(checkpoints.tensors(base)), dict(checkpoints.tensors(version))
+    one, other = dict(Checkpoint(base).tensors()), dict(Checkpoint(version).tensors())
     before = torch.cat([one[name].double().flatten() for name in one])
     after = torch.cat([other[name].double().flatten() for name in one])
     assert found["parameters"] == before.numel()

@@ -24,9 +24,11 @@ from transformers import AutoModelForCausalLM
 
 from portllm.errors import InputError
 from portllm.storage import files
-from portllm.transplant import direct_io, merging, streaming
+from portllm.transplant import blocks, direct_io, edits, merging
 from portllm.weights import adapters, checkpoints
-from portllm.weights.adapters import Adapter
+from portllm.weights.adapters import Adapter, StoredAdapter
+from portllm.weights.checkpoints import Checkpoint
+from portllm.weights.safetensors_file import SafetensorsFile
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 FLOAT32_ROUNDOFF = 2.0**-24
@@ -62,7 +64,7 @@ def random_adapter(
 
 def exact_change(adapter: Adapter, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Δ in float64, and the sum of its terms' magnitudes."""
-    delta = merging.deltas_of(adapter)[name]
+    delta = edits.deltas_of(adapter)[name]
     b, a = torch.from_numpy(delta.b).double(), torch.from_numpy(delta.a).double()
     return delta.factor * (b @ a), abs(delta.factor) * (b.abs() @ a.abs())
 
@@ -79,10 +81,10 @@ def steps_apart(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return (ordered(found) - ordered(wanted)).abs()
 
 
-def merged(model: Path, directory: Path, edits: merging.Edits, **options: Any) -> dict:
+def merged(model: Path, directory: Path, changes: edits.Edits, **options: Any) -> dict:
     directory.mkdir()
-    merging.merge_many(model, {directory: edits}, **options)
-    return dict(checkpoints.tensors(directory))
+    merging.merge_many(Checkpoint(model), {directory: changes}, **options)
+    return dict(Checkpoint(directory).tensors())
 
 
 @settings(max_examples=60, deadline=None)
@@ -120,9 +122,9 @@ def test_sums_are_within_one_step_of_float64_then_round(
     adapter = random_adapter(generator, shapes, rank, alpha)
     with pytest.MonkeyPatch.context() as patch:
         # Blocks and pieces that no weight's size is a multiple of.
-        patch.setattr(streaming, "BLOCK", block)
-        patch.setattr(streaming, "PIECE", max(1, block // 7))
-        found = merged(model, directory / "merged", merging.edits_of(adapter), threads=threads)
+        patch.setattr(blocks, "BLOCK", block)
+        patch.setattr(blocks, "PIECE", max(1, block // 7))
+        found = merged(model, directory / "merged", edits.edits_of(adapter), threads=threads)
     assert found.keys() == weights.keys() | untouched.keys()
     assert torch.equal(found["norm.weight"], untouched["norm.weight"])
     for name, weight in weights.items():
@@ -172,9 +174,9 @@ def test_equals_peft_in_float32(tmp_path: Path, model_type: str, options: dict) 
     model = tiny.save_model(tmp_path / "model", model_type=model_type, max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **options)
     directory = tmp_path / "merged"
-    adapters.check_fit(adapter, model)
+    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
     directory.mkdir()
-    merging.merge(model, adapters.load(adapter), directory)
+    merging.merge(Checkpoint(model), adapters.load(adapter), directory)
     difference, size = gap(model, adapter, directory, torch.float32)
     assert difference < 1e-5 * size
 
@@ -198,10 +200,10 @@ def test_transposed_weights_equal_pefts(tmp_path: Path) -> None:
     for name, options in {"plain": {}, "dora": {"use_dora": True}}.items():
         adapter = tiny.save_adapter(tmp_path / name, model, **options)
         assert json.loads((adapter / "adapter_config.json").read_text())["fan_in_fan_out"]
-        adapters.check_fit(adapter, model)
+        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
         directory = tmp_path / f"{name}-merged"
         directory.mkdir()
-        merging.merge(model, adapters.load(adapter), directory)
+        merging.merge(Checkpoint(model), adapters.load(adapter), directory)
         difference, size = gap(model, adapter, directory, torch.float32)
         assert difference < 1e-5 * size
         before, after = (
@@ -222,7 +224,7 @@ def test_merged_logits_are_near_attached_ones(
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     directory = tmp_path / "merged"
     directory.mkdir()
-    merging.merge(model, adapters.load(adapter), directory)
+    merging.merge(Checkpoint(model), adapters.load(adapter), directory)
     difference, size = gap(model, adapter, directory, dtype)
     assert difference < most * size
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
@@ -236,17 +238,17 @@ def test_merged_logits_are_near_attached_ones(
 def test_keeps_shards_headers_and_untouched_weights(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16, max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["q_proj"])
-    found = merged(model, tmp_path / "merged", merging.edits_of(adapters.load(adapter)))
-    assert len(checkpoints.shards(model)) > 1
+    found = merged(model, tmp_path / "merged", edits.edits_of(adapters.load(adapter)))
+    assert len(Checkpoint(model).shard_paths) > 1
     for before, after in zip(
-        checkpoints.shards(model), checkpoints.shards(tmp_path / "merged"), strict=True
+        Checkpoint(model).shard_paths, Checkpoint(tmp_path / "merged").shard_paths, strict=True
     ):
         assert before.name == after.name
         assert before.stat().st_size == after.stat().st_size
         with safe_open(before, "pt") as one, safe_open(after, "pt") as other:
             assert one.metadata() == other.metadata() == {"format": "pt"}
             assert list(one.offset_keys()) == list(other.offset_keys())
-    original = dict(checkpoints.tensors(model))
+    original = dict(Checkpoint(model).tensors())
     assert original.keys() == found.keys()
     for name, tensor in found.items():
         assert tensor.dtype == torch.bfloat16
@@ -260,12 +262,12 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model))
     directory = tmp_path / "merged"
     directory.mkdir()
-    edits = merging.edits_of(adapter)
-    written = merging.merge_many(model, {directory: edits}, source_hashed=True)
-    shards = {path.name: files.hash_file(path) for path in checkpoints.shards(directory)}
+    changes = edits.edits_of(adapter)
+    written = merging.merge_many(Checkpoint(model), {directory: changes}, source_hashed=True)
+    shards = {path.name: files.hash_file(path) for path in Checkpoint(directory).shard_paths}
     assert written.content == {directory: shards}
     assert written.source == {
-        path.name: files.hash_file(path) for path in checkpoints.shards(model)
+        path.name: files.hash_file(path) for path in Checkpoint(model).shard_paths
     }
 
 
@@ -273,9 +275,9 @@ def test_an_untied_output_layer_is_in_index_and_configuration(tmp_path: Path) ->
     model = tiny.save_model(tmp_path / "model", model_type="gemma2", max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["lm_head"])
     found = merged(
-        model, tmp_path / "merged", merging.edits_of(adapters.load(adapter)), source_hashed=True
+        model, tmp_path / "merged", edits.edits_of(adapters.load(adapter)), source_hashed=True
     )
-    before = dict(checkpoints.tensors(model))
+    before = dict(Checkpoint(model).tensors())
     embedding = "model.embed_tokens.weight"
     assert found.keys() - before.keys() == {"lm_head.weight"}
     assert torch.equal(found[embedding], before[embedding])
@@ -296,18 +298,18 @@ def test_several_patches_in_one_pass(tmp_path: Path) -> None:
         for seed, options in ((1, {}), (2, {"r": 3, "target_modules": ["q_proj", "embed_tokens"]}))
     )
     alone = {
-        directory: merging.edits_of(adapter)
+        directory: edits.edits_of(adapter)
         for directory, adapter in ((tmp_path / "one", first), (tmp_path / "two", second))
     }
     together = {tmp_path / "both-one": alone[tmp_path / "one"]}
     together[tmp_path / "both-two"] = alone[tmp_path / "two"]
     for directory in together:
         directory.mkdir()
-    written = merging.merge_many(model, together)
+    written = merging.merge_many(Checkpoint(model), together)
     assert len(written.content) == 2
-    for directory, edits in alone.items():
-        merged(model, directory, edits)
-        for shard in checkpoints.shards(directory):
+    for directory, changes in alone.items():
+        merged(model, directory, changes)
+        for shard in Checkpoint(directory).shard_paths:
             same = tmp_path / f"both-{directory.name}" / shard.name
             assert shard.read_bytes() == same.read_bytes()
 
@@ -318,31 +320,31 @@ def test_several_patches_read_each_shard_once(
 ) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16, max_shard_size="10KB")
     targets = ("all-linear", ["q_proj"], ["embed_tokens", "o_proj"])
-    edits = {}
+    changes = {}
     for seed, modules in enumerate(targets):
         adapter = tiny.save_adapter(tmp_path / f"a{seed}", model, seed=seed, target_modules=modules)
         (directory := tmp_path / f"merged{seed}").mkdir()
-        edits[directory] = merging.edits_of(adapters.load(adapter))
+        changes[directory] = edits.edits_of(adapters.load(adapter))
     read: list[tuple[str, int, int]] = []
-    real = streaming._read
+    real = blocks.read_into
 
     def count(file: int, buffer: memoryview, offset: int) -> None:
         read.append((Path(f"/proc/self/fd/{file}").readlink().name, offset, len(buffer)))
         real(file, buffer, offset)
 
-    monkeypatch.setattr(streaming, "_read", count)
-    monkeypatch.setattr(streaming, "BLOCK", 700)
-    merging.merge_many(model, edits, threads=threads)
-    shards = checkpoints.shards(model)
+    monkeypatch.setattr(blocks, "read_into", count)
+    monkeypatch.setattr(blocks, "BLOCK", 700)
+    merging.merge_many(Checkpoint(model), changes, threads=threads)
+    shards = Checkpoint(model).shard_paths
     assert len(shards) > 1
     for shard in shards:
         parts = sorted((offset, size) for name, offset, size in read if name == shard.name)
-        place = checkpoints.header_length(shard)
+        place = len(SafetensorsFile.open(shard).header)
         for offset, size in parts:
             assert offset == place, "every byte once, and none left out"
             place += size
         assert place == shard.stat().st_size
-        for directory in edits:
+        for directory in changes:
             assert (directory / shard.name).stat().st_size == shard.stat().st_size
 
 
@@ -364,7 +366,7 @@ def peak_of_merging(directory: Path, matrices: int) -> int:
     shell = ["sh", "-c", '"$@"; exit $?', "sh", *map(str, command)]
     done = subprocess.run(shell, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    changed = dict(checkpoints.tensors(directory / "merged"))
+    changed = dict(Checkpoint(directory / "merged").tensors())
     assert all(weight.any() for weight in changed.values())
     return files.read_json(directory / "merged" / "manifest.json")["cost"]["peak_host_bytes"]
 
@@ -386,12 +388,12 @@ def test_a_weighted_sum(tmp_path: Path) -> None:
         (adapters.load(tiny.save_adapter(tmp_path / f"a{seed}", model, seed=seed, r=seed)), weight)
         for seed, weight in ((1, 0.7), (2, -0.3))
     ]
-    found = merged(model, tmp_path / "merged", merging.weighted_sum(patches))
+    found = merged(model, tmp_path / "merged", edits.weighted_sum(patches))
     checked = 0
-    for name, weight in checkpoints.tensors(model):
+    for name, weight in Checkpoint(model).tensors():
         exact = weight.double()
         for adapter, factor in patches:
-            if name in merging.deltas_of(adapter):
+            if name in edits.deltas_of(adapter):
                 exact = exact + factor * exact_change(adapter, name)[0]
                 checked += 1
         torch.testing.assert_close(found[name], exact.float(), rtol=1e-6, atol=1e-8)
@@ -409,8 +411,8 @@ def test_unmerging_comes_back_to_within_its_bound(
     weight = torch.randn(9, 5, generator=generator).to(dtype)
     model = write_checkpoint(directory / "model", {name: weight}, 1)
     adapter = random_adapter(generator, {name: (9, 5)}, 3, size)
-    there = merged(model, directory / "there", merging.edits_of(adapter))[name]
-    taken_back = merging.edits_of(adapter, weight=-1.0)
+    there = merged(model, directory / "there", edits.edits_of(adapter))[name]
+    taken_back = edits.edits_of(adapter, weight=-1.0)
     back = merged(directory / "there", directory / "back", taken_back)[name]
     # Half a step of the sum, half a step of what comes back, and what two sums lose in float32.
     roundoff = torch.finfo(dtype).eps / 2
@@ -425,22 +427,22 @@ def test_what_is_no_sum_cannot_be_taken_back(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     for options in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}):
         adapter = tiny.save_adapter(tmp_path / "adapter", model, **options)
-        with pytest.raises(InputError, match="is no sum that is added to weights"):
-            merging.edits_of(adapters.load(adapter), weight=-1.0)
+        with pytest.raises(InputError, match="is not a sum that is added to weights"):
+            edits.edits_of(adapters.load(adapter), weight=-1.0)
 
 
 def test_weights_of_a_loaded_model_are_put_back_bit_by_bit(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16)
-    edits = merging.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
-    expected = merged(model, tmp_path / "merged", edits)
+    changes = edits.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
+    expected = merged(model, tmp_path / "merged", changes)
     loaded = AutoModelForCausalLM.from_pretrained(model)
     weights = dict(loaded.named_parameters())
     before = {name: tensor.clone() for name, tensor in weights.items()}
-    with merging.applied(weights, edits):
+    with merging.applied(weights, changes):
         for name, tensor in weights.items():
             assert torch.equal(tensor, expected[name]), name
     assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())
-    with pytest.raises(ZeroDivisionError), merging.applied(weights, edits):
+    with pytest.raises(ZeroDivisionError), merging.applied(weights, changes):
         _ = 1 / 0
     assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())
 
@@ -450,7 +452,7 @@ def test_a_sum_that_float16_cannot_hold_is_named(tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "model", {name: torch.ones(4, 4).half()}, 1)
     adapter = random_adapter(torch.Generator().manual_seed(0), {name: (4, 4)}, 2, 1e6)
     with pytest.raises(InputError, match=r"layer\.weight: the sum .* too large for float16"):
-        merged(model, tmp_path / "merged", merging.edits_of(adapter))
+        merged(model, tmp_path / "merged", edits.edits_of(adapter))
 
 
 def test_what_cannot_be_added_is_named(tmp_path: Path) -> None:
@@ -459,27 +461,27 @@ def test_what_cannot_be_added_is_named(tmp_path: Path) -> None:
     whole = write_checkpoint(tmp_path / "ints", {name: torch.ones(4, 4).to(torch.int8)}, 1)
     adapter = random_adapter(generator, {name: (4, 4)}, 2, 1)
     with pytest.raises(InputError, match=r"layer\.weight is stored as I8; a patch can be added"):
-        merged(whole, tmp_path / "one", merging.edits_of(adapter))
+        merged(whole, tmp_path / "one", edits.edits_of(adapter))
     other = random_adapter(generator, {"lair.weight": (4, 4)}, 2, 1)
     with pytest.raises(InputError, match=r"has no weight lair\.weight; nearest: layer\.weight"):
-        merged(whole, tmp_path / "two", merging.edits_of(other))
+        merged(whole, tmp_path / "two", edits.edits_of(other))
     adapter.tensors["base_model.model.layer.lora_A.weight"][0, 0] = numpy.nan
     with pytest.raises(InputError, match=r"lora_A\.weight holds numbers that are not finite"):
-        merging.edits_of(adapter)
+        edits.edits_of(adapter)
 
 
 def test_a_full_disk_is_said_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.save_model(tmp_path / "model")
-    edits = merging.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
+    changes = edits.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     with (
         pytest.raises(InputError, match=r"no room.*0\.02 GB needed, 0\.00 GB free"),
         files.whole_directory(tmp_path / "merged") as directory,
     ):
-        merging.merge_many(model, {directory: edits})
+        merging.merge_many(Checkpoint(model), {directory: changes})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 
@@ -487,7 +489,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.save_model(tmp_path / "model", max_shard_size="10KB")
-    edits = merging.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
+    changes = edits.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
     real, calls = os.pwrite, []
 
     def fill(file: int, content: memoryview, offset: int) -> int:
@@ -501,7 +503,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
         pytest.raises(InputError, match=r"No space left on device while the weights were"),
         files.whole_directory(tmp_path / "merged") as directory,
     ):
-        merging.merge_many(model, {directory: edits})
+        merging.merge_many(Checkpoint(model), {directory: changes})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 
@@ -520,8 +522,8 @@ def _merge_until(byte: int, model: Path, adapter: Path, target: Path) -> None:
     os.pwrite = write
     direct_io.DIRECT = 0  # Direct writes end with a page.
     with files.whole_directory(target) as directory:
-        edits = merging.edits_of(adapters.load(adapter))
-        merging.merge_many(model, {directory: edits}, threads=1)
+        changes = edits.edits_of(adapters.load(adapter))
+        merging.merge_many(Checkpoint(model), {directory: changes}, threads=1)
 
 
 def test_killed_at_any_byte_nothing_half_done_is_a_checkpoint(tmp_path: Path) -> None:
@@ -529,7 +531,7 @@ def test_killed_at_any_byte_nothing_half_done_is_a_checkpoint(tmp_path: Path) ->
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     results = tmp_path / "results"
     results.mkdir()
-    total = sum(shard.stat().st_size for shard in checkpoints.shards(model))
+    total = sum(shard.stat().st_size for shard in Checkpoint(model).shard_paths)
     context = multiprocessing.get_context("fork")
     generator = numpy.random.default_rng(0)
     for byte in (1, total - 1, *generator.integers(2, total - 1, 8)):
@@ -543,7 +545,7 @@ def test_killed_at_any_byte_nothing_half_done_is_a_checkpoint(tmp_path: Path) ->
             with pytest.raises(InputError):
                 checkpoints.check_directory(left, "left")
     with files.whole_directory(results / "merged") as directory:
-        merging.merge(model, adapters.load(adapter), directory)
+        merging.merge(Checkpoint(model), adapters.load(adapter), directory)
     assert [path.name for path in results.iterdir()] == ["merged"]
     AutoModelForCausalLM.from_pretrained(results / "merged")
 
@@ -555,12 +557,12 @@ def test_a_cut_off_shard_is_named(tmp_path: Path) -> None:
     for length in (4, 100, len(whole) - 1):
         weights.write_bytes(whole[:length])
         with pytest.raises(InputError, match=r"model.safetensors: cut off"):
-            checkpoints.shapes(model)
+            _ = Checkpoint(model).shapes
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", max_shard_size="10KB")
-    gone = checkpoints.shards(model)[1]
+    gone = Checkpoint(model).shard_paths[1]
     shutil.move(gone, tmp_path / "elsewhere")
     with pytest.raises(InputError, match=rf"{gone.name}.* is missing"):
-        checkpoints.shapes(model)
+        _ = Checkpoint(model).shapes

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from portllm.errors import InputError
 from portllm.storage import manifests
-from portllm.transplant import merging, methods, ports
-from portllm.weights import adapters, checkpoints
+from portllm.transplant import edits, methods, ports
+from portllm.weights import adapters
+from portllm.weights.adapters import StoredAdapter
+from portllm.weights.checkpoints import Checkpoint
 
 
 def changes(count: int = 3, shape: tuple[int, int] = (6, 5)) -> list[numpy.ndarray]:
@@ -114,7 +116,7 @@ def test_a_dense_port_holds_its_recipe_and_no_adapter(tmp_path: Path) -> None:
     run(*both, "--adapter", port, "--merged", merged)
     assert not (port / "adapter_config.json").exists()
     with pytest.raises(InputError, match=r"no adapter_config\.json"):
-        adapters.check_directory(port)
+        StoredAdapter(port)
     recipe = json.loads((port / "transplant.json").read_text())
     assert recipe["method"] == "ties"
     assert recipe["parameters"] == {"density": 0.5, "scale": 1.0}
@@ -126,10 +128,10 @@ def test_a_dense_port_holds_its_recipe_and_no_adapter(tmp_path: Path) -> None:
     }
     # The port by itself gives the same checkpoint as the patches.
     run("--version", model, "--patch", port, "--merged", again)
-    deltas = [merging.deltas_of(adapters.load(patch)) for patch in patches]
-    before, after = dict(checkpoints.tensors(model)), dict(checkpoints.tensors(merged))
+    deltas = [edits.deltas_of(adapters.load(patch)) for patch in patches]
+    before, after = dict(Checkpoint(model).tensors()), dict(Checkpoint(merged).tensors())
     checked = 0
-    for name, weight in checkpoints.tensors(again):
+    for name, weight in Checkpoint(again).tensors():
         assert torch.equal(weight, after[name])
         if name in deltas[0]:
             taken = [deltas[0][name].expanded(), -0.5 * deltas[1][name].expanded()]
@@ -170,18 +172,18 @@ def test_a_portfolio_is_one_checkpoint_or_one_each(tmp_path: Path) -> None:
     assert not one.exists()
     run(*start, "--merged", one, two)
     run(*start, "--weight", "0.5", "0.5", "--merged", both)
-    first, second, mean = (dict(checkpoints.tensors(path)) for path in (one, two, both))
+    first, second, mean = (dict(Checkpoint(path).tensors()) for path in (one, two, both))
     for name, tensor in mean.items():
         torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
     content = json.loads((both / "manifest.json").read_text())["content"]
-    assert set(content) >= {path.name for path in checkpoints.shards(both)}
+    assert set(content) >= {path.name for path in Checkpoint(both).shard_paths}
     # The version has no manifest: its hash, made of what passed by, is that of its files.
     written = json.loads((one / "manifest.json").read_text())
     assert written["inputs"]["version"] == manifests.content_hash(model)
     taken_back = tmp_path / "taken back"
     run("--version", one, "--patch", patches[0], "--unmerge", "--merged", taken_back)
-    for name, tensor in checkpoints.tensors(taken_back):
-        torch.testing.assert_close(tensor, dict(checkpoints.tensors(model))[name])
+    for name, tensor in Checkpoint(taken_back).tensors():
+        torch.testing.assert_close(tensor, dict(Checkpoint(model).tensors())[name])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_a_portfolio_is_one_checkpoint_or_one_each(tmp_path: Path) -> None:
     [
         (["--merged", "a", "b", "c"], "--merged: 3 given, expected one"),
         (["--merged", "a", "--weight", "1"], "--weight: 1 given, expected one for each of 2"),
-        (["--adapter", "a"], "an adapter holds one patch, times one; write the weighted sum with"),
+        (["--adapter", "a"], "an adapter holds one patch, times one; merge the weighted sum"),
         (["--adapter", "a", "--unmerge"], "--unmerge gives a checkpoint"),
         (["--merged", "a", "a"], "two outputs are the same directory"),
         (["--merged", "MODEL"], "holds what is read; expected another directory"),
@@ -227,20 +229,20 @@ def test_a_dense_port_is_applied_as_it_is(tmp_path: Path) -> None:
             *("--merged", str(tmp_path / "merged")),
         )
         assert done.returncode != 0
-        assert "port is a port of method dare, which is applied by itself" in done.stderr
+        assert "port is a port of method dare, which can only be applied alone" in done.stderr
     (port / "transplant.json").write_text('{"method": "dare"}')
-    with pytest.raises(InputError, match=r"transplant\.json: no recipe of a port"):
+    with pytest.raises(InputError, match=r"transplant\.json: not the recipe of a port"):
         ports.read(port)
 
 
 def test_what_is_no_sum_is_ported_as_it_is_only(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model, use_dora=True))
-    assert adapters.transplanted(adapter, "direct", {}).tensors.keys() == adapter.tensors.keys()
+    assert ports.transplanted(adapter, "direct", {}).tensors.keys() == adapter.tensors.keys()
     with pytest.raises(InputError, match=r"method scaled changes the sum .* only direct"):
-        adapters.transplanted(adapter, "scaled", {"scale": 2.0})
-    with pytest.raises(InputError, match="what method dare makes of a patch is no adapter"):
-        adapters.transplanted(adapter, "dare", {})
+        ports.transplanted(adapter, "scaled", {"scale": 2.0})
+    with pytest.raises(InputError, match="the result of method dare is not an adapter"):
+        ports.transplanted(adapter, "dare", {})
 
 
 def test_a_ported_dora_attaches_as_the_original(tmp_path: Path) -> None:

@@ -13,16 +13,18 @@ import tiny
 from peft import LoraConfig
 
 from portllm.errors import InputError
-from portllm.transplant import methods
+from portllm.transplant import methods, ports
 from portllm.weights import adapters
+from portllm.weights.adapters import StoredAdapter
+from portllm.weights.checkpoints import Checkpoint
 
 
 def test_an_adapter_fits_its_own_model_and_its_siblings(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     sibling = tiny.save_model(tmp_path / "sibling", seed=5)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
-    adapters.check_fit(adapter, model)
-    adapters.check_fit(adapter, sibling)
+    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+    adapters.check_fit(StoredAdapter(adapter), Checkpoint(sibling))
 
 
 def test_another_shape_is_named(tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_another_shape_is_named(tmp_path: Path) -> None:
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     with pytest.raises(InputError, match=r"layers\.0\.mlp.*\[.*32.*\].*\[.*48.*\] there"):
-        adapters.check_fit(adapter, wider)
+        adapters.check_fit(StoredAdapter(adapter), Checkpoint(wider))
 
 
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_a_missing_weight_is_named(tmp_path: Path) -> None:
     shallower = tiny.save_model(tmp_path / "shallower", num_hidden_layers=1)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     with pytest.raises(InputError, match=r"changes model\.layers\.1\..*does not have; nearest"):
-        adapters.check_fit(adapter, shallower)
+        adapters.check_fit(StoredAdapter(adapter), Checkpoint(shallower))
 
 
 def _with_fingerprint(adapter: Path, **fingerprint: str) -> None:
@@ -52,7 +54,7 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"trained on MistralForCausalLM, this is LlamaForCausalLM"
     ):
-        adapters.check_fit(adapter, model)
+        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
 
 
 def test_another_tokenizer_is_refused_unless_allowed(tmp_path: Path) -> None:
@@ -60,8 +62,8 @@ def test_another_tokenizer_is_refused_unless_allowed(tmp_path: Path) -> None:
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, tokenizer="0" * 64)
     with pytest.raises(InputError, match=r"another vocabulary"):
-        adapters.check_fit(adapter, model)
-    adapters.check_fit(adapter, model, allow_other_tokenizer=True)
+        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model), allow_other_tokenizer=True)
 
 
 def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (adapter / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(InputError, match=r"no adapter_model\.safetensors.*never loaded"):
-        adapters.check_directory(adapter)
+        StoredAdapter(adapter)
 
 
 def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
@@ -79,7 +81,7 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
     with pytest.raises(InputError, match=r"peft_type is 'IA3', expected LORA"):
-        adapters.check_directory(adapter)
+        StoredAdapter(adapter)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_what_is_no_sum_is_refused(tmp_path: Path, settings: dict, message: str)
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **settings)
     with pytest.raises(InputError, match=message):
-        adapters.check_fit(adapter, model)
+        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +122,13 @@ def test_every_option_that_makes_it_no_sum_is_refused(
     # One that PEFT does not have would refuse nothing.
     assert option in {field.name for field in dataclasses.fields(LoraConfig)}
     model, adapter = plain
-    adapters.check_fit(adapter, model)
+    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
     changed = with_settings(adapter, tmp_path / "changed", **{option: {"some": "setting"}})
     message = re.escape(f"{option} is set: {reason}; expected plain LoRA")
-    for use in (lambda: adapters.check_fit(changed, model), lambda: adapters.load(changed)):
+    for use in (
+        lambda: adapters.check_fit(StoredAdapter(changed), Checkpoint(model)),
+        lambda: adapters.load(changed),
+    ):
         with pytest.raises(InputError, match=message):
             use()
 
@@ -135,21 +140,21 @@ def test_every_start_that_changes_the_base_is_refused(
     model, adapter = plain
     changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
     with pytest.raises(InputError, match=rf"init_lora_weights is '{start}'.*convert it"):
-        adapters.check_fit(changed, model)
+        adapters.check_fit(StoredAdapter(changed), Checkpoint(model))
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian"])
 def test_other_starts_are_not(plain: tuple[Path, Path], tmp_path: Path, start: bool | str) -> None:
     model, adapter = plain
     changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
-    adapters.check_fit(changed, model)
+    adapters.check_fit(StoredAdapter(changed), Checkpoint(model))
 
 
 def test_direct_changes_nothing_and_scaled_scales_the_product(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model))
-    assert adapters.transplanted(adapter, "direct", {}).tensors == adapter.tensors
-    scaled = adapters.transplanted(adapter, "scaled", {"scale": -2.5}).tensors
+    assert ports.transplanted(adapter, "direct", {}).tensors == adapter.tensors
+    scaled = ports.transplanted(adapter, "scaled", {"scale": -2.5}).tensors
     checked = 0
     for parts in adapters.factors(list(adapter.tensors)).values():
         a, b = parts["lora_A"], parts["lora_B"]
@@ -178,9 +183,9 @@ def test_a_random_direction_has_the_patchs_rank_and_norm(
     model = tiny.save_model(tmp_path / "model")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model, target_modules=modules))
     drawn, other = (
-        adapters.transplanted(adapter, "random_direction", {"seed": seed}) for seed in (0, 1)
+        ports.transplanted(adapter, "random_direction", {"seed": seed}) for seed in (0, 1)
     )
-    again = adapters.transplanted(adapter, "random_direction", {"seed": 0})
+    again = ports.transplanted(adapter, "random_direction", {"seed": 0})
     checked = 0
     for parts in adapters.factors(list(adapter.tensors)).values():
         a, b = sorted(parts.values())
@@ -203,8 +208,8 @@ def test_a_port_leaves_the_old_embedding_behind(tmp_path: Path) -> None:
     saved = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["embed_tokens"])
     adapter = adapters.load(saved)
     assert any(name.endswith("base_layer.weight") for name in adapter.tensors)
-    adapters.check_fit(saved, model)
-    ported = adapters.transplanted(adapter, "direct", {})
+    adapters.check_fit(StoredAdapter(saved), Checkpoint(model))
+    ported = ports.transplanted(adapter, "direct", {})
     assert sorted(ported.tensors) == [
         "base_model.model.model.embed_tokens.lora_embedding_A",
         "base_model.model.model.embed_tokens.lora_embedding_B",

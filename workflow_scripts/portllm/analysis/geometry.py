@@ -23,8 +23,10 @@ from torch import Tensor
 
 from portllm.analysis.norms import oriented
 from portllm.errors import InputError
-from portllm.transplant import merging
-from portllm.weights import adapters, checkpoints
+from portllm.transplant import edits
+from portllm.transplant.edits import Delta
+from portllm.weights import adapters
+from portllm.weights.checkpoints import Checkpoint
 
 SEED = 0
 # Halko, Martinsson and Tropp (2011) advise five to ten columns more than are wanted; the spectra of
@@ -104,7 +106,7 @@ class _FactoredPatch:
     norm: float
 
 
-def _patch(delta: merging.Delta) -> _FactoredPatch:
+def _patch(delta: Delta) -> _FactoredPatch:
     left, right = oriented(delta)
     # ‖LR‖² = tr(LᵀL·RRᵀ)
     square = float(((left.T @ left) * (right @ right.T)).sum())
@@ -201,14 +203,14 @@ def geometry(base: Path, version: Path, ported: Path, native: Path) -> dict[str,
     direction or subspace would give: 1/√(mn) is the standard deviation of its cosine. Raises
     InputError for a weight that one of the versions does not have.
     """
-    carried, trained = (merging.deltas_of(adapters.load(path)) for path in (ported, native))
-    before, after = (dict(checkpoints.locations(path)) for path in (base, version))
+    carried, trained = (edits.deltas_of(adapters.load(path)) for path in (ported, native))
+    before, after = Checkpoint(base), Checkpoint(version)
     rows = []
     for name, delta in carried.items():
-        for directory, weights in ((base, before), (version, after)):
-            if name not in weights:
-                raise InputError(f"{directory} has no weight {name}, which a patch changes")
-        old, new = (checkpoints.read_tensor(weights[name], name) for weights in (before, after))
+        for model in (before, after):
+            if name not in model.shard_of:
+                raise InputError(f"{model} has no weight {name}, which a patch changes")
+        old, new = before.read(name), after.read(name)
         update = new.double() - old.double()
         patch = _patch(delta)
         layer, module = place_of(name)

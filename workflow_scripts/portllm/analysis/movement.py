@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from portllm.errors import InputError
-from portllm.weights import checkpoints
+from portllm.weights.checkpoints import Checkpoint
 
 PIECE = 1 << 22
 """Elements that are summed at a time, so that an embedding is never held in float64."""
@@ -16,13 +16,13 @@ def movement(base: Path, version: Path) -> dict[str, float | int]:
     Tensors are read one at a time and summed in float64. Raises InputError where a weight is
     missing or has another shape.
     """
-    there = dict(checkpoints.locations(base))
+    originals = Checkpoint(base)
     squares = {"base": 0.0, "difference": 0.0}
     compared = 0
-    for name, tensor in checkpoints.tensors(version):
-        if name not in there:
+    for name, tensor in Checkpoint(version).tensors():
+        if name not in originals.shard_of:
             raise InputError(f"{version}: weight {name} is not in {base}")
-        original = checkpoints.read_tensor(there[name], name)
+        original = originals.read(name)
         if original.shape != tensor.shape:
             raise InputError(
                 f"{version}: {name} has shape {list(tensor.shape)}, "

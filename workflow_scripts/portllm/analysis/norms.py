@@ -14,9 +14,10 @@ from scipy.sparse.linalg import LinearOperator, svds
 from torch import Tensor
 
 from portllm.errors import InputError
-from portllm.transplant import merging
-from portllm.transplant.merging import Delta
-from portllm.weights import adapters, checkpoints
+from portllm.transplant import edits
+from portllm.transplant.edits import Delta
+from portllm.weights import adapters
+from portllm.weights.checkpoints import Checkpoint
 
 SEED = 0
 TOLERANCE = 1e-6
@@ -81,16 +82,16 @@ def norms(version: Path, ported: Path, native: Path) -> dict[str, float | int]:
     `ported` is the patch that was trained elsewhere, `native` the one trained on `version`.
     Frobenius norms are over all those weights together, singular values the largest of any.
     """
-    first = merging.deltas_of(adapters.load(ported))
-    second = merging.deltas_of(adapters.load(native))
-    shards = dict(checkpoints.locations(version))
+    first = edits.deltas_of(adapters.load(ported))
+    second = edits.deltas_of(adapters.load(native))
+    model = Checkpoint(version)
     squares = {"naive": 0.0, "residual": 0.0, "patch": 0.0, "native": 0.0}
     largest = {"naive": 0.0, "residual": 0.0}
     names = sorted(first.keys() | second.keys())
     for name in names:
-        if name not in shards:
+        if name not in model.shard_of:
             raise InputError(f"{version} has no weight {name}, which a patch changes")
-        weight = checkpoints.read_tensor(shards[name], name)
+        weight = model.read(name)
         change = residual(None, first[name]) if name in first else None
         zero = torch.zeros(weight.shape[0], 1).double(), torch.zeros(1, weight.shape[1]).double()
         left, right = change or zero

@@ -26,7 +26,7 @@ from portllm.scoring import data_parallel
 from portllm.scoring.cache import ScoringSettings
 from portllm.scoring.harness import Result, evaluate
 from portllm.storage import manifests
-from portllm.transplant import merging, ports
+from portllm.transplant import edits, merging, ports
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,8 @@ def patched(model: Any, adapter: Path) -> Iterator[Any]:
     A port that is no adapter is added to the model's weights for as long.
     """
     if ports.is_dense(adapter):
-        edits = merging.edits_of_port(ports.read(adapter))
-        with merging.applied(dict(model.named_parameters()), edits):
+        changes = edits.edits_of_port(ports.read(adapter))
+        with merging.applied(dict(model.named_parameters()), changes):
             yield model
         return
     wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)

@@ -13,7 +13,9 @@ from portllm.scoring.cache import ScoringSettings
 from portllm.storage import manifests
 from portllm.storage.files import read_json
 from portllm.transplant import ports
-from portllm.weights import adapters, checkpoints
+from portllm.weights import adapters
+from portllm.weights.adapters import StoredAdapter
+from portllm.weights.checkpoints import Checkpoint
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -33,10 +35,9 @@ def dtype_of(version: Path, dtype: str) -> str:
     """
     if dtype != "auto":
         return dtype
-    config = read_json(version / "config.json")
-    named = config.get("dtype") or config.get("torch_dtype")
-    header = checkpoints.read_header(checkpoints.shards(version)[0])
-    stored = next(entry["dtype"] for name, entry in header.items() if name != "__metadata__")
+    model = Checkpoint(version)
+    named = model.config.get("dtype") or model.config.get("torch_dtype")
+    stored = model.shards[0].tensors[0].dtype
     return named or _DTYPES.get(stored, stored)
 
 
@@ -55,8 +56,7 @@ def rank_to_reserve(directories: list[Path]) -> int:
     """
     largest = 1
     for directory in directories:
-        adapters.check_directory(directory)
-        config = read_json(directory / adapters.CONFIG)
+        config = StoredAdapter(directory).config
         for name, consequence in _NOT_APPLIED.items():
             if config.get(name):
                 raise InputError(

@@ -12,6 +12,8 @@ from portllm.study.matrix import Config
 from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
 from portllm.transplant import methods
 from portllm.weights import adapters, checkpoints
+from portllm.weights.adapters import StoredAdapter
+from portllm.weights.checkpoints import Checkpoint
 
 
 def _check_known(name: str, options: Iterable[str], place: str, what: str) -> None:
@@ -65,6 +67,7 @@ def _check_models(config: Config, origins: KeyOrigins) -> None:
 
 
 def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
+    checkpoints_by_path: dict[Path, Checkpoint] = {}
     for task, definition in config["models"][model]["patches"].items():
         key = ("models", model, "patches", task)
         _check_known(task, config["tasks"], origins.at(*key), "task")
@@ -72,11 +75,13 @@ def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
             continue
         patch = Path(definition["path"])
         try:
-            adapters.check_directory(patch)
+            adapter = StoredAdapter(patch)
             for version, source in matrix.sources(config, model).items():
-                # A patch is not held against the version that it was trained on: it may be gone.
+                # The version that the patch was trained on need not exist any more.
                 if "path" in source and version != definition["trained_on"]:
-                    adapters.check_fit(patch, Path(source["path"]))
+                    path = Path(source["path"])
+                    checkpoint = checkpoints_by_path.setdefault(path, Checkpoint.open(path))
+                    adapters.check_fit(adapter, checkpoint)
         except InputError as error:
             raise InputError(f"{origins.at(*key, 'path')}: {error}") from None
 

@@ -18,6 +18,7 @@ from portllm.storage import files
 from portllm.training import resuming
 from portllm.transplant import merging
 from portllm.weights import adapters, checkpoints
+from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -212,9 +213,9 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
     what was trained where it is.
     """
     if (trained / adapters.CONFIG).exists():
-        merging.merge(model, adapters.load(trained), directory)
+        merging.merge(Checkpoint(model), adapters.load(trained), directory)
         return "lora"
-    for shard in checkpoints.shards(trained):
+    for shard in Checkpoint(trained).shard_paths:
         try:
             (directory / shard.name).hardlink_to(shard)
         except OSError:

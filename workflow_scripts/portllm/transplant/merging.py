@@ -1,34 +1,27 @@
-"""What an adapter does to each weight of a model, and checkpoints in which that is done.
-
-An edit is applied to a block of rows of one weight, in the dtype of `arithmetic`, so that it needs
-no model class and never more than a block in memory. `portllm.transplant.streaming` brings the
-blocks.
-"""
+"""Merge edits into checkpoints, and into the weights of a loaded model."""
 
 import logging
-import math
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from numpy import ndarray
 from torch import Tensor
 
 from portllm.errors import InputError, nearest
-from portllm.storage.files import read_json, write_json
-from portllm.transplant import methods, ports, streaming
-from portllm.weights import adapters, checkpoints
+from portllm.storage.files import write_json
+from portllm.transplant import streaming
+from portllm.transplant.blocks import Targets, sum_dtype
+from portllm.transplant.edits import Edits, edits_of
+from portllm.weights import checkpoints
 from portllm.weights.adapters import Adapter
+from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
-# What belongs to a checkpoint beside its weights: configuration and tokenizer.
+# The files of a checkpoint besides its weights: configuration and tokenizer.
 COMPANIONS = (
     "config.json",
     "generation_config.json",
@@ -41,222 +34,13 @@ COMPANIONS = (
 )
 
 
-def scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """Factor of B·A for a module: alpha/r, or alpha/√r for rslora (Kalajdzievski 2023).
-
-    `alpha_pattern` is matched as PEFT matches it: a regular expression for the name's end.
-    """
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-@dataclass(frozen=True)
-class Delta:
-    """The change of one weight: factor · B·A with A (rank, in) and B (out, rank), in float32."""
-
-    a: ndarray
-    b: ndarray
-    factor: float
-    transposed: bool = False
-
-    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(rows, rank) and (rank, columns) whose product is the change, as the weight lies."""
-        left, right = torch.from_numpy(self.b).double(), torch.from_numpy(self.a).double()
-        if self.transposed:
-            left, right = right.T, left.T
-        return (left * self.factor).to(dtype), right.to(dtype).contiguous()
-
-    def expanded(self) -> ndarray:
-        """The change itself, in float32, as the weight lies."""
-        left, right = self.factors(torch.float32)
-        return (left @ right).numpy()
-
-
-def _delta(adapter: Adapter, weight: str, a: str, b: str) -> Delta:
-    tensors = adapter.tensors[a], adapter.tensors[b]
-    for name, tensor in zip((a, b), tensors, strict=True):
-        if not numpy.isfinite(tensor).all():
-            raise InputError(f"adapter tensor {name} holds numbers that are not finite")
-    factor = scaling(adapter.config, weight.removesuffix(".weight"), tensors[0].shape[0])
-    transposed = ".lora_embedding_A" in a or bool(adapter.config.get("fan_in_fan_out"))
-    return Delta(*tensors, factor, transposed)
-
-
-def deltas_of(adapter: Adapter) -> dict[str, Delta]:
-    """The change that an adapter adds to each weight, by the weight's name.
-
-    Raises InputError for an adapter that does more than to add.
-    """
-    if not adapters.is_sum(adapter):
-        raise InputError("a patch with DoRA or modules_to_save is no sum that is added to weights")
-    found = adapters.factors(list(adapter.tensors))
-    return {
-        weight: _delta(adapter, weight, *both)
-        for weight, parts in found.items()
-        if (both := adapters.pair(parts)) is not None
-    }
-
-
-@dataclass(frozen=True)
-class Sum:
-    """W + Σ wᵢ·Δᵢ, as one product of stacked factors."""
-
-    terms: Sequence[tuple[float, Delta]]
-
-    whole = False
-
-    def factors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """(rows, ranks) and (ranks, columns)."""
-        pairs = [delta.factors(torch.float64) for _, delta in self.terms]
-        weights = [weight for weight, _ in self.terms]
-        left = [weight * left for weight, (left, _) in zip(weights, pairs, strict=True)]
-        right = [right for _, right in pairs]
-        return torch.cat(left, dim=1).to(dtype), torch.cat(right).to(dtype)
-
-    def prepared(self, dtype: torch.dtype) -> streaming.Apply:
-        """See `streaming.Edit`."""
-        left, right = self.factors(dtype)
-
-        def add(rows: Tensor, start: int) -> None:
-            rows.addmm_(left[start : start + len(rows)], right)
-
-        return add
-
-
-@dataclass(frozen=True)
-class Dora:
-    """m·(W + Δ)/‖W + Δ‖, norms taken over each output's row (Liu et al. 2024, DoRA, eq. 5)."""
-
-    delta: Delta
-    magnitude: ndarray
-
-    @property
-    def whole(self) -> bool:
-        """Whether an output's numbers lie in a column, so that all rows are needed at once."""
-        return self.delta.transposed
-
-    def prepared(self, dtype: torch.dtype) -> streaming.Apply:
-        """See `streaming.Edit`."""
-        left, right = self.delta.factors(dtype)
-        magnitude = torch.from_numpy(self.magnitude).to(dtype)
-        dim = 0 if self.whole else 1
-
-        def rescale(rows: Tensor, start: int) -> None:
-            rows.addmm_(left[start : start + len(rows)], right)
-            norm = torch.linalg.vector_norm(rows, dim=dim, keepdim=True)
-            part = magnitude if self.whole else magnitude[start : start + len(rows), None]
-            rows.mul_(part / norm)
-
-        return rescale
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """A weight of `modules_to_save`, which takes the place of the model's."""
-
-    weight: ndarray
-
-    whole = False
-
-    def prepared(self, dtype: torch.dtype) -> streaming.Apply:
-        """See `streaming.Edit`."""
-        weight = torch.from_numpy(self.weight)
-        weight = weight.reshape(len(weight), -1)
-
-        def replace(rows: Tensor, start: int) -> None:
-            rows.copy_(weight[start : start + len(rows)])
-
-        return replace
-
-
-@dataclass(frozen=True)
-class Dense:
-    """W + f(w₁·Δ₁, w₂·Δ₂, …) for a method f that looks at the numbers of whole changes."""
-
-    name: str
-    terms: Sequence[tuple[float, Delta]]
-    method: str
-    parameters: dict[str, float | int]
-
-    whole = True
-
-    def change(self) -> ndarray:
-        """What is added, in float32."""
-        changes = [numpy.float32(weight) * delta.expanded() for weight, delta in self.terms]
-        return methods.get(self.method).apply(self.name, changes, **self.parameters)
-
-    def prepared(self, dtype: torch.dtype) -> streaming.Apply:
-        """See `streaming.Edit`."""
-
-        def add(rows: Tensor, start: int) -> None:
-            rows.add_(torch.from_numpy(self.change()).reshape(rows.shape))
-
-        return add
-
-
-Edits = dict[str, Sum | Dora | Replacement | Dense]
-
-
-def edits_of(adapter: Adapter, *, weight: float = 1.0) -> Edits:
-    """What an adapter does to each weight of a model, times `weight`, by the weight's name.
-
-    Raises InputError where `weight` is not one and the adapter does more than to add.
-    """
-    if weight != 1.0:
-        return {name: Sum([(weight, delta)]) for name, delta in deltas_of(adapter).items()}
-    edits: Edits = {}
-    for name, parts in adapters.factors(list(adapter.tensors)).items():
-        both = adapters.pair(parts)
-        if both is None:
-            edits[name] = Replacement(adapter.tensors[parts[adapters.WHOLE]])
-            log.warning("%s is replaced whole: what the version has there is lost", name)
-        elif adapters.MAGNITUDE in parts:
-            magnitude = adapter.tensors[parts[adapters.MAGNITUDE]]
-            edits[name] = Dora(_delta(adapter, name, *both), magnitude)
-        else:
-            edits[name] = Sum([(1.0, _delta(adapter, name, *both))])
-    return edits
-
-
-def _terms(patches: Iterable[tuple[Adapter, float]]) -> dict[str, list[tuple[float, Delta]]]:
-    terms: dict[str, list[tuple[float, Delta]]] = {}
-    for adapter, weight in patches:
-        for name, delta in deltas_of(adapter).items():
-            terms.setdefault(name, []).append((weight, delta))
-    return terms
-
-
-def weighted_sum(patches: Sequence[tuple[Adapter, float]]) -> Edits:
-    """What several adapters add together, each times its weight.
-
-    Raises InputError where one of several does more than to add.
-    """
-    if len(patches) == 1:
-        return edits_of(patches[0][0], weight=patches[0][1])
-    return {name: Sum(terms) for name, terms in _terms(patches).items()}
-
-
-def edits_of_port(port: ports.Port) -> Edits:
-    """What a port does to each weight of a model."""
-    patches = port.adapters()
-    if not port.dense:
-        return weighted_sum(patches)
-    return {
-        name: Dense(name, terms, port.method, port.parameters or {})
-        for name, terms in _terms(patches).items()
-    }
-
-
 @contextmanager
 @torch.no_grad()
 def applied(weights: Mapping[str, Tensor], edits: Edits) -> Iterator[None]:
-    """Edit the weights of a loaded model, on any device; the block's end puts back what was there.
+    """Edit the weights of a loaded model, on any device, until the block ends.
 
-    What was there is kept in host memory. Raises InputError for a weight that is not among them.
+    The original weights are kept in host memory and put back bit by bit. Raises InputError for an
+    edit of a weight that the model does not have.
     """
     for name in edits:
         if name not in weights:
@@ -264,14 +48,14 @@ def applied(weights: Mapping[str, Tensor], edits: Edits) -> Iterator[None]:
     before = {name: weights[name].detach().to("cpu", copy=True) for name in edits}
     try:
         for name, edit in edits.items():
-            dtype = streaming.arithmetic(before[name].dtype)
+            dtype = sum_dtype(before[name].dtype)
             wide = before[name].to(dtype, copy=True)
             edit.prepared(dtype)(wide.view(len(wide), -1), 0)
             weights[name].copy_(wide)
         yield
     finally:
-        for name, kept in before.items():
-            weights[name].copy_(kept)
+        for name, original in before.items():
+            weights[name].copy_(original)
 
 
 def copy_companions(model: Path, directory: Path) -> None:
@@ -281,14 +65,14 @@ def copy_companions(model: Path, directory: Path) -> None:
             shutil.copyfile(path, directory / path.name)
 
 
-def _targets(model: Path, edits: Edits, names: Iterable[str]) -> streaming.Targets:
-    """Where each weight's edit goes, a tied output layer getting a weight of its own.
+def _targets(model: Checkpoint, edits: Edits) -> Targets:
+    """The weights written for each source weight; an output layer may be untied on the way.
 
-    With LoRA on the embedding, the output layer of an adapted model still is the embedding as it
-    was (and the other way round), so in a merged checkpoint the two are no longer one.
+    With LoRA on a tied embedding, the output layer of the adapted model is still the original
+    embedding (and the other way round). A merged checkpoint therefore stores both.
     """
-    targets: streaming.Targets = {name: [(name, edit)] for name, edit in edits.items()}
-    embedding = checkpoints.tied_embedding(model, names)
+    targets: Targets = {name: [(name, edit)] for name, edit in edits.items()}
+    embedding = model.tied_embedding
     if embedding is not None and targets.keys() & {embedding, checkpoints.HEAD}:
         both = (embedding, checkpoints.HEAD)
         targets.pop(checkpoints.HEAD, None)
@@ -296,35 +80,36 @@ def _targets(model: Path, edits: Edits, names: Iterable[str]) -> streaming.Targe
     return targets
 
 
-def planned(model: Path, edits: Edits) -> streaming.MergePlan:
-    """What a merged checkpoint would be made of, from headers alone."""
-    return streaming.plan(model, _targets(model, edits, checkpoints.shapes(model)))
+def plan(model: Checkpoint, edits: Edits) -> streaming.MergePlan:
+    """What a merge would write, from headers alone."""
+    return streaming.plan(model, _targets(model, edits))
 
 
-def merge_many(model: Path, outputs: dict[Path, Edits], **options: Any) -> streaming.Written:
-    """Write, for each directory, the checkpoint `model` with its edits, in one pass over `model`.
+def merge_many(
+    model: Checkpoint, outputs: Mapping[Path, Edits], **options: Any
+) -> streaming.Written:
+    """Write the checkpoint `model` with edits into each output directory, in one pass over it.
 
     The directories exist and are empty. Options, result and errors are those of `streaming.write`.
     """
-    names = list(checkpoints.shapes(model))
-    targets = {where: _targets(model, edits, names) for where, edits in outputs.items()}
+    targets = {directory: _targets(model, edits) for directory, edits in outputs.items()}
     written = streaming.write(model, targets, **options)
-    for directory, wanted in targets.items():
-        copy_companions(model, directory)
-        if any(len(places) > 1 for places in wanted.values()):
-            config = read_json(directory / "config.json")
-            write_json(directory / "config.json", {**config, "tie_word_embeddings": False})
+    for directory, merged in targets.items():
+        copy_companions(model.directory, directory)
+        if any(len(results) > 1 for results in merged.values()):
+            config = {**model.config, "tie_word_embeddings": False}
+            write_json(directory / checkpoints.CONFIG, config)
             log.warning(
-                "%s: the output layer is tied to the embedding, which the patch changes; it gets "
-                "a weight of its own, as an attached patch acts",
+                "%s: the patch changes the embedding, which is tied to the output layer; the "
+                "checkpoint stores both, as an attached patch acts",
                 directory,
             )
     return written
 
 
-def merge(model: Path, adapter: Adapter, directory: Path) -> None:
-    """Write the checkpoint `model` with `adapter` added to it into `directory`.
+def merge(model: Checkpoint, adapter: Adapter, directory: Path) -> None:
+    """Write the checkpoint `model` merged with `adapter` into `directory`.
 
-    The caller has checked that it fits.
+    The caller has checked that the adapter fits.
     """
     merge_many(model, {directory: edits_of(adapter)}, hashed=False)

@@ -1,9 +1,9 @@
-"""Ports on disk: what is to be applied to a version, as an adapter or as a recipe for weights.
+"""Ports: patches and the transplant method that turns them into a change of a version.
 
-A port of a method whose result is low-rank is an adapter, which any PEFT program attaches. What a
-dense method makes is no adapter and as large as the weights that it changes. Its port holds the
-patches and says what is made of them; the change is made where it is applied. It has no
-adapter_config.json of its own, so no other program takes the untreated patch for the port.
+A port of a method whose result is low-rank is written as an adapter that any PEFT program can
+attach. The result of a dense method is as large as the weights that it changes, so such a port
+stores the patches and a recipe (`transplant.json`); the change is computed when it is applied. It
+has no adapter_config.json, so no other program mistakes the untreated patch for the port.
 """
 
 import shutil
@@ -15,45 +15,71 @@ from portllm.errors import InputError
 from portllm.storage.files import read_json, write_json
 from portllm.transplant import methods
 from portllm.weights import adapters
-from portllm.weights.adapters import Adapter
+from portllm.weights.adapters import Adapter, StoredAdapter
 
 RECIPE = "transplant.json"
 
 ATTACHED = "attached adapter"
 MERGED = "merged weights"
 
+Parameters = dict[str, float | int]
+
 
 @dataclass(frozen=True)
 class WeightedPatch:
-    """An adapter's directory and the factor with which it is applied."""
+    """An adapter and the factor with which it is applied."""
 
-    directory: Path
+    adapter: StoredAdapter
     weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class Port:
-    """Patches, and the method that makes of them what is added to a version."""
+    """Patches, and the method that turns them into what is added to a version."""
 
     patches: tuple[WeightedPatch, ...]
     method: str = "direct"
-    parameters: dict[str, float | int] | None = None
+    parameters: Parameters | None = None
 
     @property
     def dense(self) -> bool:
-        """Whether no adapter holds what the method makes."""
+        """Whether the method's result is too large for an adapter."""
         return methods.get(self.method).dense
 
     def adapters(self) -> list[tuple[Adapter, float]]:
-        """The patches' adapters, as a method that is not dense changes them, and their factors."""
-        loaded = [(adapters.load(patch.directory), patch.weight) for patch in self.patches]
+        """The patches' adapters, as a low-rank method changes them, and their factors."""
+        loaded = [(patch.adapter.load(), patch.weight) for patch in self.patches]
         if self.dense:
             return loaded
         parameters = self.parameters or {}
         return [
-            (adapters.transplanted(adapter, self.method, parameters), weight)
-            for adapter, weight in loaded
+            (transplanted(adapter, self.method, parameters), weight) for adapter, weight in loaded
         ]
+
+
+def transplanted(adapter: Adapter, method: str, parameters: Parameters) -> Adapter:
+    """Apply a low-rank transplant method to an adapter. `parameters` are complete.
+
+    Raises InputError for a dense method, and for a method other than `direct` on an adapter that
+    does more than add.
+    """
+    if methods.get(method).dense:
+        raise InputError(f"the result of method {method} is not an adapter")
+    apply = methods.get(method).apply
+    if method != "direct" and not adapters.is_sum(adapter):
+        raise InputError(
+            f"method {method} changes the sum that a patch adds; a patch with DoRA or "
+            "modules_to_save is not a sum, so only direct applies it"
+        )
+    tensors = {}
+    for weight, parts in adapters.factors(list(adapter.tensors)).items():
+        kept = {name: adapter.tensors[name] for name in parts.values()}
+        both = adapters.pair(parts)
+        if both is not None:
+            a, b = (adapter.tensors[name] for name in both)
+            kept.update(zip(both, apply(weight, a, b, **parameters), strict=True))
+        tensors.update(kept)
+    return Adapter(adapter.config, tensors)
 
 
 def is_dense(directory: Path) -> bool:
@@ -62,42 +88,41 @@ def is_dense(directory: Path) -> bool:
 
 
 def how_applied(directory: Path | None) -> str | None:
-    """In words, how scoring applies a port or a patch; None where there is none."""
+    """How scoring applies a port or a patch, in words; None where there is none."""
     if directory is None:
         return None
     return MERGED if is_dense(directory) else ATTACHED
 
 
 def read(directory: Path) -> Port:
-    """Read a port; InputError where `directory` holds neither one nor an adapter."""
+    """Read a port; raises InputError where `directory` holds neither a port nor an adapter."""
     if not is_dense(directory):
-        adapters.check_directory(directory)
-        return Port((WeightedPatch(directory),), "direct", {})
+        return Port((WeightedPatch(StoredAdapter(directory)),), "direct", {})
     recipe = read_json(directory / RECIPE)
     try:
-        patches = tuple(
-            WeightedPatch(directory / entry["directory"], float(entry["weight"]))
-            for entry in recipe["patches"]
-        )
-        kind, parameters = recipe["method"], recipe["parameters"]
+        entries = [(entry["directory"], float(entry["weight"])) for entry in recipe["patches"]]
+        method, parameters = recipe["method"], recipe["parameters"]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{directory / RECIPE}: no recipe of a port: expected method, parameters and patches "
-            f"({error!r})"
+            f"{directory / RECIPE}: not the recipe of a port: expected method, parameters and "
+            f"patches ({error!r})"
         ) from None
-    return Port(patches, kind, methods.check(kind, parameters))
+    patches = tuple(
+        WeightedPatch(StoredAdapter(directory / name), weight) for name, weight in entries
+    )
+    return Port(patches, method, methods.check(method, parameters))
 
 
-def write(port: Port, directory: Path, *, base: Path) -> None:
+def write(port: Port, directory: Path, *, base: Path | str) -> None:
     """Write a port for the version `base` into `directory`.
 
-    Raises InputError for several patches where only an adapter could hold them.
+    Raises InputError for several patches, or a weighted one, of a method that makes an adapter.
     """
     if not port.dense:
         if len(port.patches) > 1 or port.patches[0].weight != 1.0:
             raise InputError(
-                "an adapter holds one patch, times one; write the weighted sum with --merged, or "
-                "scale a patch with --method scaled"
+                "an adapter holds one patch, times one; merge the weighted sum into a checkpoint "
+                "instead, or scale the patch with --method scaled"
             )
         adapters.save(port.adapters()[0][0], directory, base=base)
         return
@@ -106,34 +131,42 @@ def write(port: Port, directory: Path, *, base: Path) -> None:
         place = directory / "patches" / str(index)
         place.mkdir(parents=True)
         for name in (adapters.CONFIG, adapters.WEIGHTS):
-            shutil.copyfile(patch.directory / name, place / name)
+            shutil.copyfile(patch.adapter.directory / name, place / name)
         entries.append({"directory": str(place.relative_to(directory)), "weight": patch.weight})
     recipe = {"method": port.method, "parameters": port.parameters, "patches": entries}
     write_json(directory / RECIPE, recipe)
 
 
-def wanted(
-    directories: Sequence[Path],
-    weights: Sequence[float],
-    method: str,
-    parameters: dict[str, float | int],
+def open_port(
+    directories: Sequence[Path], weights: Sequence[float], method: str, parameters: Parameters
 ) -> Port:
-    """The port that a method makes of patches, or one that is there already.
+    """The port that a method makes of patches, or an existing port of a dense method.
 
-    Raises InputError where something else is wanted of a dense port than to apply it.
+    Args:
+        directories: adapters, or one port.
+        weights: the factor of each.
+        method: a registered transplant method.
+        parameters: its parameters; the defaults fill in the others.
+
+    Raises:
+        InputError: where a dense port is combined, scaled or given another method.
+
     """
     parameters = methods.check(method, parameters)
-    given = zip(directories, weights, strict=True)
-    if not any(is_dense(directory) for directory in directories):
-        return Port(tuple(WeightedPatch(*patch) for patch in given), method, parameters)
-    dense = next(directory for directory in directories if is_dense(directory))
+    dense = next((directory for directory in directories if is_dense(directory)), None)
+    if dense is None:
+        patches = tuple(
+            WeightedPatch(StoredAdapter(directory), weight)
+            for directory, weight in zip(directories, weights, strict=True)
+        )
+        return Port(patches, method, parameters)
     port = read(dense)
     if len(directories) > 1 or method != "direct" or abs(weights[0]) != 1.0:
         raise InputError(
-            f"{dense} is a port of method {port.method}, which is applied by itself and as it is; "
-            "give its patches instead"
+            f"{dense} is a port of method {port.method}, which can only be applied alone and as it "
+            "is; give its patches instead"
         )
     signed = tuple(
-        WeightedPatch(patch.directory, patch.weight * weights[0]) for patch in port.patches
+        WeightedPatch(patch.adapter, patch.weight * weights[0]) for patch in port.patches
     )
     return Port(signed, port.method, port.parameters)

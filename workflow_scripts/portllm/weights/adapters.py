@@ -1,23 +1,24 @@
-"""LoRA adapters on disk, in PEFT's layout, and whether one fits a checkpoint."""
+"""LoRA adapters on disk in PEFT's layout, and whether an adapter fits a checkpoint."""
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portllm.errors import InputError, nearest
 from portllm.storage.files import read_json, write_json
-from portllm.transplant import methods
 from portllm.weights import checkpoints
+from portllm.weights.checkpoints import Checkpoint
+from portllm.weights.safetensors_file import SafetensorsFile, Shapes
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-
-Shapes = dict[str, tuple[int, ...]]
+MANIFEST = "manifest.json"
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
@@ -26,38 +27,104 @@ _FACTOR = re.compile(
 WHOLE = "whole"
 MAGNITUDE = "lora_magnitude_vector"
 
-# PEFT's options that make of an adapter something else than a sum, a rescaling or a replacement
-# of weights, and why that cannot be put into weights.
+# PEFT options under which an adapter is not a sum, a rescaling or a replacement of weights, and
+# why such an adapter cannot be merged into weights.
 _REFUSED = {
     "lora_bias": "its factors have biases of their own",
     "trainable_token_indices": "it holds single rows of the embedding (trainable tokens)",
-    "target_parameters": "it changes parameters that are no layer's weight",
-    "layer_replication": "it makes a deeper model of the one that it was trained on",
-    "alora_invocation_tokens": "it acts on the tokens after its invocation only",
+    "target_parameters": "it changes parameters that are not the weight of a layer",
+    "layer_replication": "it builds a deeper model from the one that it was trained on",
+    "alora_invocation_tokens": "it acts only on the tokens after its invocation",
     "use_qalora": "it pools its inputs by groups",
     "use_bdlora": "its factors are block-diagonal",
     "arrow_config": "it routes between several adapters",
     "monteclora_config": "it samples its factors",
 }
-# With these, PEFT takes a part out of the base's weights before it trains.
+# With these, PEFT subtracts a part of the base's weights before it trains.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA adapter: its PEFT configuration and its tensors, in float32, by PEFT's names."""
+    """A LoRA adapter in memory: PEFT's configuration, and float32 tensors by PEFT's names."""
 
     config: dict[str, Any]
     tensors: dict[str, "ndarray"]
 
 
+class StoredAdapter:
+    """An adapter directory in PEFT's layout. Each of its files is opened when first needed."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises InputError unless `directory` holds a usable PEFT LoRA adapter in safetensors."""
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no such adapter directory")
+        for name in (CONFIG, WEIGHTS):
+            if not (directory / name).is_file():
+                pickled = (directory / "adapter_model.bin").exists()
+                hint = " (adapter_model.bin is a pickle, which is never loaded)" if pickled else ""
+                raise InputError(f"{directory}: no {name}, so it is not a usable adapter{hint}")
+        self.directory = directory
+        self.config: dict[str, Any] = read_json(directory / CONFIG)
+        _check_config(self.config, directory / CONFIG)
+
+    def __str__(self) -> str:
+        return str(self.directory)
+
+    @cached_property
+    def file(self) -> SafetensorsFile:
+        """The opened weights."""
+        return SafetensorsFile.open(self.directory / WEIGHTS)
+
+    @cached_property
+    def changed_shapes(self) -> Shapes:
+        """Shape of each weight that the adapter changes, from its header alone.
+
+        Raises InputError for tensors that cannot be used.
+        """
+        shapes = self.file.shapes
+        saved = self.config.get("modules_to_save") or []
+        for weight, parts in factors(list(shapes)).items():
+            # PEFT may save an embedding unasked; on another version it would put the old one back.
+            if WHOLE in parts and not _is_named(weight, saved):
+                raise InputError(
+                    f"{self.directory / WEIGHTS}: {parts[WHOLE]} is a whole weight that "
+                    f"modules_to_save in {CONFIG} does not name"
+                )
+        return _changed_shapes(shapes, fan_in_fan_out=bool(self.config.get("fan_in_fan_out")))
+
+    @cached_property
+    def known_fingerprint(self) -> dict[str, Any]:
+        """The fingerprint in the adapter's manifest; empty where there is none."""
+        path = self.directory / MANIFEST
+        return read_json(path).get("fingerprint", {}) if path.exists() else {}
+
+    def fingerprint(self, model: Checkpoint | None = None) -> dict[str, Any]:
+        """What the adapter requires of any version that it is applied to, for its manifest.
+
+        `model` is the model that it was trained on. Without one, architecture and tokenizer are
+        taken from the adapter's own manifest where it has one.
+        """
+        known = self.known_fingerprint
+        if model is not None:
+            known = {"architecture": model.architecture, "tokenizer": model.tokenizer_hash}
+        return {
+            **known,
+            "weights": {name: list(shape) for name, shape in self.changed_shapes.items()},
+        }
+
+    def load(self) -> Adapter:
+        """Read the tensors; raises InputError for tensors that cannot be used."""
+        _ = self.changed_shapes
+        return Adapter(self.config, self.file.read_arrays())
+
+
 def load(directory: Path) -> Adapter:
-    """Read an adapter; InputError where `directory` holds none that can be used."""
-    directory_changes(directory)
-    return Adapter(read_json(directory / CONFIG), checkpoints.read_arrays(directory / WEIGHTS))
+    """Read an adapter; raises InputError for a directory without a usable one."""
+    return StoredAdapter(directory).load()
 
 
-def save(adapter: Adapter, directory: Path, *, base: Path) -> None:
+def save(adapter: Adapter, directory: Path, *, base: Path | str) -> None:
     """Write an adapter for the version `base`, in PEFT's layout."""
     from safetensors.numpy import save_file
 
@@ -66,109 +133,82 @@ def save(adapter: Adapter, directory: Path, *, base: Path) -> None:
 
 
 def sort_targets(directory: Path) -> None:
-    """Give an adapter's target modules one order: PEFT writes a set, in another order each time."""
+    """Sort an adapter's target modules: PEFT writes a set, in another order each time."""
     config = read_json(directory / CONFIG)
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
         write_json(directory / CONFIG, config)
 
 
+def link(source: Path, directory: Path) -> None:
+    """Fill `directory` with symbolic links to the files of a local adapter."""
+    StoredAdapter(source)
+    for name in (CONFIG, WEIGHTS):
+        (directory / name).symlink_to((source / name).resolve())
+
+
 def is_sum(adapter: Adapter) -> bool:
-    """Whether all that an adapter does is to add B·A to weights."""
+    """Whether the adapter does nothing but add B·A to weights."""
     parts = factors(list(adapter.tensors)).values()
     return not any(WHOLE in kinds or MAGNITUDE in kinds for kinds in parts)
 
 
-def transplanted(adapter: Adapter, method: str, parameters: dict[str, float | int]) -> Adapter:
-    """What a transplant method makes of an adapter. `parameters` are complete.
-
-    Raises InputError where the method's result is no adapter, or it changes a sum and the adapter
-    is none.
-    """
-    if methods.get(method).dense:
-        raise InputError(f"what method {method} makes of a patch is no adapter")
-    apply = methods.get(method).apply
-    if method != "direct" and not is_sum(adapter):
-        raise InputError(
-            f"method {method} changes the sum that a patch adds; with DoRA or modules_to_save a "
-            "patch is no sum, so only direct applies it"
-        )
-    tensors = {}
-    for weight, parts in factors(list(adapter.tensors)).items():
-        kept = {name: adapter.tensors[name] for name in parts.values()}
-        both = pair(parts)
-        if both is not None:
-            a, b = (adapter.tensors[name] for name in both)
-            kept.update(zip(both, apply(weight, a, b, **parameters), strict=True))
-        tensors.update(kept)
-    return Adapter(adapter.config, tensors)
-
-
-def check_directory(directory: Path) -> None:
-    """Raise InputError unless `directory` holds a PEFT LoRA adapter in safetensors."""
-    if not directory.is_dir():
-        raise InputError(f"{directory}: no such adapter directory")
-    for name in (CONFIG, WEIGHTS):
-        if not (directory / name).is_file():
-            pickled = (directory / "adapter_model.bin").exists()
-            hint = " (adapter_model.bin is a pickle, which is never loaded)" if pickled else ""
-            raise InputError(f"{directory}: no {name}, so it is no usable adapter{hint}")
-    config = read_json(directory / CONFIG)
+def _check_config(config: dict[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise InputError(f"{directory / CONFIG}: peft_type is {kind!r}, expected LORA")
+        raise InputError(f"{path}: peft_type is {kind!r}, expected LORA")
     if config.get("bias", "none") != "none":
         raise InputError(
-            f"{directory / CONFIG}: bias is {config['bias']!r}; only patches without biases are "
-            "supported"
+            f"{path}: bias is {config['bias']!r}; only patches without biases are supported"
         )
     for option, reason in _REFUSED.items():
         if config.get(option):
-            raise InputError(
-                f"{directory / CONFIG}: {option} is set: {reason}; expected plain LoRA"
-            )
+            raise InputError(f"{path}: {option} is set: {reason}; expected plain LoRA")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_THE_BASE):
         raise InputError(
-            f"{directory / CONFIG}: init_lora_weights is {start!r}: it was trained on a base whose "
-            "weights PEFT had changed; convert it to plain LoRA (PEFT's save_pretrained does, with "
+            f"{path}: init_lora_weights is {start!r}: it was trained on a base whose weights PEFT "
+            "had changed; convert it to plain LoRA (PEFT's save_pretrained does, with "
             "path_initial_model_for_weight_conversion)"
         )
 
 
 def _is_base_copy(name: str) -> bool:
-    # PEFT saves the model's own embedding beside LoRA factors on it. It is no part of the patch:
+    # PEFT saves the model's own embedding next to LoRA factors on it. It is not part of the patch:
     # on another version it would put the old embedding back.
     return name.endswith(".base_layer.weight")
 
 
 def factors(names: list[str]) -> dict[str, dict[str, str]]:
-    """Sort adapter tensor names by the weight that they change: weight → factor → name.
+    """Group adapter tensor names by the weight that they change: weight → factor → name.
 
     A factor is lora_A, lora_B, lora_embedding_A, lora_embedding_B, lora_magnitude_vector (DoRA) or
-    `whole`, a weight of `modules_to_save`, which takes the place of the model's. Copies of the
-    model's own weights, which PEFT may have saved, are left out.
-    Raises InputError for a tensor that is none of these.
+    `whole`, a weight of `modules_to_save` that replaces the model's. Copies of the model's own
+    weights, which PEFT may have saved, are left out.
+
+    Raises:
+        InputError: for any other tensor.
+
     """
-    found: dict[str, dict[str, str]] = {}
+    by_weight: dict[str, dict[str, str]] = {}
     for name in names:
         if _is_base_copy(name):
             continue
         match = _FACTOR.match(name.removeprefix(_PREFIX))
         if match is not None:
-            found.setdefault(f"{match['module']}.weight", {})[match["factor"]] = name
+            by_weight.setdefault(f"{match['module']}.weight", {})[match["factor"]] = name
         elif name.endswith((".weight", ".bias")) and "lora_" not in name:
-            found.setdefault(name.removeprefix(_PREFIX), {})[WHOLE] = name
+            by_weight.setdefault(name.removeprefix(_PREFIX), {})[WHOLE] = name
         else:
             raise InputError(
-                f"adapter tensor {name} is no LoRA factor; only LoRA (lora_A, lora_B), DoRA and "
+                f"adapter tensor {name} is not a LoRA factor; only LoRA (lora_A, lora_B), DoRA and "
                 "modules_to_save are supported"
             )
-    return found
+    return by_weight
 
 
 def pair(parts: dict[str, str]) -> tuple[str, str] | None:
-    """Names of the tensors A and B among a weight's factors; None where there are none."""
+    """Names of the tensors A and B among a weight's factors; None where it has neither."""
     for kind in ("lora", "lora_embedding"):
         if f"{kind}_A" in parts:
             return parts[f"{kind}_A"], parts[f"{kind}_B"]
@@ -186,7 +226,8 @@ def _check_parts(weight: str, parts: dict[str, str], shapes: Shapes) -> None:
     a, b = (shapes[name] for name in both)
     if len(a) != 2 or len(b) != 2:
         raise InputError(
-            f"the adapter's factors for {weight} are no matrices, so no linear layer's"
+            f"the adapter's factors for {weight} are not matrices; only linear layers and "
+            "embeddings are supported"
         )
     if a[0] != b[1]:
         raise InputError(f"the adapter's factors for {weight} have different ranks")
@@ -194,12 +235,14 @@ def _check_parts(weight: str, parts: dict[str, str], shapes: Shapes) -> None:
         raise InputError(f"DoRA on {weight}: only DoRA of linear layers is supported")
 
 
-def changes(shapes: Shapes, *, fan_in_fan_out: bool = False) -> Shapes:
+def _changed_shapes(shapes: Shapes, *, fan_in_fan_out: bool = False) -> Shapes:
     """Shape of each weight of the model that an adapter changes.
 
-    `shapes` are those of the adapter's tensors by their PEFT names; A is (rank, in) and B is
-    (out, rank), so that B·A is (out, in). An embedding's weight, and a linear layer's where
-    `fan_in_fan_out` says so, has its transpose's shape.
+    Args:
+        shapes: shapes of the adapter's tensors by their PEFT names. A is (rank, in) and B is
+            (out, rank), so B·A is (out, in).
+        fan_in_fan_out: whether linear layers store their weight transposed, as embeddings do.
+
     """
     result: Shapes = {}
     for weight, parts in factors(list(shapes)).items():
@@ -215,71 +258,16 @@ def changes(shapes: Shapes, *, fan_in_fan_out: bool = False) -> Shapes:
 
 
 def _is_named(weight: str, modules: list[str]) -> bool:
-    # As PEFT names modules: by how their path ends. A module may hold the weight further down.
+    # PEFT names a module by the end of its path. The module may hold the weight further down.
     parents = list(accumulate(weight.split(".")[:-1], "{}.{}".format))
     return any(parent.endswith(module) for parent in parents for module in modules)
 
 
-def directory_changes(directory: Path) -> Shapes:
-    """Shape of each weight that an adapter changes, from its header alone.
-
-    Raises InputError where `directory` holds no adapter that can be used.
-    """
-    check_directory(directory)
-    config, shapes = read_json(directory / CONFIG), adapter_shapes(directory)
-    saved = config.get("modules_to_save") or []
-    for weight, parts in factors(list(shapes)).items():
-        # PEFT may save an embedding unasked; on another version it would put the old one back.
-        if WHOLE in parts and not _is_named(weight, saved):
-            raise InputError(
-                f"{directory / WEIGHTS}: {parts[WHOLE]} is a whole weight that modules_to_save in "
-                f"{CONFIG} does not name"
-            )
-    return changes(shapes, fan_in_fan_out=bool(config.get("fan_in_fan_out")))
-
-
-def fingerprint(changed: Shapes, model: Path) -> dict[str, Any]:
-    """What a patch must find in any version that it is applied to.
-
-    `changed` is the shape of each weight that it changes.
-    """
-    return {
-        "architecture": checkpoints.architecture(model),
-        "tokenizer": checkpoints.tokenizer_hash(model),
-        "weights": {name: list(shape) for name, shape in changed.items()},
-    }
-
-
-def known_fingerprint(directory: Path) -> dict[str, Any]:
-    """Fingerprint of a patch that someone brings: its manifest's where it has one.
-
-    Without one, only the weights that it changes are known.
-    """
-    written = directory / "manifest.json"
-    known = read_json(written).get("fingerprint", {}) if written.exists() else {}
-    changed = directory_changes(directory)
-    return {**known, "weights": {name: list(shape) for name, shape in changed.items()}}
-
-
-def link(source: Path, directory: Path) -> None:
-    """Fill `directory` with links to the files of a local adapter, which are not copied."""
-    check_directory(source)
-    for name in (CONFIG, WEIGHTS):
-        (directory / name).symlink_to((source / name).resolve())
-
-
-def adapter_shapes(directory: Path) -> Shapes:
-    """Shapes of an adapter's tensors, from the header alone."""
-    header = checkpoints.read_header(directory / WEIGHTS)
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
-def _check_shapes(adapter: Path, changed: Shapes, model: Path) -> None:
-    available = checkpoints.shapes(model)
-    embedding = checkpoints.tied_embedding(model, available)
-    if embedding is not None:
-        available[checkpoints.HEAD] = available[embedding]
-    for weight, shape in changed.items():
+def _check_shapes(adapter: StoredAdapter, model: Checkpoint) -> None:
+    available = dict(model.shapes)
+    if model.tied_embedding is not None:
+        available[checkpoints.HEAD] = available[model.tied_embedding]
+    for weight, shape in adapter.changed_shapes.items():
         if weight not in available:
             raise InputError(
                 f"{adapter} does not fit {model}: it changes {weight}, which the model does not "
@@ -292,25 +280,26 @@ def _check_shapes(adapter: Path, changed: Shapes, model: Path) -> None:
             )
 
 
-def check_fit(adapter: Path, model: Path, *, allow_other_tokenizer: bool = False) -> None:
+def check_fit(
+    adapter: StoredAdapter, model: Checkpoint, *, allow_other_tokenizer: bool = False
+) -> None:
     """Raise InputError, naming the first mismatch, unless the adapter fits the checkpoint.
 
     Only headers and small JSON files are read. Architecture and tokenizer are compared where the
-    adapter's manifest tells what it was trained on.
+    adapter's manifest says what it was trained on.
     """
-    changed = directory_changes(adapter)
-    checkpoints.check_directory(model, "model")
-    manifest = adapter / "manifest.json"
-    trained_on = read_json(manifest).get("fingerprint", {}) if manifest.exists() else {}
-    here = checkpoints.architecture(model)
-    there = trained_on.get("architecture", here)
-    if there != here:
-        raise InputError(f"{adapter} does not fit {model}: trained on {there}, this is {here}")
-    _check_shapes(adapter, changed, model)
+    trained_on = adapter.known_fingerprint
+    expected = trained_on.get("architecture", model.architecture)
+    if expected != model.architecture:
+        raise InputError(
+            f"{adapter} does not fit {model}: trained on {expected}, this is {model.architecture}"
+        )
+    _check_shapes(adapter, model)
     tokenizer = trained_on.get("tokenizer")
-    differs = tokenizer is not None and tokenizer != checkpoints.tokenizer_hash(model)
-    if differs and not allow_other_tokenizer:
+    if tokenizer is None or allow_other_tokenizer:
+        return
+    if tokenizer != model.tokenizer_hash:
         raise InputError(
             f"{adapter} does not fit {model}: its tokenizer has another vocabulary than the one "
-            "that the patch was trained with (--allow-other-tokenizer ports it all the same)"
+            "that the patch was trained with (--allow-other-tokenizer accepts it)"
         )

@@ -1,13 +1,13 @@
-"""Numbers as checkpoints store them, in numpy: widened for arithmetic, rounded once afterwards.
+"""How checkpoints store numbers, and the dtype in which sums of them are computed.
 
-numpy has no bfloat16. A bfloat16 is the upper half of a float32, so both ways are integer
-operations, and torch, whose import costs seconds, is not needed.
+Reading needs numpy only: importing torch takes seconds. numpy has no bfloat16, but a bfloat16 is
+the upper half of a float32, so widening is an integer operation.
 """
 
 import numpy
 from numpy import ndarray
 
-# safetensors' names and how numpy holds them; a bfloat16 is held as its bits.
+# safetensors' names of dtypes and their numpy dtypes; a bfloat16 is held as its bits.
 STORED = {
     "F64": numpy.dtype("<f8"),
     "F32": numpy.dtype("<f4"),
@@ -17,32 +17,18 @@ STORED = {
 EXPECTED = f"expected one of {', '.join(STORED)}"
 
 
-def arithmetic(dtype: str) -> numpy.dtype:
-    """What sums are made in: wider than the stored dtype, so that only its own rounding shows."""
-    return numpy.dtype(numpy.float64 if dtype in ("F32", "F64") else numpy.float32)
+def arithmetic(dtype: str) -> str:
+    """The dtype for sums of stored numbers: wider, so that only the final rounding shows.
+
+    Takes and returns safetensors' names.
+    """
+    return "F64" if dtype in ("F32", "F64") else "F32"
 
 
 def widened(stored: ndarray, dtype: str) -> ndarray:
-    """Stored numbers in the dtype of `arithmetic`; exact."""
+    """Convert stored numbers to their `arithmetic` dtype, exactly."""
     if dtype != "BF16":
-        return stored.astype(arithmetic(dtype))
+        return stored.astype(STORED[arithmetic(dtype)])
     wide = numpy.zeros((*stored.shape, 2), numpy.uint16)
     wide[..., 1] = stored
     return wide.view("<f4")[..., 0]
-
-
-def rounded(wide: ndarray, dtype: str) -> ndarray:
-    """Numbers of the dtype of `arithmetic` rounded to the nearest stored one, ties to even.
-
-    Overwrites `wide`. Infinities stay, as do NaNs whose lower half is empty, which those made of
-    bfloat16 numbers and of the processor's own NaN are.
-    """
-    if dtype != "BF16":
-        with numpy.errstate(over="ignore"):
-            return wide.astype(STORED[dtype])
-    bits = wide.view(numpy.uint32)
-    odd = bits >> 16
-    odd &= 1
-    odd += 0x7FFF
-    bits += odd
-    return bits.view("<u2")[..., 1::2]
