@@ -11,14 +11,8 @@ from typing import Any
 
 from portllm.command_line import run
 from portllm.planning import formulas, requests
-from portllm.planning.estimates import (
-    Estimate,
-    PlannedJob,
-    PlannedRule,
-    PricedStudy,
-    hub_models,
-    read_summary,
-)
+from portllm.planning.estimates import Estimate, PricedStudy, hub_models
+from portllm.planning.jobs import PlannedJob, PlannedRule, read_summary
 from portllm.study import matrix
 
 MEGABYTE = 1_000_000

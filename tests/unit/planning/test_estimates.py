@@ -9,9 +9,7 @@ import torch
 from conftest import PROJECT
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from portllm.errors import InputError
 from portllm.planning import estimates, formulas
-from portllm.planning.estimates import PlannedRule
 from portllm.planning.formulas import TrainingMemory, UnknownError
 from portllm.study import config as configuration
 from portllm.study import yaml_files
@@ -176,30 +174,3 @@ def test_an_evolution_keeps_or_changes_the_dtype() -> None:
     assert merged.checkpoint_bytes == 7_241_732_096 * 2
     trained = estimates.evolved_version(parent, recipe(bf16=False), gpu=True)
     assert trained.checkpoint_bytes == 7_241_732_096 * 4
-
-
-RULES = [
-    PlannedRule("train_patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=True),
-    PlannedRule("score", ("results/{model}/{task}.json", "results/{model}/{task}.samples.jsonl")),
-]
-HEADER = "output_file\tdate\trule\tlog-file(s)\tstatus\tplan"
-
-
-def test_jobs_of_a_summary() -> None:
-    lines = [
-        HEADER,
-        "results/patches/m/a.b/seed1\tdate\ttrain_patch\t-\tok\tno update",
-        "results/m/a.b.json\tdate\tscore\t-\tok\tno update",
-        "results/m/a.b.samples.jsonl\t-\tscore\t-\tmissing\tupdate pending",
-    ]
-    patch, score = estimates.read_summary(lines, RULES)
-    assert dict(patch.wildcards) == {"model": "m", "task": "a.b", "seed": "1"}
-    assert patch.cached
-    assert dict(score.wildcards) == {"model": "m", "task": "a.b"}
-    assert len(score.outputs) == 2
-    assert not score.cached
-
-
-def test_no_summary_is_an_error() -> None:
-    with pytest.raises(InputError, match="log"):
-        estimates.read_summary(["Error: something"], RULES)

@@ -5,15 +5,13 @@ Snakemake's own summary says which jobs there are and which it would run;
 (`UnknownError`), never guessed.
 """
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from portllm.errors import InputError
 from portllm.planning import formulas
 from portllm.planning.formulas import Architecture, TrainingMemory, UnknownError
+from portllm.planning.jobs import PlannedJob, files_bytes
 from portllm.storage.files import read_json
 from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
@@ -84,73 +82,6 @@ def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Ve
     size = formulas.parameters(parent.architecture) * width
     model = replace(parent.architecture, dtype_bytes=width)
     return Version(model, parent.origin, size)
-
-
-@dataclass(frozen=True)
-class PlannedRule:
-    """A rule of the workflow, as far as its cost goes; `outputs` are its patterns of paths."""
-
-    name: str
-    outputs: tuple[str, ...]
-    gpu: bool = False
-    temporary: bool = False
-
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job of the study; it is cached when Snakemake would not run it."""
-
-    rule: str
-    wildcards: tuple[tuple[str, str], ...]
-    outputs: tuple[str, ...]
-    cached: bool
-
-
-def _matcher(pattern: str) -> re.Pattern[str]:
-    # A wildcard that occurs twice must have the same value, as in Snakemake.
-    parts = re.split(r"\{(\w+)[^}]*\}", pattern)
-    seen: set[str] = set()
-    text = ""
-    for index, part in enumerate(parts):
-        if index % 2 == 0:
-            text += re.escape(part)
-        else:
-            text += f"(?P={part})" if part in seen else f"(?P<{part}>.+)"
-            seen.add(part)
-    return re.compile(text)
-
-
-def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[PlannedJob]:
-    """Jobs of a study from what `snakemake --summary` prints, a line for each output file.
-
-    Raises InputError where this is no summary.
-    """
-    matchers = {rule.name: [_matcher(pattern) for pattern in rule.outputs] for rule in rules}
-    outputs: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
-    pending = set()
-    rows = [line.rstrip("\n").split("\t") for line in lines]
-    if not any(cells[0] == "output_file" for cells in rows):
-        raise InputError("Snakemake gave no summary of the study's jobs; its log says why")
-    for cells in rows:
-        if len(cells) != 6 or cells[0] == "output_file":
-            continue
-        path, _, rule, _, _, plan = cells
-        matches = (matcher.fullmatch(path) for matcher in matchers.get(rule, ()))
-        match = next(filter(None, matches), None)
-        key = (rule, tuple(match.groupdict().items()) if match else (("output", path),))
-        outputs.setdefault(key, []).append(path)
-        if plan == "update pending":
-            pending.add(key)
-    return [PlannedJob(*key, tuple(paths), key not in pending) for key, paths in outputs.items()]
-
-
-def files_bytes(path: Path) -> int:
-    """Size of a file, or of a directory's files; links count nothing, they hold no data."""
-    if path.is_symlink() or not path.exists():
-        return 0
-    if path.is_file():
-        return path.stat().st_size
-    return sum(files_bytes(entry) for entry in path.iterdir())
 
 
 @dataclass(frozen=True)

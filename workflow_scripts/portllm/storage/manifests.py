@@ -93,19 +93,24 @@ def _own_peak() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def code_version() -> str:
-    """Return the project's version and, in a git checkout, its commit ("+": local changes)."""
-    here = Path(__file__).parent
+def _git(directory: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(directory), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def code_version(package: Path = Path(portllm.__file__).parent) -> str:
+    """Return the project's version and, in its own git checkout, the commit ("+": local changes).
+
+    A package that is installed or copied into another project's repository has no commit of its
+    own: git would name that repository's.
+    """
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        checkout = Path(_git(package, "rev-parse", "--show-toplevel"))
+        if (checkout / "workflow_scripts" / "portllm").resolve() != package.resolve():
+            return portllm.__version__
+        return f"{portllm.__version__} ({_git(package, 'describe', '--always', '--dirty=+')})"
     except (OSError, subprocess.CalledProcessError):
         return portllm.__version__
-    return f"{portllm.__version__} ({commit})"
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
