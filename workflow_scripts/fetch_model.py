@@ -30,7 +30,7 @@ def main() -> None:
         manifests.write_for_directory(
             directory,
             stage="base",
-            parameters=fetching.asked_for(arguments),
+            parameters=fetching.source_parameters(arguments),
             inputs={},
             cost=meter.read(),
             packages=("huggingface_hub",),

@@ -174,7 +174,7 @@ def test_a_missing_model_a_missing_revision_and_a_malformed_id(
 def test_a_hub_out_of_reach(hub: Hub, tmp_path: Path) -> None:
     hub.port = 9  # where nobody listens
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/model")
-    assert "could not be fetched from http://127.0.0.1:9" in error_of(done, tmp_path)
+    assert "from http://127.0.0.1:9: " in error_of(done, tmp_path)
 
 
 def test_a_gated_model_says_how_to_get_access(hub: Hub, sharded: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_gated_model_says_how_to_get_access(hub: Hub, sharded: Path, tmp_path:
     assert "the account of HF_TOKEN has no access" in said
     assert hub.strangers_token not in said
     said = error_of(run(hub, tmp_path, *arguments, token="hf_mistyped"), tmp_path)
-    assert "does not accept HF_TOKEN" in said
+    assert "the hub rejects HF_TOKEN" in said
 
 
 def test_a_token_opens_a_gated_model_and_is_written_nowhere(
@@ -262,7 +262,7 @@ def test_what_arrived_damaged_is_fetched_again(hub: Hub, large: Path, tmp_path: 
     partial.write_bytes(b"\0" * partial.stat().st_size)
     hub.repair()
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
-    assert f"{SHARD} arrived damaged" in error_of(done, tmp_path)
+    assert f"the download of {SHARD} was corrupt" in error_of(done, tmp_path)
     assert run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large").returncode == 0
     assert_equal(tmp_path / "output", large)
 
@@ -293,7 +293,7 @@ def test_a_mirror_replaces_the_hub(hub: Hub, sharded: Path, tmp_path: Path) -> N
     (mirror / "owner" / "sharded").symlink_to(sharded)
     arguments = ("fetch_model.py", "--hub-mirror", mirror, "--hub")
     done = run(hub, tmp_path, *arguments, "owner/shraded")
-    assert error_of(done, tmp_path) == f"hub_mirror {mirror} holds no owner/shraded"
+    assert error_of(done, tmp_path) == f"hub_mirror {mirror} has no owner/shraded"
     done = run(hub, tmp_path, *arguments, "owner/sharded")
     assert done.returncode == 0, done.stdout
     assert_equal(tmp_path / "output", sharded)
@@ -313,7 +313,7 @@ def test_only_an_adapter_is_fetched_as_a_patch(hub: Hub, sharded: Path, tmp_path
     assert files.read_json(tmp_path / "output" / "manifest.json")["revision"] == commit
     hub.add("models", "owner/sharded", sharded)
     done = run(hub, tmp_path / "other", "fetch_patch.py", "--hub", "owner/sharded")
-    assert "owner/sharded has no weights in adapter_model.safetensors" in done.stdout
+    assert "owner/sharded has no weights: expected adapter_model.safetensors" in done.stdout
 
 
 @pytest.fixture

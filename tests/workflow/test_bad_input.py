@@ -76,7 +76,7 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "unknown task": (
         lambda config: config["tasks"].update(gsm8kk={}),
-        ["config.yaml: tasks.gsm8kk", "lm-eval knows no task 'gsm8kk'", "nearest: gsm8k"],
+        ["config.yaml: tasks.gsm8kk", "lm-eval has no task 'gsm8kk'", "nearest: gsm8k"],
     ),
     "task without a training split": (
         lambda config: config["tasks"].update(truthfulqa_mc1={}),

@@ -1,4 +1,4 @@
-"""Corpora from files, generators and directories laid out like the hub."""
+"""Corpora from files, generators and mirrors of the hub."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_a_mirror_replaces_the_hub(mirror: Path) -> None:
     assert rows == [{"text": "q0? 0"}, {"text": "q1? 1"}]
 
 
-def test_sources_follow_each_other_and_are_shuffled_by_seed(mirror: Path) -> None:
+def test_sources_are_concatenated_and_shuffled_by_seed(mirror: Path) -> None:
     source = {"hub": "owner/questions"}
     definition = {"sources": [source, source]}
     plain = corpora.rows_of_corpus(definition, str(mirror))
@@ -38,8 +38,8 @@ def test_sources_follow_each_other_and_are_shuffled_by_seed(mirror: Path) -> Non
     )
 
 
-def test_a_missing_dataset_and_a_missing_column_are_named(mirror: Path) -> None:
-    with pytest.raises(InputError, match="holds no dataset owner/answers"):
+def test_a_missing_dataset_and_a_missing_column_are_errors(mirror: Path) -> None:
+    with pytest.raises(InputError, match="has no dataset owner/answers"):
         corpora.rows_of_corpus({"sources": [{"hub": "owner/answers"}]}, str(mirror))
     source = {"hub": "owner/questions", "fields": {"text": "{questoin}"}}
     with pytest.raises(InputError, match="no column 'questoin'; nearest: question"):
@@ -51,11 +51,13 @@ def test_local_files(tmp_path: Path) -> None:
     rows = corpora.rows_of_corpus({"sources": [{"files": [str(tmp_path / "text.txt")]}]})
     assert [row["text"] for row in rows] == ["one", "two"]
     (tmp_path / "text.doc").write_text("one")
-    with pytest.raises(InputError, match=r"text\.doc: no known kind of corpus file"):
+    with pytest.raises(
+        InputError, match=r"text\.doc: unknown corpus format '\.doc'; known: \.jsonl"
+    ):
         corpora.rows_of_corpus({"sources": [{"files": [str(tmp_path / "text.doc")]}]})
 
 
-def test_wrong_arguments_of_a_generator_are_named() -> None:
+def test_a_wrong_argument_of_a_generator_is_an_error() -> None:
     source = {"generator": "resources/demo/generate.py:tales", "arguments": {"sed": 1}}
     with pytest.raises(InputError, match=r"generate\.py:tales: .*'sed'"):
         corpora.rows_of_corpus({"sources": [source]})

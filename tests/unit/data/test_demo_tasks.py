@@ -1,4 +1,4 @@
-"""The demo's items: disjoint, balanced, repeatable, and nowhere in what models train on."""
+"""The demo's evaluation items are disjoint, balanced, reproducible and in no training text."""
 
 import importlib.util
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_training_and_evaluation_items_are_disjoint(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_items_repeat(name: str) -> None:
+def test_items_are_reproducible(name: str) -> None:
     first, again = (tasks.load(name, include=DEMO) for _ in range(2))
     assert list(first.eval_docs) == list(again.eval_docs)
 
@@ -42,7 +42,7 @@ def test_choices_are_balanced(name: str) -> None:
 
 
 @pytest.mark.parametrize("corpus", ["pretraining", "tales", "lessons"])
-def test_no_item_is_in_a_corpus(corpus: str) -> None:
+def test_no_evaluation_item_is_in_a_corpus(corpus: str) -> None:
     arguments = {"seed": 5, "documents": 2000}
     rows = corpora.generated(f"{DEMO}/generate.py:{corpus}", arguments)
     text = "\n".join("\n".join(row.values()) for row in rows)

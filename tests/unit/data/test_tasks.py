@@ -1,4 +1,4 @@
-"""Training text is what lm-eval itself sends and expects, byte for byte."""
+"""Training text equals lm-eval's own prompts and gold answers, byte for byte."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ GOLD = {"boolq": [" yes", " no"], "gsm8k": [" She has 3+4=<<3+4=7>>7 pens.\n####
 
 
 def task_on(name: str, documents: list[dict[str, Any]]) -> Any:
-    """lm-eval's unmodified task on documents of ours, in all the splits that it uses."""
+    """lm-eval's unmodified task, with `documents` in all splits that it uses."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
@@ -64,7 +64,7 @@ def requests_of(task: Any, index: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_text_is_lm_evals_own(name: str) -> None:
+def test_training_text_is_what_lm_eval_sends(name: str) -> None:
     task = task_on(name, DOCUMENTS[name])
     examples = list(tasks.training_examples(task))
     assert len(examples) == len(DOCUMENTS[name])
@@ -73,7 +73,7 @@ def test_text_is_lm_evals_own(name: str) -> None:
         if task.OUTPUT_TYPE == "multiple_choice":
             sent = [tuple(request.args[:2]) for request in requests]
             gold = (example["prompt"], example["completion"])
-            # lm-eval itself is asked which of its requests is the right one.
+            # lm-eval's own scoring confirms which of its requests is the gold one.
             answers = [(0.0 if pair == gold else -9.0, False) for pair in sent]
             assert gold in sent
             assert task.process_results(task.training_docs()[index], answers)["acc"] == 1.0
@@ -90,7 +90,7 @@ def test_winogrande_puts_the_choice_into_the_prompt() -> None:
     assert examples[1]["completion"] == " had worked."
 
 
-def test_the_limit_draws_the_same_items_each_time() -> None:
+def test_a_limit_draws_the_same_items_every_time() -> None:
     documents = [
         {"passage": str(number), "question": "q", "label": number % 2} for number in range(50)
     ]
@@ -109,7 +109,7 @@ def test_a_saved_dataset_gives_the_same_task(tmp_path: Path) -> None:
     assert list(again.training_docs()) == list(task.training_docs())
 
 
-def test_unknown_task_and_task_without_training_split() -> None:
+def test_unknown_tasks_and_tasks_without_training_split_are_errors() -> None:
     with pytest.raises(InputError, match=r"no task 'demo_sentimental'; nearest: demo_sentiment"):
         tasks.load("demo_sentimental", include=DEMO)
     task = task_on("boolq", DOCUMENTS["boolq"])
@@ -118,29 +118,29 @@ def test_unknown_task_and_task_without_training_split() -> None:
         next(tasks.training_examples(task))
 
 
-def test_generated_code_is_not_executed_without_leave(tmp_path: Path) -> None:
+def test_tasks_that_execute_generated_code_need_permission(tmp_path: Path) -> None:
     (tmp_path / "risky.yaml").write_text("task: risky\nunsafe_code: true\ntraining_split: train\n")
     with pytest.raises(InputError, match=r"executes code.*allow_unsafe_code: true"):
         tasks.load("risky", include=str(tmp_path))
 
 
-def test_tasks_that_are_classes_are_refused() -> None:
+def test_tasks_defined_by_a_class_are_an_error() -> None:
     with pytest.raises(InputError, match=r"Python class"):
         tasks.load("squadv2")
 
 
-def test_files_that_define_a_task() -> None:
+def test_defining_files_include_python_modules() -> None:
     path = task_files.find("demo_sentiment", [Path(DEMO)])
     assert path is not None
     names = [file.name for file in task_files.defining_files(path)]
     assert names == ["demo_sentiment.yaml", "generate.py"]
 
 
-def test_the_scan_agrees_with_lm_eval() -> None:
+def test_definitions_agree_with_lm_eval() -> None:
     for name in ("boolq", "sst2", "mrpc", "rte", "winogrande", "wnli", "gsm8k", "arc_easy"):
         path = task_files.find(name, [task_files.library()])
         assert path is not None
-        ours = task_files.load(path)
-        theirs = load_yaml(path, resolve_func=False)
-        assert ours["task"] == theirs["task"] == name
-        assert ours["training_split"] == theirs["training_split"]
+        definition = task_files.load(path)
+        reference = load_yaml(path, resolve_func=False)
+        assert definition["task"] == reference["task"] == name
+        assert definition["training_split"] == reference["training_split"]

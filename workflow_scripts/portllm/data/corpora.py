@@ -1,4 +1,4 @@
-"""Corpora: rows of text from the hub, from local files or from a generator, as JSON lines."""
+"""Read the rows of a corpus from the hub, local files or a generator function."""
 
 import importlib.util
 import logging
@@ -18,14 +18,15 @@ _FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parqu
 
 
 def generated(reference: str, arguments: dict[str, Any]) -> Iterator[Row]:
-    """Rows of a generator function, named as `file.py:function`.
+    """Yield the rows of a generator function, given as `file.py:function`.
 
-    Raises InputError where the arguments do not fit the function.
+    Raises:
+        InputError: `file.py` cannot be loaded, or the arguments do not fit the function.
     """
     file, _, name = reference.rpartition(":")
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     if spec is None or spec.loader is None:
-        raise InputError(f"{file} is no Python file")
+        raise InputError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
@@ -35,9 +36,10 @@ def generated(reference: str, arguments: dict[str, Any]) -> Iterator[Row]:
 
 
 def pinned(definition: dict[str, Any]) -> dict[str, Any]:
-    """The definition with the revision of each hub source replaced by the commit it stands for.
+    """Replace the revision of each hub source by its commit.
 
-    Raises InputError for a dataset or revision that the hub does not have.
+    Raises:
+        InputError: the hub has no such dataset or revision.
     """
     sources = [
         {**source, "revision": hub.dataset_commit(source["hub"], source.get("revision"))}
@@ -49,7 +51,7 @@ def pinned(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def commits(definition: dict[str, Any]) -> list[dict[str, str]]:
-    """Dataset and commit of each hub source of a pinned definition, for the manifest."""
+    """List dataset and commit of each hub source of a pinned definition, for the manifest."""
     return [
         {"hub": source["hub"], "revision": source["revision"]}
         for source in definition["sources"]
@@ -62,14 +64,15 @@ def _location(source: dict[str, Any], hub_mirror: str | None) -> dict[str, Any]:
         ending = Path(source["files"][0]).suffix
         if ending not in _FORMATS:
             raise InputError(
-                f"{source['files'][0]}: no known kind of corpus file; {nearest(ending, _FORMATS)}"
+                f"{source['files'][0]}: found type {ending!r}, expected one of "
+                f"{', '.join(_FORMATS)}"
             )
         return {"path": _FORMATS[ending], "data_files": source["files"]}
     path = source["hub"]
     if hub_mirror is None:
         return {"path": path, "name": source.get("name"), "revision": source.get("revision")}
     if not Path(hub_mirror, path).is_dir():
-        raise InputError(f"hub_mirror {hub_mirror} holds no dataset {path}")
+        raise InputError(f"hub_mirror {hub_mirror} has no dataset {path}")
     return {"path": str(Path(hub_mirror, path)), "name": source.get("name")}
 
 
@@ -82,14 +85,15 @@ def _loaded(source: dict[str, Any], hub_mirror: str | None) -> Iterable[Row]:
         try:
             return datasets.load_dataset(**location, split=source.get("split", "train"))
         except datasets.exceptions.DatasetGenerationError as error:
-            # Which file and why is said by its cause alone.
-            raise InputError(f"the rows of {name} cannot be read: {error.__cause__}") from error
+            # Only the cause names the file and the reason.
+            raise InputError(f"cannot read the rows of {name}: {error.__cause__}") from error
 
 
 def with_fields(rows: Iterable[Row], fields: dict[str, str]) -> Iterator[Row]:
-    """Rows rewritten by format strings over their columns, e.g. {"text": "{question}"}.
+    """Rewrite rows by format strings over their columns, e.g. {"text": "{question}"}.
 
-    Raises InputError for a column that the rows do not have.
+    Raises:
+        InputError: a format string names a column that the rows do not have.
     """
     for row in rows:
         try:
@@ -104,10 +108,13 @@ def with_fields(rows: Iterable[Row], fields: dict[str, str]) -> Iterator[Row]:
 def rows_of_source(
     source: dict[str, Any], hub_mirror: str | None = None, part: dict[str, int] | None = None
 ) -> Iterator[Row]:
-    """Rows of one source: exactly one of `generator`, `files` and `hub`.
+    """Yield the rows of one source.
 
-    Of a part {"number": i, "of": k}, row i and every k-th after it, as cards are dealt: parts of
-    one source share no row, and all are alike where the source changes from its start to its end.
+    Args:
+        source: a source of a corpus, with one of the keys `generator`, `files` and `hub`.
+        hub_mirror: local directory laid out like the hub, used instead of it.
+        part: {"number": i, "of": k} selects rows i, i + k, i + 2k, … (i from 1). The parts are
+            disjoint and, as the rows are interleaved, similar even if the source drifts.
     """
     rows: Iterable[Row]
     if "generator" in source:
@@ -120,13 +127,15 @@ def rows_of_source(
 
 
 def rows_of_corpus(definition: dict[str, Any], hub_mirror: str | None = None) -> list[Row]:
-    """All rows of a corpus or of its part, shuffled where it has a seed, then cut to its limit.
+    """Read all rows of a corpus, or of one part; shuffle if it has a seed, then apply its limit.
 
-    Raises InputError for a corpus without rows.
+    Raises:
+        InputError: the corpus has no rows.
     """
     part = definition.get("part")
-    found = (rows_of_source(source, hub_mirror, part) for source in definition["sources"])
-    rows = [row for source in found for row in source]
+    rows = [
+        row for source in definition["sources"] for row in rows_of_source(source, hub_mirror, part)
+    ]
     if not rows:
         raise InputError("the corpus has no rows")
     if definition.get("seed") is not None:

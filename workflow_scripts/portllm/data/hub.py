@@ -1,4 +1,4 @@
-"""The hub: which commit a name stands for, and its errors as one line that says what to do."""
+"""Resolve dataset revisions on the hub, and explain the hub's errors in one line."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from portllm.errors import InputError
 
 Kind = Literal["model", "dataset"]
 
-# httpx logs the address of every request, and those of the hub's storage carry signatures.
+# httpx logs every URL, and those of the hub's storage contain signatures.
 logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
@@ -26,12 +26,12 @@ def _gated(kind: Kind, name: str) -> str:
     if os.environ.get("HF_TOKEN"):
         return (
             f"{name} is gated, and the account of HF_TOKEN has no access to it: ask for access at "
-            f"{_page(kind, name)} and run again when it is granted (a fine-grained token also "
-            "needs the permission to read gated repositories)"
+            f"{_page(kind, name)} and rerun when it is granted (a fine-grained token also needs "
+            "the permission to read gated repositories)"
         )
     return (
         f"{name} is gated: ask for access at {_page(kind, name)}, then set the environment "
-        "variable HF_TOKEN to a token of the account that was given it"
+        "variable HF_TOKEN to a token of that account"
     )
 
 
@@ -39,35 +39,35 @@ def _explanation(error: Exception, kind: Kind, name: str, revision: str | None) 
     import httpx
     from huggingface_hub import constants, errors
 
-    said = " ".join(str(error).split()) or type(error).__name__
+    message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, errors.GatedRepoError):
         return _gated(kind, name)
-    # Of the same error, datasets keeps only the words.
-    if found := re.match(r"Dataset '(.+?)' is a gated dataset", said):
-        return _gated(kind, found[1])
+    # The datasets package raises another class with this text.
+    if match := re.match(r"Dataset '(.+?)' is a gated dataset", message):
+        return _gated(kind, match[1])
     if isinstance(error, errors.RevisionNotFoundError):
         return f"the {kind} {name} has no revision {revision!r}; see {_page(kind, name)}/commits"
-    refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
-    if refused and "Invalid credentials" in said:
-        return f"the hub does not accept HF_TOKEN ({kind} {name}): unset it, or make a new token"
+    unauthorised = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
+    if unauthorised and "Invalid credentials" in message:
+        return f"the hub rejects HF_TOKEN ({kind} {name}): unset it, or create a new token"
     if isinstance(error, errors.RepositoryNotFoundError):
         return (
-            f"the hub has no {kind} {name!r}, or it is private and HF_TOKEN gives no access to it; "
-            "is the name right?"
+            f"the hub has no {kind} {name!r}, or it is private and HF_TOKEN gives no access; "
+            "check the name"
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return f"the {kind} {name} is to be fetched, but HF_HUB_OFFLINE is set"
+        return f"cannot fetch the {kind} {name}: HF_HUB_OFFLINE is set"
     if isinstance(error, (httpx.TransportError, ConnectionError)):
         return (
-            f"the {kind} {name} could not be fetched from {constants.ENDPOINT}: {said} "
-            "(run again to go on; what has arrived is kept)"
+            f"cannot fetch the {kind} {name} from {constants.ENDPOINT}: {message} "
+            "(rerun to resume the download)"
         )
-    return f"the {kind} {name} could not be loaded: {said}"
+    return f"cannot load the {kind} {name}: {message}"
 
 
 @contextmanager
 def explained(kind: Kind, name: str, revision: str | None = None) -> Iterator[None]:
-    """Turn errors of huggingface_hub and datasets into InputErrors that say what to do."""
+    """Convert errors of huggingface_hub and datasets to InputErrors that say what to do."""
     import httpx
 
     try:
@@ -77,9 +77,10 @@ def explained(kind: Kind, name: str, revision: str | None = None) -> Iterator[No
 
 
 def dataset_commit(name: str, revision: str | None) -> str:
-    """The commit that a dataset's branch, tag or commit stands for now.
+    """Resolve a branch, tag or commit of a dataset to the current commit.
 
-    Raises InputError where there is none.
+    Raises:
+        InputError: the hub has no such dataset or revision.
     """
     from huggingface_hub import HfApi
 
@@ -88,7 +89,7 @@ def dataset_commit(name: str, revision: str | None) -> str:
 
 
 def is_dataset_id(path: str | None) -> bool:
-    """Whether `datasets` looks for a path on the hub: it is no builder's name and nothing local."""
+    """Whether `datasets` would look for `path` on the hub: not a builder's name, not local."""
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as BUILDERS
 
     return path is not None and path not in BUILDERS and not Path(path).exists()

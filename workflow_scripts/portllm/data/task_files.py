@@ -1,7 +1,7 @@
-"""The YAML files of lm-eval's tasks, read without lm-eval.
+"""Find and read the YAML files of lm-eval tasks without importing lm-eval.
 
-Importing lm-eval takes seconds and indexing its tasks ten more; a workflow that only wants to know
-whether a task exists, and which files define it, reads the files.
+Importing lm-eval takes seconds and indexing its tasks ten more. Whether a task exists and which
+files define it can be read from the files alone.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from portllm.errors import InputError, nearest
 from portllm.storage.files import hash_file
 
 DATASET = "dataset"
-"""Where, in the directory of a task's data, the data lie that scoring needs."""
+"""Subfolder of a task's data directory that holds the dataset for scoring."""
 
 _TASK = re.compile(r"^task:[ \t]*[\"']?([^\s\"'#\[{]+)", re.MULTILINE)
 
@@ -30,19 +30,19 @@ _Loader.add_constructor("!function", lambda loader, node: loader.construct_scala
 
 
 def folders(include: str | None, library: Path | None) -> list[Path]:
-    """Where to look for a task: the study's own folder first, then lm-eval's."""
+    """List the folders to search for a task: the study's own first, then lm-eval's."""
     return [Path(folder) for folder in (include, library) if folder is not None]
 
 
 def library() -> Path | None:
-    """The folder of lm-eval's own tasks; None where lm-eval is not installed."""
+    """Return the folder of lm-eval's own tasks; None if lm-eval is not installed."""
     spec = importlib.util.find_spec("lm_eval")
     return spec and Path(spec.submodule_search_locations[0], "tasks")
 
 
 def _yamls(folder: Path) -> Iterator[Path]:
-    for directory, below, files in os.walk(folder):
-        below.sort()
+    for directory, subfolders, files in os.walk(folder):
+        subfolders.sort()
         yield from (Path(directory, file) for file in sorted(files) if file.endswith(".yaml"))
 
 
@@ -52,8 +52,8 @@ def _task_of(path: Path) -> str | None:
 
 
 def _likely_first(name: str, folder: Path) -> list[Path]:
-    # lm-eval has 14,000 files, and reading them all takes seconds; nearly every task lies in a
-    # folder or a file that is called after it.
+    # lm-eval has 14,000 files, and reading them all takes seconds. Nearly every task has a folder
+    # or file of the same name.
     start = name.partition("_")[0]
     return sorted(
         _yamls(folder),
@@ -61,33 +61,34 @@ def _likely_first(name: str, folder: Path) -> list[Path]:
     )
 
 
-def find(name: str, where: Iterable[Path]) -> Path | None:
-    """A file below the first of the folders that defines the task `name`; None for no such task."""
-    found = (path for folder in where for path in _likely_first(name, folder))
-    return next((path for path in found if _task_of(path) == name), None)
+def find(name: str, search_folders: Iterable[Path]) -> Path | None:
+    """Return the file that defines the task `name` in the first folder that has it, or None."""
+    candidates = (path for folder in search_folders for path in _likely_first(name, folder))
+    return next((path for path in candidates if _task_of(path) == name), None)
 
 
 def locate(name: str, include: str | None) -> Path:
-    """The file that defines a task, in the study's own folder or in lm-eval's.
+    """Return the file that defines a task, from the study's own folder or lm-eval's.
 
-    Raises InputError, with the nearest name, for an unknown task.
+    Raises:
+        InputError: no such task; the message suggests the nearest name.
     """
-    where = folders(include, library())
-    path = find(name, where)
+    search_folders = folders(include, library())
+    path = find(name, search_folders)
     if path is None:
-        raise InputError(f"lm-eval knows no task {name!r}; {nearest(name, names(where))}")
+        raise InputError(f"lm-eval has no task {name!r}; {nearest(name, names(search_folders))}")
     return path
 
 
 def definition_hashes(name: str, include: str | None) -> dict[str, str]:
-    """Content hashes of the files that define a task, by their names."""
+    """Map the name of each file that defines a task to its SHA-256."""
     return {path.name: hash_file(path) for path in defining_files(locate(name, include))}
 
 
-def names(where: Iterable[Path]) -> list[str]:
-    """Names of all tasks below the folders."""
-    found = (_task_of(path) for folder in where for path in _yamls(folder))
-    return sorted({task for task in found if task})
+def names(search_folders: Iterable[Path]) -> list[str]:
+    """List the names of all tasks below the folders."""
+    tasks = (_task_of(path) for folder in search_folders for path in _yamls(folder))
+    return sorted({task for task in tasks if task})
 
 
 def _includes(path: Path, content: dict[str, Any]) -> list[Path]:
@@ -100,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A task's definition with what it includes; its own keys win. Functions stay names."""
+    """Read a task's definition with its includes; its own keys win. Functions stay names."""
     content = _read(path)
     merged: dict[str, Any] = {}
     for included in _includes(path, content):
@@ -117,8 +118,8 @@ def _function_modules(path: Path) -> Iterator[Path]:
 
 
 def defining_files(path: Path) -> list[Path]:
-    """Every file that defines a task: its YAML, what that includes, the modules they name."""
-    found = [path, *_function_modules(path)]
+    """List every file that defines a task: its YAML, the included YAMLs, their Python modules."""
+    files = [path, *_function_modules(path)]
     for included in _includes(path, _read(path)):
-        found += defining_files(included)
-    return list(dict.fromkeys(found))
+        files += defining_files(included)
+    return list(dict.fromkeys(files))

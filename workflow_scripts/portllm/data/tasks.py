@@ -1,4 +1,4 @@
-"""lm-eval's task objects: the one source of prompts, for training text and for scoring."""
+"""Load lm-eval tasks, which supply the prompts for both training and scoring."""
 
 import contextlib
 import logging
@@ -21,8 +21,8 @@ def _definition(name: str, include: str | None) -> dict[str, Any]:
     definition = load_yaml(path, resolve_func=True)
     if "class" in definition:
         raise InputError(
-            f"task {name!r} is a Python class of lm-eval ({path.name}), not a YAML definition; "
-            "such tasks are not supported"
+            f"task {name!r} is defined by a Python class of lm-eval ({path.name}), which is not "
+            "supported; expected a YAML definition"
         )
     for key in ("tag", "group", "task_list"):
         definition.pop(key, None)
@@ -32,7 +32,7 @@ def _definition(name: str, include: str | None) -> dict[str, Any]:
 def _refuse_unsafe(definition: dict[str, Any], name: str, allow: bool) -> None:
     if definition.get("unsafe_code") and not allow:
         raise InputError(
-            f"task {name!r} executes code that the model writes; "
+            f"task {name!r} executes code that the model generates; "
             f"set tasks.{name}.allow_unsafe_code: true to allow it"
         )
 
@@ -45,11 +45,17 @@ def load(
     dataset: Path | None = None,
     allow_unsafe_code: bool = False,
 ) -> ConfigurableTask:
-    """Load one of lm-eval's tasks, unmodified but for where its data comes from.
+    """Load an lm-eval task; only the source of its data may differ from lm-eval's own.
 
-    The data come from `dataset` (written by `save_dataset`) where given, else from the directory
-    `hub_mirror`, else from the hub. Raises InputError for an unknown task or one that executes
-    generated code without leave.
+    Args:
+        name: the task's name in lm-eval.
+        include: folder with task YAMLs of the study.
+        hub_mirror: local directory laid out like the hub, used instead of it.
+        dataset: data that `save_dataset` has written; takes precedence over hub and mirror.
+        allow_unsafe_code: accept a task that executes code that the model generates.
+
+    Raises:
+        InputError: the task is unknown, unsupported, or executes generated code without permission.
     """
     definition = _definition(name, include)
     _refuse_unsafe(definition, name, allow_unsafe_code)
@@ -58,17 +64,17 @@ def load(
 
         definition["custom_dataset"] = lambda **_: datasets.load_from_disk(str(dataset))
     elif hub_mirror is None and hub.is_dataset_id(definition.get("dataset_path")):
-        # Pinned before it is fetched, so that the manifest names the commit that was.
+        # Pinned before the fetch, so that the manifest records the commit that was fetched.
         options = definition.get("dataset_kwargs") or {}
         commit = hub.dataset_commit(definition["dataset_path"], options.get("revision"))
         definition["dataset_kwargs"] = {**options, "revision": commit}
-    # A mirror is laid out like the hub, so the task's own dataset path is right from there.
+    # Relative to a mirror, the task's own dataset path is a local directory.
     with contextlib.chdir(hub_mirror or "."):
         return ConfigurableTask(config=definition)
 
 
 def save_dataset(task: ConfigurableTask, directory: Path) -> None:
-    """Write the splits that the task uses, so that scoring needs no hub."""
+    """Write the splits that the task uses, so that scoring runs offline."""
     import datasets
 
     config = task.config
@@ -79,8 +85,8 @@ def save_dataset(task: ConfigurableTask, directory: Path) -> None:
 
 
 def _gold_choice(task: ConfigurableTask, doc: dict[str, Any]) -> int:
-    # As ConfigurableTask.process_results finds it: where every choice has its own context
-    # (winogrande), the index of the right one is what the document's text is made from.
+    # As in ConfigurableTask.process_results: if every choice has its own context (winogrande),
+    # doc_to_text returns the index of the gold choice.
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(gold, list):
         gold = gold[0]
@@ -88,9 +94,10 @@ def _gold_choice(task: ConfigurableTask, doc: dict[str, Any]) -> int:
 
 
 def training_example(task: ConfigurableTask, doc: dict[str, Any]) -> dict[str, str]:
-    """Prompt and gold completion of a document, as lm-eval itself would send and expect them.
+    """Return `prompt` and gold `completion` of a document, exactly as lm-eval would use them.
 
-    Raises InputError for tasks that neither choose nor generate.
+    Raises:
+        InputError: the task's output type is not supported.
     """
     context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
     metadata = (task.config.task, 0, 1)
@@ -106,8 +113,8 @@ def training_example(task: ConfigurableTask, doc: dict[str, Any]) -> dict[str, s
         prompt, completion = request.args[:2]
     else:
         raise InputError(
-            f"task {task.config.task!r} is of type {task.OUTPUT_TYPE}; a patch can be trained for "
-            "multiple_choice, generate_until and loglikelihood"
+            f"task {task.config.task!r}: found output type {task.OUTPUT_TYPE}, expected "
+            "multiple_choice, generate_until or loglikelihood to train a patch"
         )
     return {"prompt": prompt, "completion": completion}
 
@@ -115,9 +122,14 @@ def training_example(task: ConfigurableTask, doc: dict[str, Any]) -> dict[str, s
 def training_examples(
     task: ConfigurableTask, *, limit: int | None = None
 ) -> Iterator[dict[str, str]]:
-    """Training examples of a task; with `limit`, that many, drawn once and for all.
+    """Yield the training examples of a task.
 
-    Raises InputError where the task has no training split.
+    Args:
+        task: the task.
+        limit: the number of examples to draw, with a fixed seed; None for all.
+
+    Raises:
+        InputError: the task has no training split.
     """
     if not task.has_training_docs():
         raise InputError(f"task {task.config.task!r} has no training split")

@@ -39,13 +39,18 @@ def deciding_files(scripts: Path, programs: Iterable[str] = (*PROGRAMS, PLUGIN))
     Args:
         scripts: the directory that holds the programs and the package `portllm`.
         programs: files to start from, relative to `scripts`.
+
+    Returns:
+        Sorted paths relative to `scripts`.
     """
+    scripts = scripts.absolute()
     deciding: set[Path] = set()
     for program in programs:
         # With this path alone, installed packages are not found and so not followed.
         finder = ModuleFinder(path=[str(scripts)])
         finder.run_script(str(scripts / program))
-        deciding |= {Path(module.__file__) for module in finder.modules.values() if module.__file__}
+        files = (module.__file__ for module in finder.modules.values() if module.__file__)
+        deciding |= {Path(file).relative_to(scripts) for file in files}
     return sorted(deciding)
 
 
@@ -53,7 +58,7 @@ def code_key(scripts: Path) -> str:
     """Hash the code that decides shared outputs."""
     digest = hashlib.sha256()
     for file in deciding_files(scripts):
-        digest.update(str(file.relative_to(scripts)).encode() + b"\0" + file.read_bytes() + b"\0")
+        digest.update(str(file).encode() + b"\0" + (scripts / file).read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

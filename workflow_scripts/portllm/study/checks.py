@@ -284,7 +284,7 @@ def _check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> N
             if library is None:
                 continue
             known = task_files.names(folders)
-            raise InputError(f"{place}: lm-eval knows no task {name!r}; {nearest(name, known)}")
+            raise InputError(f"{place}: lm-eval has no task {name!r}; {nearest(name, known)}")
         if task in trained and task_files.load(found).get("training_split") is None:
             raise InputError(
                 f"{place}: lm-eval's task {name!r} has no training split, so no patch can be "
