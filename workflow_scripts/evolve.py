@@ -1,7 +1,6 @@
 """Evolve a version of a model into the next one with Axolotl, as a full checkpoint."""
 
 import argparse
-import json
 import logging
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 from portllm.command_line import run
 from portllm.errors import InputError
 from portllm.storage import manifests
+from portllm.study.settings import add_options
 
 log = logging.getLogger("evolve")
 
@@ -21,10 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--recipe", type=Path, nargs="+", required=True, help="Axolotl YAMLs, later ones on top"
     )
-    parser.add_argument(
-        "--overrides", type=json.loads, default={}, help="JSON: Axolotl's keys on top of the recipe"
-    )
-    parser.add_argument("--seed", type=int, default=42)
+    add_options(parser, "evolutions.*", "overrides", "seed")
     parser.add_argument(
         "--prepared", type=Path, nargs="?", help="what --preprocess-only has written, if anything"
     )

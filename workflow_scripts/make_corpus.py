@@ -8,6 +8,7 @@ from pathlib import Path
 from portllm.command_line import run
 from portllm.data import corpora
 from portllm.storage import files, manifests
+from portllm.study.settings import add_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -18,7 +19,7 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         help="JSON as under `corpora` in a study: sources, limit, seed",
     )
-    parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
+    add_options(parser, "", "hub_mirror")
     parser.add_argument("--output", type=Path, required=True, help="JSON-lines file to write")
     return parser.parse_args()
 

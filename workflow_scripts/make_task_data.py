@@ -6,16 +6,16 @@ from pathlib import Path
 
 from portllm.command_line import run
 from portllm.storage import manifests
+from portllm.study.settings import add_options
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")
     parser.add_argument("--include", help="folder of local task YAMLs")
-    parser.add_argument("--allow-unsafe-code", action="store_true")
-    parser.add_argument("--training-limit", type=int, help="keep so many training items")
+    add_options(parser, "tasks.*", "allow_unsafe_code", "training_limit")
     parser.add_argument("--no-training", action="store_true", help="write no training text")
-    parser.add_argument("--hub-mirror", help="directory laid out like the hub that replaces it")
+    add_options(parser, "", "hub_mirror")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from portllm.command_line import add_names, run
 from portllm.storage import manifests
+from portllm.study.settings import add_options
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -15,14 +16,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", type=Path, required=True, help="directory of the task data")
     parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")
     parser.add_argument("--include", help="folder of local task YAMLs")
-    parser.add_argument("--allow-unsafe-code", action="store_true")
-    parser.add_argument("--first", type=float, default=-0.25, help="where the line starts")
-    parser.add_argument("--last", type=float, default=1.25, help="where it ends")
-    parser.add_argument("--points", type=int, default=13, help="how many points")
-    parser.add_argument("--items", type=int, help="measure the first so many documents")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--max-length", type=int, default=256, help="tokens")
+    add_options(parser, "tasks.*", "allow_unsafe_code")
+    add_options(parser, "loss_slices")
+    add_options(parser, "scoring", "batch_size", "dtype")
+    add_options(parser, "patch", "max_length")
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")
     return parser.parse_args()

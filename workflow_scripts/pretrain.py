@@ -1,36 +1,27 @@
 """Train a small base model, tokenizer included, from scratch on a corpus."""
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
 from portllm import imports
 from portllm.command_line import run
 from portllm.storage import manifests
+from portllm.study import settings
 
 log = logging.getLogger("pretrain")
 
 MEMORY_ADVICE = "a smaller batch_size or sequence_length of the model's base.from_scratch"
 """What would make it ask for less of a device's memory."""
 
+SECTION = "models.*.base.from_scratch"
+TRAINING = ("steps", "batch_size", "sequence_length", "learning_rate", "warmup_fraction", "seed")
+
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines with `text`")
-    parser.add_argument(
-        "--config",
-        type=json.loads,
-        required=True,
-        help="JSON: model_type and other keys of transformers' model configuration",
-    )
-    parser.add_argument("--vocabulary-size", type=int, default=1024, help="tokens")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=32, help="sequences a step")
-    parser.add_argument("--sequence-length", type=int, default=64, help="tokens")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="at its peak")
-    parser.add_argument("--warmup-fraction", type=float, default=0.05, help="of the steps")
-    parser.add_argument("--seed", type=int, default=1234)
+    settings.add_options(parser, SECTION, "config", "vocabulary_size", *TRAINING)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
@@ -50,25 +41,15 @@ def main() -> None:
     model = pretraining.build_model(arguments.config, tokenizer)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     log.info("%d parameters, %d tokens", model.num_parameters(), len(tokenizer))
-    settings = {
-        name: getattr(arguments, name)
-        for name in (
-            "steps",
-            "batch_size",
-            "sequence_length",
-            "learning_rate",
-            "warmup_fraction",
-            "seed",
-        )
-    }
-    losses = pretraining.pretrain(model, tokenizer, texts, **settings, log=log)
+    training = {name: getattr(arguments, name) for name in TRAINING}
+    losses = pretraining.pretrain(model, tokenizer, texts, **training, log=log)
     with files.whole_directory(arguments.output) as directory:
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
         manifests.write_for_directory(
             directory,
             stage="base",
-            parameters={**settings, "config": arguments.config},
+            parameters={**training, "config": arguments.config},
             inputs={"corpus": manifests.content_hash(arguments.corpus)},
             cost=meter.read(),
             packages=("torch", "transformers", "tokenizers"),

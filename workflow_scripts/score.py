@@ -13,6 +13,7 @@ from portllm.data import task_files
 from portllm.scoring import cache, data_parallel
 from portllm.scoring.cache import CachedCell
 from portllm.storage import files, manifests
+from portllm.study.settings import add_options
 from portllm.transplant import ports
 
 log = logging.getLogger("score")
@@ -45,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     add_names(parser)
     parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")
     parser.add_argument("--include", help="folder of local task YAMLs")
-    parser.add_argument("--allow-unsafe-code", action="store_true")
+    add_options(parser, "tasks.*", "few_shot", "limit", "allow_unsafe_code")
+    add_options(parser, "scoring")
     parser.add_argument("--un-patched", action="store_true", help="score the version by itself")
     parser.add_argument(
         "--adapter",
@@ -55,13 +57,6 @@ def parse_arguments() -> argparse.Namespace:
         metavar="TRAINED_ON/METHOD/SEED=DIRECTORY",
         help="adapters to score, each with the names of its row",
     )
-    parser.add_argument("--few-shot", type=int, default=0, help="examples in the prompt")
-    parser.add_argument("--limit", type=int, help="score the first so many items")
-    parser.add_argument("--backend", choices=list(cache.PACKAGES), default="hf")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--max-length", type=int, help="tokens")
-    parser.add_argument("--bootstrap-iterations", type=int, default=1000)
     parser.add_argument(
         "--gpus", type=int, default=1, help="use so many of those that are visible, if there are"
     )

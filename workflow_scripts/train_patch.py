@@ -10,6 +10,7 @@ from typing import Any
 from portllm import imports
 from portllm.command_line import add_names, run
 from portllm.storage import manifests
+from portllm.study import settings
 
 log = logging.getLogger("train_patch")
 
@@ -24,24 +25,13 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="directory of the version")
     parser.add_argument("--task", type=Path, required=True, help="directory of the task data")
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--alpha", type=float, default=16)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--target-modules", nargs="+", default=["all-linear"])
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
-    parser.add_argument("--epochs", type=float, default=10)
-    parser.add_argument("--max-steps", type=int, help="stop here, whatever --epochs says")
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--gradient-accumulation", type=int, default=1)
-    parser.add_argument("--max-length", type=int, default=256, help="tokens")
-    parser.add_argument("--loss-on", choices=["completion", "everything"], default="completion")
-    parser.add_argument("--scheduler", default="linear", help="transformers' name of it")
-    parser.add_argument("--warmup-ratio", type=float, default=0.0, help="of the steps")
-    parser.add_argument("--weight-decay", type=float, default=0.0)
-    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--checkpoint-steps", type=int, default=200, help="0 saves none")
-    parser.add_argument("--seed", type=int, default=1234)
+    settings.add_options(parser, "patch")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=settings.defaults("study")["seeds"][0],
+        help="seed of the initial factors and of the order of examples (default: %(default)s)",
+    )
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     add_names(parser)
@@ -59,21 +49,22 @@ def main() -> None:
         field.name: getattr(arguments, field.name) for field in fields(patch_training.LoraSettings)
     }
     targets = arguments.target_modules
-    values["target_modules"] = targets[0] if targets == ["all-linear"] else tuple(targets)
-    settings = patch_training.LoraSettings(**values)
+    every_layer = targets in ("all-linear", ["all-linear"])
+    values["target_modules"] = "all-linear" if every_layer else tuple(targets)
+    lora = patch_training.LoraSettings(**values)
     inputs = {
         "model": manifests.content_hash(arguments.model),
         "task": manifests.content_hash(arguments.task),
     }
     # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
-    decisive = {**asdict(settings), "checkpoint_steps": None}
+    decisive = {**asdict(lora), "checkpoint_steps": None}
     work = arguments.work / files.hash_value([decisive, inputs])[:16]
     examples = list(files.read_json_lines(arguments.task / "train.jsonl"))
     with resuming.held(work):
         model, training = patch_training.train(
-            arguments.model, examples, settings, work, seconds=meter.seconds
+            arguments.model, examples, lora, work, seconds=meter.seconds
         )
-        write(arguments, asdict(settings), inputs, model, training, meter)
+        write(arguments, asdict(lora), inputs, model, training, meter)
         # Only now can nothing be lost any more.
         files.flush_directory(arguments.output)
         shutil.rmtree(work)

@@ -62,7 +62,7 @@ def encode(tokenizer: Any, examples: Iterable[dict[str, str]], max_length: int) 
 
     Raises InputError where there are none.
     """
-    settings = patch_training.LoraSettings(max_length=max_length)
+    settings = patch_training.LoraSettings(max_length=max_length, loss_on="completion")
     found = [patch_training.encode(tokenizer, **example, settings=settings) for example in examples]
     if not found:
         raise InputError("the task has no documents to measure the loss on")

@@ -9,6 +9,7 @@ from typing import Any
 
 from portllm.errors import InputError
 from portllm.storage import files, manifests
+from portllm.study.settings import defaults
 
 CachedCell = dict[str, Any]
 """One score of a results file: its names, its key, its metrics, what it cost."""
@@ -20,18 +21,21 @@ PACKAGES = {
 """What runs the model, by backend; a score is one of these versions."""
 
 
+_OF_TASK, _OF_STUDY = defaults("tasks.*"), defaults("scoring")
+
+
 @dataclass(frozen=True)
 class ScoringSettings:
-    """How a task is scored; of the user's choices, those that move a score are all here."""
+    """The settings that change a score; config/schema.yaml explains each and states its default."""
 
-    few_shot: int = 0
-    limit: int | None = None
-    batch_size: int = 32
-    dtype: str = "auto"
-    max_length: int | None = None
-    bootstrap_iterations: int = 1000
-    allow_unsafe_code: bool = False
-    backend: str = "hf"
+    few_shot: int = _OF_TASK["few_shot"]
+    limit: int | None = _OF_TASK["limit"]
+    batch_size: int = _OF_STUDY["batch_size"]
+    dtype: str = _OF_STUDY["dtype"]
+    max_length: int | None = _OF_STUDY["max_length"]
+    bootstrap_iterations: int = _OF_STUDY["bootstrap_iterations"]
+    allow_unsafe_code: bool = _OF_TASK["allow_unsafe_code"]
+    backend: str = _OF_STUDY["backend"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,12 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from portllm.statistics import aggregations, resampling
+from portllm.study import settings
 
-RESAMPLES = 10_000
-SEED = 1234
+_DEFAULTS = settings.defaults("statistics")
+LEVEL: float = _DEFAULTS["level"]
+RESAMPLES: int = _DEFAULTS["resamples"]
+SEED: int = _DEFAULTS["seed"]
 # Kinds of intervals.
 WILSON, NORMAL, BOOTSTRAP = "Wilson", "normal", "bootstrap"
 
@@ -28,13 +31,13 @@ class Score:
     interval: str
 
 
-def proportion_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
+def proportion_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's (1927) score interval of a share of n items (statsmodels proportion_confint)."""
     low, high = proportion_confint(share * n, n, alpha=1 - level, method="wilson")
     return float(low), float(high)
 
 
-def normal_interval(value: float, stderr: float, level: float = 0.95) -> tuple[float, float]:
+def normal_interval(value: float, stderr: float, level: float = LEVEL) -> tuple[float, float]:
     """Value ± z standard errors (Efron and Tibshirani 1993, chapter 13, for the bootstrap's).
 
     For scores whose standard error is known and whose items are not.
@@ -47,7 +50,7 @@ def score(
     values: NDArray,
     aggregation: str = "mean",
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Score:

@@ -15,7 +15,7 @@ from scipy import optimize, stats
 from portllm.errors import InputError
 from portllm.statistics import aggregations, resampling, seeds
 from portllm.statistics.aggregations import Array
-from portllm.statistics.estimates import RESAMPLES, SEED, proportion_interval
+from portllm.statistics.estimates import LEVEL, RESAMPLES, SEED, proportion_interval
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _tango_score(first_only: int, second_only: int, n: int, difference: float) -
 
 
 def tango_interval(
-    first_only: int, second_only: int, n: int, level: float = 0.95
+    first_only: int, second_only: int, n: int, level: float = LEVEL
 ) -> tuple[float, float]:
     """Tango's score interval of a paired difference of shares: all δ with |z(δ)| ≤ z."""
     z = float(stats.norm.ppf((1 + level) / 2))
@@ -241,7 +241,7 @@ def difference(
     second: NDArray,
     aggregation: str = "mean",
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Difference:
@@ -295,7 +295,7 @@ def equivalence(
     )
 
 
-def verdict(p_inside: float, p_outside: float, level: float = 0.95) -> str:
+def verdict(p_inside: float, p_outside: float, level: float = LEVEL) -> str:
     """Say whether two arms are comparable: `yes`, `no`, or `not shown` either way."""
     if p_inside < 1 - level:
         return "yes"
@@ -312,7 +312,7 @@ def _share(flipped: Array, level: float) -> tuple[float, float, float]:
     return found.mean, max(0.0, found.low), min(1.0, found.high)
 
 
-def flips(before: NDArray, after: NDArray, level: float = 0.95) -> Flips:
+def flips(before: NDArray, after: NDArray, level: float = LEVEL) -> Flips:
     """Shares of items that were right and are wrong, and the other way round.
 
     The negative-flip rate of Yan et al. (2021, Positive-congruent training, CVPR), over all items.

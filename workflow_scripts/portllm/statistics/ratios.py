@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from portllm.statistics import aggregations, paired, resampling
 from portllm.statistics.aggregations import Array
-from portllm.statistics.estimates import RESAMPLES, SEED
+from portllm.statistics.estimates import LEVEL, RESAMPLES, SEED
 
 
 def _of_equal_arms(
@@ -43,7 +43,7 @@ def recovery(
     re_fine_tuned: NDArray,
     aggregation: str = "mean",
     *,
-    level: float = 0.95,
+    level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Recovery:

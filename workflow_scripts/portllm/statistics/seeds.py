@@ -9,6 +9,7 @@ from scipy import stats
 
 from portllm.errors import InputError
 from portllm.statistics import aggregations
+from portllm.statistics.estimates import LEVEL
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Mixed:
     n: int
 
 
-def mixed(values: NDArray, level: float = 0.95) -> Mixed:
+def mixed(values: NDArray, level: float = LEVEL) -> Mixed:
     """Split the noise of (items, seeds) values in that of items and that of seeds.
 
     The model is value = mean + item + seed + residual, all random, with items and seeds crossed,

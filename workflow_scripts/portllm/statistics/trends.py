@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from portllm.errors import InputError
+from portllm.statistics.estimates import LEVEL
 
 # Two points lie on a line whatever they are; five leave three degrees of freedom to extrapolate.
 LEAST_FOR_A_TREND = 3
@@ -70,7 +71,7 @@ def _points(
     return x, y
 
 
-def trend(updates: Numbers, values: Numbers, level: float = 0.95) -> Trend:
+def trend(updates: Numbers, values: Numbers, level: float = LEVEL) -> Trend:
     """Fit a line through scores by ordinary least squares.
 
     `updates` (k numbers) may repeat, e.g. for several seeds; `values` are k scores. The interval
@@ -96,7 +97,7 @@ def trend(updates: Numbers, values: Numbers, level: float = 0.95) -> Trend:
     )
 
 
-def forecast(updates: Numbers, values: Numbers, threshold: float, level: float = 0.95) -> Forecast:
+def forecast(updates: Numbers, values: Numbers, threshold: float, level: float = LEVEL) -> Forecast:
     """Say at which update the line through the scores falls below `threshold`.
 
     The interval is Fieller's (1954; Draper and Smith 1998, section 3.2): all x at which the line's

@@ -15,7 +15,11 @@ from jsonschema.exceptions import ValidationError, best_match
 from portllm.errors import InputError, nearest
 from portllm.study import chains, checks, stage_settings
 from portllm.study.matrix import Config
+from portllm.study.settings import resolve
 from portllm.study.yaml_files import KeyOrigins, read_recipe, read_yaml
+
+FILLED = "x-fill-defaults"
+"""The schema's own keyword: false where defaults are not filled in."""
 
 
 def _unknown_key(error: ValidationError, origins: KeyOrigins) -> str:
@@ -49,8 +53,10 @@ def _schema_message(error: ValidationError, origins: KeyOrigins) -> str:
 
 
 def _fill_defaults(config: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
-    if "$ref" in schema:
-        schema = {**root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], **schema}
+    schema = resolve(schema, root)
+    # Settings that differ from others somewhere: what is left out is not the default there.
+    if not schema.get(FILLED, True):
+        return
     if isinstance(config, dict):
         known = schema.get("properties", {})
         for key, part in known.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from portllm.study import matrix
 from portllm.study.matrix import Cell, Config, Patch
+from portllm.study.settings import NULL
 
 Settings = dict[str, Any]
 
@@ -110,7 +111,10 @@ def loss_slice_settings(config: Config, task: str) -> Settings:
     """Settings of the jobs that measure the loss between two patches of a task."""
     scoring = {name: config["scoring"][name] for name in ("batch_size", "dtype")}
     length = {"max_length": patch_settings(config, task)["max_length"]}
-    return {**_lm_eval_task(config, task), **config["loss_slices"], **scoring, **length}
+    line = dict(config["loss_slices"])
+    # An option that is left out means the default, which is a number.
+    line["items"] = NULL if line["items"] is None else line["items"]
+    return {**_lm_eval_task(config, task), **line, **scoring, **length}
 
 
 def imported_settings(config: Config, source: str) -> Settings:

@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from portllm.study.settings import defaults
 from portllm.training import resuming
 from portllm.training.interruption import Interruption
 
@@ -30,28 +31,31 @@ IGNORED = -100
 """Label of tokens that the loss leaves out (PyTorch's convention)."""
 
 
+_DEFAULTS = defaults("patch")
+
+
 @dataclass(frozen=True)
 class LoraSettings:
-    """How a patch is trained; the defaults are the published ones (arXiv 2410.10870)."""
+    """How a patch is trained; config/schema.yaml explains each setting and states its default."""
 
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.1
-    target_modules: str | tuple[str, ...] = "all-linear"
-    learning_rate: float = 1e-4
-    epochs: float = 10
-    max_steps: int | None = None
-    batch_size: int = 4
-    gradient_accumulation: int = 1
-    max_length: int = 256
-    loss_on: str = "completion"
-    scheduler: str = "linear"
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    precision: str = "auto"
-    gradient_checkpointing: bool = False
-    checkpoint_steps: int = 200
-    seed: int = 1234
+    rank: int = _DEFAULTS["rank"]
+    alpha: float = _DEFAULTS["alpha"]
+    dropout: float = _DEFAULTS["dropout"]
+    target_modules: str | tuple[str, ...] = _DEFAULTS["target_modules"]
+    learning_rate: float = _DEFAULTS["learning_rate"]
+    epochs: float = _DEFAULTS["epochs"]
+    max_steps: int | None = _DEFAULTS["max_steps"]
+    batch_size: int = _DEFAULTS["batch_size"]
+    gradient_accumulation: int = _DEFAULTS["gradient_accumulation"]
+    max_length: int = _DEFAULTS["max_length"]
+    loss_on: str = _DEFAULTS["loss_on"]
+    scheduler: str = _DEFAULTS["scheduler"]
+    warmup_ratio: float = _DEFAULTS["warmup_ratio"]
+    weight_decay: float = _DEFAULTS["weight_decay"]
+    precision: str = _DEFAULTS["precision"]
+    gradient_checkpointing: bool = _DEFAULTS["gradient_checkpointing"]
+    checkpoint_steps: int = _DEFAULTS["checkpoint_steps"]
+    seed: int = defaults("study")["seeds"][0]
 
 
 def encode(
