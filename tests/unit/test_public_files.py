@@ -87,6 +87,27 @@ def test_readme_is_short() -> None:
     assert len((PROJECT / "README.md").read_text().split()) < 1000
 
 
+def table_rows(text: str) -> list[list[str]]:
+    """The cells of every row of a page's Markdown tables."""
+    rows = re.findall(r"^\|(.+)\|$", text, re.M)
+    return [[cell.strip() for cell in row.split("|")] for row in rows]
+
+
+def test_readme_shows_the_scores_of_the_demo() -> None:
+    shown = {}
+    version = ""
+    section = (PROJECT / "README.md").read_text().split("\n## What the default study shows", 1)[1]
+    for row in table_rows(section.split("\n## ", 1)[0])[2:]:
+        version = row[0] or version
+        task = "demo_" + row[1].replace("/", "_")
+        shown[version, task] = [cell.split(" ± ")[0] for cell in row[2:]]
+    measured = {}
+    for row in table_rows((PROJECT / "docs/demo/recovery.md").read_text()):
+        if row[3] in ("acc,none", "exact_match,strict-match"):
+            measured[row[1], row[2]] = row[5:8]
+    assert shown == measured
+
+
 def test_licence_is_apache_2_word_for_word() -> None:
     assert hashlib.sha256((PROJECT / "LICENSE").read_bytes()).hexdigest() == APACHE_2
 
