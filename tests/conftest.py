@@ -128,6 +128,38 @@ def is_running(process: int) -> bool:
         return False
 
 
+def processes_in(directory: Path) -> list[psutil.Process]:
+    """Processes whose working directory is a given one."""
+    return [
+        process
+        for process in psutil.process_iter(["cwd", "status"])
+        if process.info["cwd"] == str(directory) and process.info["status"] != psutil.STATUS_ZOMBIE
+    ]
+
+
+def run_into_pipe(checkout: Checkout, arguments: str, seconds: float = 60) -> str:
+    """Run `snakemake ARGUMENTS`, which end in a pipe to a reader, and return its standard error.
+
+    Fails where Snakemake, or anything that it has started, still runs after the time is up.
+    """
+    errors = checkout.directory / "errors.log"
+    with errors.open("w") as file:
+        pipe = subprocess.Popen(
+            ["bash", "-c", f"'{SNAKEMAKE}' --cores 1 {arguments}"],
+            cwd=checkout.directory,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+        )
+    try:
+        pipe.wait(seconds)
+        wait_for(lambda: not processes_in(checkout.directory), seconds=5)
+    finally:
+        for process in processes_in(checkout.directory):
+            process.kill()
+        pipe.wait()
+    return errors.read_text()
+
+
 def run_program(
     program: str, *arguments: str, python: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -176,6 +177,8 @@ def show(title: str, rows: list[list[Any]], headers: list[str]) -> None:
 
 
 def main() -> None:
+    # End silently when the reader of the output has gone, as in `snakemake plan | head`.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     arguments = parse_arguments()
     described = json.loads(arguments.study.read_text())
     config, results = described["config"], Path(described["results"])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT, Checkout, use_stand_ins
+from conftest import PROJECT, Checkout, run_into_pipe, use_stand_ins
 
+MINUTE = "tests/studies/minute.yaml"
 OFFLINE = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
 
 
@@ -121,3 +122,12 @@ def test_a_study_ten_times_the_papers_is_planned(checkout: Checkout) -> None:
     text = plan(checkout)
     # 4 models x 41 versions x 7 tasks.
     assert stages(text)["train_patch"][0] == 1148
+
+
+@pytest.mark.parametrize("pipe", ["| true", "| head -n 1", "2>&1 | head -n 60"])
+def test_a_plan_whose_reader_leaves_ends_quietly(checkout: Checkout, pipe: str) -> None:
+    use_stand_ins(checkout)
+    # With 60 lines the reader leaves after the table, and the end of the job cannot be reported.
+    errors = run_into_pipe(checkout, f"plan --configfile {MINUTE} {pipe}")
+    assert "rror" not in errors
+    assert "Traceback" not in errors

@@ -10,7 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Checkout, is_running, make_checkout, use_stand_ins, wait_for
+from conftest import (
+    SNAKEMAKE,
+    Checkout,
+    is_running,
+    make_checkout,
+    processes_in,
+    use_stand_ins,
+    wait_for,
+)
 
 CONFIG = ("--configfile", "tests/studies/minute.yaml")
 PATCH = "results/patches/tiny/base/demo_yes_no/seed1234"
@@ -101,7 +109,7 @@ def test_a_signal_stops_jobs_and_run_cleanly(
     assert run.wait(60) not in (0, -number)
     assert (study.directory / "stopped").read_text() == "SIGTERM"
     assert not is_running(training(study))
-    assert f"{number.name}: jobs are stopped" in (study.directory / "run0.log").read_text()
+    assert f"{number.name}: stopping the jobs" in (study.directory / "run0.log").read_text()
     assert list((study.directory / ".snakemake/locks").glob("*")) == []
     assert not (study.directory / PATCH).exists()
     (study.directory / "go").touch()
@@ -116,11 +124,34 @@ def test_a_second_signal_kills_the_jobs(
     run = start()
     os.kill(training(study), signal.SIGSTOP)  # so that it cannot stop by itself
     run.terminate()
-    wait_for(lambda: "SIGTERM: jobs" in (study.directory / "run0.log").read_text())
+    wait_for(lambda: "SIGTERM: stopping" in (study.directory / "run0.log").read_text())
     run.terminate()
     assert run.wait(60) > 0
     wait_for(lambda: not is_running(training(study)), seconds=10)
     assert not (study.directory / "stopped").exists()
+
+
+def test_a_run_ends_when_the_reader_of_its_output_leaves(study: Checkout) -> None:
+    run = subprocess.Popen(
+        [SNAKEMAKE, "--cores", "1", PATCH, *CONFIG],
+        cwd=study.directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    started = study.directory / "started"
+    try:
+        wait_for(lambda: started.exists() and started.read_text(), seconds=60)
+        assert run.stdout is not None
+        run.stdout.close()
+        # The end of this job cannot be reported any more.
+        (study.directory / "go").touch()
+        assert run.wait(30) == 0
+        assert (study.directory / PATCH).exists()
+        assert processes_in(study.directory) == []
+        assert list((study.directory / ".snakemake/locks").glob("*")) == []
+    finally:
+        run.kill()
+        run.wait()
 
 
 def test_a_killed_run_needs_no_unlocking(

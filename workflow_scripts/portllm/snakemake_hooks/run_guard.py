@@ -1,9 +1,13 @@
-"""What the workflow does in the Snakemake process that runs it.
+"""Guard a run of the workflow, in the Snakemake process that runs it.
 
-One run at a time works on a results directory; what a killed one has left behind is cleared away;
-damaged results are made again; a signal stops the jobs, trainings with a checkpoint, before it
-stops the run. Snakemake has no hook between the start of a run and its own lock, but it announces
-the start in its log, where `RunGuard` listens.
+- Only one run at a time uses a results directory.
+- Locks that a killed run has left behind are removed.
+- Damaged results are made again.
+- A signal, or a closed output pipe, stops the jobs before the run ends. Trainings write a
+  checkpoint first.
+
+Snakemake has no hook between the start of a run and its own lock. It announces the start in its
+log, so `RunGuard` is a log handler.
 """
 
 import json
@@ -14,8 +18,9 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -30,8 +35,12 @@ from portllm.snakemake_hooks import output_cache
 from portllm.storage import integrity, locks
 
 LOCK = ".run.lock"
+STREAM_HANDLER = "DefaultStreamHandler"
+"""Snakemake's name of the handler that writes to the terminal."""
 SHELLS = frozenset({"bash", "sh", "dash", "ksh", "zsh"})
 SECONDS_BETWEEN_SWEEPS = 0.5
+PLAN = "plan"
+"""The rule that only reads."""
 
 
 def hold(results: Path) -> int | None:
@@ -69,10 +78,7 @@ def _describe(owner: str) -> str:
 
 
 def remove_stale_locks(results: Path, directory: Path = Path(".snakemake/locks")) -> list[Path]:
-    """Remove Snakemake's own locks that name results which nobody else is working on.
-
-    To be called by who holds the results. Returns the removed files.
-    """
+    """Remove Snakemake's own locks on results that the caller holds; return the removed files."""
     prefix = f"{results}/"
     stale = [
         path
@@ -85,13 +91,13 @@ def remove_stale_locks(results: Path, directory: Path = Path(".snakemake/locks")
 
 
 def mark_incomplete(outputs: list[Path]) -> None:
-    """Have Snakemake take outputs for half-made, so that it makes them again."""
+    """Mark outputs as incomplete, so that Snakemake makes them again."""
     job = SimpleNamespace(output=[IOFile(str(path)) for path in outputs])
     FilePersistence(nolock=True).started(job)
 
 
 def programs(process: psutil.Process) -> Iterator[psutil.Process]:
-    """The programs that a process runs, through shells or directly."""
+    """Yield the programs that a process runs, directly or through shells."""
     try:
         if process.name() not in SHELLS:
             yield process
@@ -103,7 +109,7 @@ def programs(process: psutil.Process) -> Iterator[psutil.Process]:
 
 
 class RunGuard(logging.Handler):
-    """Listens to a run's log for its start, and does then what the module says."""
+    """Log handler that acts when a run starts and when its jobs are about to start."""
 
     def __init__(self, workflow: Any, logger: logging.Logger) -> None:
         super().__init__()
@@ -112,11 +118,12 @@ class RunGuard(logging.Handler):
         self._results = Path(workflow.pathvars.apply("<results>"))
         self._held: int | None = None
         self._stopping = False
+        self._has_signals = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Act on the announcements of the start, and of the jobs to come."""
+        """Act on the announcements of a run and of its jobs."""
         event = getattr(record, "event", None)
-        if event == LogEvent.WORKFLOW_STARTED and not self._is_aside():
+        if event == LogEvent.WORKFLOW_STARTED and not self._only_plans():
             try:
                 self._begin()
             except InputError as error:
@@ -128,9 +135,9 @@ class RunGuard(logging.Handler):
     def _is_dry(self) -> bool:
         return self._workflow.output_settings.dryrun
 
-    def _is_aside(self) -> bool:
-        # The plan reads only, and may be asked for while a run is going on.
-        return set(self._workflow.dag_settings.targets) == {"plan"}
+    def _only_plans(self) -> bool:
+        # The plan may be made while another run uses the results.
+        return set(self._workflow.dag_settings.targets) == {PLAN}
 
     def _begin(self) -> None:
         if not self._is_dry() and self._workflow.execution_settings.lock:
@@ -142,7 +149,7 @@ class RunGuard(logging.Handler):
             if any(rule.is_producer(str(path)) for rule in makers)
         ]
         for path, problem in damaged:
-            self._logger.warning(f"{path} is damaged ({problem}) and made again.")
+            self._logger.warning(f"{path} is damaged ({problem}). It will be made again.")
         if damaged and not self._is_dry():
             self._discard_shared([path for path, _ in damaged])
             mark_incomplete([path for path, _ in damaged])
@@ -153,68 +160,105 @@ class RunGuard(logging.Handler):
         for path in outputs:
             entry = output_cache.discard(path, Path(os.environ[output_cache.VARIABLE]))
             if entry is not None:
-                self._logger.warning(f"{entry}, which it is linked from, is removed.")
+                self._logger.warning(f"Removed {entry}, the damaged cache entry behind it.")
 
     def _lock(self) -> None:
         self._held = hold(self._results)
         if self._held is None:
             self._logger.warning(
-                f"{self._results} is on a file system without locks: two runs at once on it would "
-                "not be noticed."
+                f"The file system of {self._results} has no locks. Do not start a second run on it."
             )
         elif remove_stale_locks(self._results):
-            self._logger.info("An earlier run was killed; what it has left is cleared away.")
+            self._logger.info("An earlier run was killed. Removed its locks.")
 
     def _take_over_signals(self) -> None:
+        self._has_signals = True
         self._let_running_jobs_finish = signal.getsignal(signal.SIGTERM)
-        # The jobs of a cluster outlive a lost terminal.
+        # Jobs on a cluster outlive a lost terminal.
         hangup = [signal.SIGHUP] if self._workflow.local_exec else []
         for number in (signal.SIGINT, signal.SIGTERM, *hangup):
-            # What nohup or a script's `&` has told to be ignored stays ignored.
+            # Signals that nohup or a script's `&` ignores stay ignored.
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        # Snakemake takes a lock of its own when it is told to stop, which the code that the signal
-        # has interrupted may be holding: that is for another thread.
+        # Stopping takes a lock of Snakemake's, which the interrupted code may hold: use a thread.
         again, self._stopping = self._stopping, True
         threading.Thread(target=self._stop_jobs, args=(number, again), daemon=True).start()
         if not self._workflow.local_exec:
-            raise KeyboardInterrupt  # on which Snakemake cancels the cluster's jobs
+            raise KeyboardInterrupt  # makes Snakemake cancel the cluster's jobs
 
     def _stop_jobs(self, number: int, kill: bool) -> None:
         name = signal.Signals(number).name
         if kill:
-            self._logger.warning(f"{name} again: jobs are killed.")
+            self._logger.warning(f"{name} again: killing the jobs.")
         else:
-            self._logger.warning(f"{name}: jobs are stopped; trainings write a checkpoint first.")
+            self._logger.warning(f"{name}: stopping the jobs. Trainings write a checkpoint first.")
             if callable(self._let_running_jobs_finish):
                 self._let_running_jobs_finish()
-        told: set[int] = set()
+        signalled: set[int] = set()
         while True:
             for child in psutil.Process().children():
                 for program in programs(child):
-                    if program.pid not in told:
-                        told.add(program.pid)
-                        self._tell(program, kill)
-            # A job may have been started in this moment.
+                    if program.pid not in signalled:
+                        signalled.add(program.pid)
+                        self._signal(program, kill)
+            # A job may have been started since the sweep.
             time.sleep(SECONDS_BETWEEN_SWEEPS)
 
     @staticmethod
-    def _tell(program: psutil.Process, kill: bool) -> None:
+    def _signal(program: psutil.Process, kill: bool) -> None:
         with suppress(psutil.NoSuchProcess):
             if not kill:
                 program.terminate()
                 return
-            # Those below it first: they would hear of its end with a mere SIGTERM, if at all.
+            # Children first: when their parent ends, they get SIGTERM at most.
             for process in (*program.children(recursive=True), program):
                 process.kill()
 
+    def stop_without_output(self) -> None:
+        """Stop the jobs and the run after the reader of its output has gone.
+
+        Raises:
+            BrokenPipeError: no jobs are running; Snakemake then ends at once.
+        """
+        if not self._has_signals:
+            raise BrokenPipeError
+        if not self._stopping:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def watch_output(logger: logging.Logger, on_close: Callable[[], None]) -> None:
+    """Call a function when Snakemake can no longer write its log, as in `snakemake … | head`.
+
+    Without this, the thread that reports the end of a job dies of the closed pipe, and Snakemake
+    waits for that job for ever.
+    """
+    for handler in logger.handlers:
+        if handler.name == STREAM_HANDLER:
+            handler.emit = partial(_emit_or_close, handler.emit, on_close)
+
+
+def _emit_or_close(
+    emit: Callable[[logging.LogRecord], None],
+    on_close: Callable[[], None],
+    record: logging.LogRecord,
+) -> None:
+    try:
+        emit(record)
+    except BrokenPipeError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stderr.fileno())
+        os.close(null)
+        on_close()
+
 
 def attend(workflow: Any, logger: logging.Logger) -> None:
-    """Attend to the run of a workflow; to be called where it is defined.
+    """Guard the run of a workflow. Call it where the workflow is defined.
 
-    Snakemakes that others start for single jobs are left alone.
+    Snakemake processes that run a single job for another Snakemake are left alone.
     """
     if workflow.is_main_process:
-        logger.addHandler(RunGuard(workflow, logger))
+        guard = RunGuard(workflow, logger)
+        logger.addHandler(guard)
+        watch_output(logger, guard.stop_without_output)
