@@ -1,4 +1,4 @@
-"""Name results that are damaged: cut off, emptied, changed, or with files missing."""
+"""List damaged results: truncated, emptied or changed files, and directories with files missing."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="?", default=Path("results"))
     parser.add_argument(
-        "--contents", action="store_true", help="compare every byte, not only sizes and endings"
+        "--contents", action="store_true", help="also compare the SHA-256 of every file (slow)"
     )
     arguments = parser.parse_args()
     damaged = list(integrity.damaged(arguments.results, contents=arguments.contents))

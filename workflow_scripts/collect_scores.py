@@ -1,4 +1,4 @@
-"""Collect the results of all scoring jobs in one tidy CSV."""
+"""Collect the results of all scoring jobs into one tidy CSV."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evolve a version of a model into the next one with Axolotl, as a full checkpoint."""
+"""Evolve a model version into the next one with Axolotl; write a full checkpoint."""
 
 import argparse
 import logging
@@ -19,22 +19,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="directory of the version")
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines")
     parser.add_argument(
-        "--recipe", type=Path, nargs="+", required=True, help="Axolotl YAMLs, later ones on top"
+        "--recipe",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="Axolotl YAMLs; later ones override earlier ones",
     )
     add_options(parser, "evolutions.*", "overrides", "seed")
     parser.add_argument(
-        "--prepared", type=Path, nargs="?", help="what --preprocess-only has written, if anything"
+        "--prepared", type=Path, nargs="?", help="dataset that --preprocess-only has written"
     )
     parser.add_argument(
-        "--preprocess-only", action="store_true", help="write the prepared dataset, train nothing"
+        "--preprocess-only", action="store_true", help="write the prepared dataset and do not train"
     )
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
+    parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
 
 def preprocess(arguments: argparse.Namespace) -> None:
-    """Let Axolotl prepare the dataset, and keep nothing else."""
+    """Write the dataset as Axolotl prepares it, without training."""
     import yaml
 
     from portllm.storage import files
@@ -66,7 +70,7 @@ def main() -> None:
 
 
 def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
-    """Let Axolotl train, and make a full checkpoint of what it leaves."""
+    """Train with Axolotl and write its result as a full checkpoint."""
     import yaml
 
     from portllm.jobs import devices
@@ -80,7 +84,8 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
         "corpus": manifests.content_hash(arguments.corpus),
     }
     held = devices.pool(os.environ)
-    # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
+    # The folder is keyed by everything that decides the weights, so that a retried job finds its
+    # own checkpoints and no others.
     decisive = [evolution.decisive(recipe), evolution.decisive(arguments.overrides)]
     processes = max(1, len(held))
     key = files.hash_value([*decisive, arguments.seed, inputs, processes])
@@ -99,13 +104,13 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
         rendered.write_text(yaml.safe_dump(final, sort_keys=False))
         cost_file, finished = work / "cost.json", work / evolution.TRAINING
         finished.unlink(missing_ok=True)
-        # Axolotl resumes from the last checkpoint that is left. Where there is none, it may have
-        # been killed while it prepared the dataset, and would take half of it for the whole.
+        # Axolotl resumes from the last checkpoint. Without one, it may have been killed while it
+        # prepared the dataset, and would use the partial dataset.
         if resuming.last_complete(work / "output") is None:
             shutil.rmtree(work / "prepared", ignore_errors=True)
         evolution.run("train", rendered, cost_file=cost_file, devices=len(held), keep_open=lock)
         if not finished.exists():
-            raise InputError(f"Axolotl ended on {rendered} before the last step of its training")
+            raise InputError(f"{rendered}: Axolotl ended before the last training step")
         training = files.read_json(finished)
         peaks = evolution.read_cost(cost_file)
         with files.whole_directory(arguments.output) as directory:
@@ -120,7 +125,7 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
                 packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
                 training=training,
             )
-        # Only now can nothing be lost any more.
+        # Checkpoints are deleted only when the result is on disk.
         files.flush_directory(arguments.output)
         shutil.rmtree(work)
 

@@ -1,4 +1,4 @@
-"""Obtain a model: fetch it from the hub, or link one that lies in a local directory."""
+"""Fetch a model from the hub, or link a model in a local directory."""
 
 import argparse
 from pathlib import Path
@@ -26,7 +26,7 @@ def main() -> None:
             commit = None
         else:
             commit = fetching.download(arguments.hub, arguments.revision, directory)
-        _ = Checkpoint(directory).shapes  # refuses weights that are cut off
+        _ = Checkpoint(directory).shapes  # raises for truncated weights
         manifests.write_for_directory(
             directory,
             stage="base",

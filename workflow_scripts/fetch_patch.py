@@ -1,4 +1,4 @@
-"""Obtain a patch that exists: fetch it from the hub, or link one that lies in a local directory."""
+"""Fetch an existing adapter from the hub, or link an adapter in a local directory."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,7 @@ def main() -> None:
             adapters.link(local, directory)
         else:
             revision = fetching.download_adapter(arguments.hub, arguments.revision, directory)
-        StoredAdapter(directory)  # refuses what is no usable adapter
+        StoredAdapter(directory)  # raises for an unusable adapter
         manifests.write_for_directory(
             directory,
             stage="patch",

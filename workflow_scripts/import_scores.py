@@ -1,4 +1,4 @@
-"""Read result files of lm-eval that someone else made as scores."""
+"""Import external result files of lm-eval as scores."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from portllm.command_line import run
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", required=True, help="what the study calls the source")
+    parser.add_argument("--name", required=True, help="the source's name in the study")
     parser.add_argument(
         "--settings",
         type=json.loads,
@@ -18,10 +18,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--scores", type=Path, required=True, help="CSV of scores to write")
     parser.add_argument(
-        "--files", type=Path, required=True, help="CSV to write: what became of each file"
+        "--files", type=Path, required=True, help="CSV to write: the status of each file"
     )
     parser.add_argument(
-        "--notes", type=Path, required=True, help="text to write: the lines under the tables"
+        "--notes", type=Path, required=True, help="text to write: notes below the tables"
     )
     return parser.parse_args()
 
@@ -31,11 +31,11 @@ def main() -> None:
     from portllm.comparison import imported
     from portllm.storage import files
 
-    found = imported.collect(arguments.settings, arguments.name)
-    notes = imported.notes(found.files, arguments.name, arguments.settings.get("origin"))
+    source = imported.collect(arguments.settings, arguments.name)
+    notes = imported.notes(source.files, arguments.name, arguments.settings.get("origin"))
     contents = {
-        arguments.scores: found.scores.to_csv(index=False),
-        arguments.files: found.files.to_csv(index=False),
+        arguments.scores: source.scores.to_csv(index=False),
+        arguments.files: source.files.to_csv(index=False),
         arguments.notes: "".join(f"{note}\n" for note in notes),
     }
     for path, content in contents.items():

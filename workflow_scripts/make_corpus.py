@@ -1,4 +1,4 @@
-"""Write a corpus as JSON lines, with its manifest beside it."""
+"""Write a corpus as JSON lines, with a manifest next to it."""
 
 import argparse
 import json

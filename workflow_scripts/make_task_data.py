@@ -1,4 +1,4 @@
-"""Write a task's training text, as lm-eval words it, and the data that scoring it needs."""
+"""Write a task's training text, with lm-eval's prompts, and the dataset for offline scoring."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""Measure the angles between a patch, the update under it, and the patch trained anew."""
+"""Measure the angles between a ported patch, the model update, and the retrained patch."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,9 @@ from portllm.storage import files
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--base", type=Path, required=True, help="what the patch was trained on")
+    parser.add_argument(
+        "--base", type=Path, required=True, help="version that the patch was trained on"
+    )
     parser.add_argument("--version", type=Path, required=True, help="directory of the version")
     parser.add_argument("--ported", type=Path, required=True, help="patch trained on the base")
     parser.add_argument("--native", type=Path, required=True, help="patch trained on the version")

@@ -1,4 +1,4 @@
-"""Measure the loss along the line from a carried patch to the one that was trained anew."""
+"""Measure the loss along the line from a ported patch to the retrained patch."""
 
 import argparse
 from pathlib import Path
@@ -11,7 +11,9 @@ from portllm.study.settings import add_options
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--version", type=Path, required=True, help="directory of the version")
-    parser.add_argument("--carried", type=Path, required=True, help="patch trained elsewhere")
+    parser.add_argument(
+        "--carried", type=Path, required=True, help="patch trained on another version"
+    )
     parser.add_argument("--native", type=Path, required=True, help="patch trained on the version")
     parser.add_argument("--task", type=Path, required=True, help="directory of the task data")
     parser.add_argument("--lm-eval", required=True, help="the task's name in lm-eval")

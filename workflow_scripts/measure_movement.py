@@ -1,4 +1,4 @@
-"""Measure how far a version's weights lie from its base's."""
+"""Measure how far a version's weights have moved from the base."""
 
 import argparse
 from pathlib import Path

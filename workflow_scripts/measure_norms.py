@@ -1,4 +1,4 @@
-"""Measure a ported patch against the one that was trained on the version."""
+"""Measure the norms of a ported patch, of the retrained patch, and of their difference."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,9 @@ from portllm.storage import files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--version", type=Path, required=True, help="directory of the version")
-    parser.add_argument("--ported", type=Path, required=True, help="patch trained elsewhere")
+    parser.add_argument(
+        "--ported", type=Path, required=True, help="patch trained on another version"
+    )
     parser.add_argument("--native", type=Path, required=True, help="patch trained on the version")
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="JSON to write")

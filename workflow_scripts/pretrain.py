@@ -1,4 +1,4 @@
-"""Train a small base model, tokenizer included, from scratch on a corpus."""
+"""Pretrain a small base model and its tokenizer from scratch on a corpus."""
 
 import argparse
 import logging
@@ -12,7 +12,7 @@ from portllm.study import settings
 log = logging.getLogger("pretrain")
 
 MEMORY_ADVICE = "a smaller batch_size or sequence_length of the model's base.from_scratch"
-"""What would make it ask for less of a device's memory."""
+"""How to reduce GPU memory, for out-of-memory errors."""
 
 SECTION = "models.*.base.from_scratch"
 TRAINING = ("steps", "batch_size", "sequence_length", "learning_rate", "warmup_fraction", "seed")

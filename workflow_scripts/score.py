@@ -1,4 +1,4 @@
-"""Score a version on one task: un-patched and with every adapter given, in one process."""
+"""Score a version on one task, un-patched and with each adapter, in one process."""
 
 import argparse
 import logging
@@ -19,12 +19,12 @@ from portllm.transplant import ports
 log = logging.getLogger("score")
 
 MEMORY_ADVICE = "a smaller scoring.batch_size"
-"""What would make it ask for less of a device's memory."""
+"""How to reduce GPU memory, for out-of-memory errors."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A cell of the job: its names, its adapter if it has one, its key."""
+class RequestedCell:
+    """A cell of the job: its names, its adapter with content hash (if patched), its cache key."""
 
     names: CachedCell
     adapter: Path | None
@@ -48,25 +48,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--include", help="folder of local task YAMLs")
     add_options(parser, "tasks.*", "few_shot", "limit", "allow_unsafe_code")
     add_options(parser, "scoring")
-    parser.add_argument("--un-patched", action="store_true", help="score the version by itself")
+    parser.add_argument(
+        "--un-patched", action="store_true", help="score the version without a patch"
+    )
     parser.add_argument(
         "--adapter",
         type=adapter,
         nargs="+",
         default=[],
         metavar="TRAINED_ON/METHOD/SEED=DIRECTORY",
-        help="adapters to score, each with the names of its row",
+        help="adapters to score, each with the names of its cell",
     )
     parser.add_argument(
-        "--gpus", type=int, default=1, help="use so many of those that are visible, if there are"
+        "--gpus", type=int, default=1, help="most GPUs to use, of those that are visible"
     )
     parser.add_argument("--results", type=Path, required=True, help="JSON to write")
     parser.add_argument("--samples", type=Path, required=True, help="JSON lines to write")
     return parser.parse_args()
 
 
-def made_from(arguments: argparse.Namespace) -> dict[str, str]:
-    """Content hashes of what every cell of the job is made from."""
+def input_hashes(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the content hashes of the inputs that all cells of the job share."""
     definition = task_files.definition_hashes(arguments.lm_eval, arguments.include)
     return {
         "version": manifests.content_hash(arguments.version),
@@ -75,23 +77,31 @@ def made_from(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def wanted_cells(arguments: argparse.Namespace, *made_from: Any) -> list[Wanted]:
-    """Every cell of the job, the un-patched version first where it is one of them."""
+def requested_cells(arguments: argparse.Namespace, *key_parts: Any) -> list[RequestedCell]:
+    """List the cells of the job, the un-patched one first; `key_parts` go into every cache key."""
     un_patched: CachedCell = {"trained_on": "none", "method": "none", "seed": None}
     first: list[tuple[CachedCell, Path | None]] = (
         [(un_patched, None)] if arguments.un_patched else []
     )
-    wanted = []
+    cells = []
     for names, directory in first + arguments.adapter:
         content = manifests.content_hash(directory) if directory else None
-        wanted.append(Wanted(names, directory, content, cache.key(names, content, *made_from)))
-    return wanted
+        key = cache.key(names, content, *key_parts)
+        cells.append(RequestedCell(names, directory, content, key))
+    return cells
+
+
+def label(cell: RequestedCell) -> str:
+    """Name a cell in log messages, e.g. `base/direct/1234`."""
+    if cell.adapter is None:
+        return "the un-patched version"
+    return "the patch {trained_on}/{method}/{seed}".format(**cell.names)
 
 
 def load_scorer(
     version: Path, settings: cache.ScoringSettings, adapters: list[Path], gpus: int
 ) -> Any:
-    """The version, loaded in what the settings name, to be scored with each of `adapters`."""
+    """Load the version in the backend of the settings, ready to be scored with each adapter."""
     if settings.backend == "vllm":
         from portllm.scoring import vllm
 
@@ -102,7 +112,7 @@ def load_scorer(
 
 
 def load_task(arguments: argparse.Namespace) -> Any:
-    """lm-eval's task object, on the data that the task-data stage has left."""
+    """Load lm-eval's task with the dataset that make_task_data.py has written."""
     from portllm.data import tasks
 
     return tasks.load(
@@ -114,25 +124,28 @@ def load_task(arguments: argparse.Namespace) -> Any:
 
 
 def score(
-    arguments: argparse.Namespace, settings: cache.ScoringSettings, missing: list[Wanted], gpus: int
+    arguments: argparse.Namespace,
+    settings: cache.ScoringSettings,
+    missing: list[RequestedCell],
+    gpus: int,
 ) -> cache.Scored:
-    """Score the cells that are missing, in this process."""
+    """Score the missing cells in this process."""
     meter = manifests.Meter()
     task = load_task(arguments)
     adapters = [cell.adapter for cell in missing if cell.adapter]
     scorer = load_scorer(arguments.version, settings, adapters, gpus)
     scored = cache.Scored(lm_eval={"task": arguments.lm_eval, "version": task.VERSION})
-    for wanted in missing:
-        log.info("%s: scoring", wanted.names)
+    for cell in missing:
+        log.info("scoring %s", label(cell))
         cell_meter = manifests.Meter()
-        result = scorer.score(task, wanted.adapter)
-        rows = [{"cell": wanted.key, **wanted.names, **sample} for sample in result.samples]
-        scored.samples[wanted.key] = rows
-        scored.cells[wanted.key] = {
-            **wanted.names,
-            "key": wanted.key,
-            "adapter_content": wanted.content,
-            "applied": ports.how_applied(wanted.adapter),
+        result = scorer.score(task, cell.adapter)
+        rows = [{"cell": cell.key, **cell.names, **sample} for sample in result.samples]
+        scored.samples[cell.key] = rows
+        scored.cells[cell.key] = {
+            **cell.names,
+            "key": cell.key,
+            "adapter_content": cell.content,
+            "applied": ports.how_applied(cell.adapter),
             "metrics": result.metrics,
             "samples": len(rows),
             "wall_seconds": cell_meter.read().wall_seconds,
@@ -140,8 +153,8 @@ def score(
     return replace(scored, cost=meter.read(**scorer.finish()))
 
 
-def write(arguments: argparse.Namespace, scored: cache.Scored, **about: Any) -> None:
-    """Write the results and their samples, cells in the order in which `scored` has them."""
+def write(arguments: argparse.Namespace, scored: cache.Scored, **provenance: Any) -> None:
+    """Write the results with their manifest, and the samples, in the order of `scored`."""
     files.write_json_lines(arguments.samples, chain.from_iterable(scored.samples.values()))
     document = manifests.describe(
         stage="score",
@@ -151,7 +164,7 @@ def write(arguments: argparse.Namespace, scored: cache.Scored, **about: Any) -> 
         names=dict(arguments.names),
         lm_eval=scored.lm_eval,
         cells=list(scored.cells.values()),
-        **about,
+        **provenance,
     )
     files.write_json(arguments.results, document)
 
@@ -161,28 +174,28 @@ def main() -> None:
     settings = cache.ScoringSettings(
         **{field.name: getattr(arguments, field.name) for field in fields(cache.ScoringSettings)}
     )
-    inputs = made_from(arguments)
+    inputs = input_hashes(arguments)
     packages = manifests.package_versions(cache.PACKAGES[settings.backend])
     visible = data_parallel.visible_gpus()
     gpus = min(arguments.gpus, len(visible))
-    # Batches, and with them the rounding, differ with the number of processes.
-    place = [visible[0] if visible else "cpu", data_parallel.launched() or max(gpus, 1)]
-    wanted = wanted_cells(arguments, inputs, asdict(settings), packages, place)
-    scored = cache.earlier(arguments.results, arguments.samples)
-    missing = [cell for cell in wanted if cell.key not in scored.cells]
+    # The number of processes changes the batches, and with them the rounding.
+    hardware = [visible[0] if visible else "cpu", data_parallel.launched() or max(gpus, 1)]
+    cells = requested_cells(arguments, inputs, asdict(settings), packages, hardware)
+    scored = cache.read_scored(arguments.results, arguments.samples)
+    missing = [cell for cell in cells if cell.key not in scored.cells]
     if missing and settings.backend == "hf" and gpus > 1 and not data_parallel.launched():
         data_parallel.launch(gpus)
     if not data_parallel.is_first():
         logging.disable(logging.INFO)
-    for cell in wanted:
+    for cell in cells:
         if cell not in missing:
-            log.info("%s: scored before", cell.names)
+            log.info("reusing %s", label(cell))
     if missing:
-        scored = scored.with_new(score(arguments, settings, missing, gpus))
+        scored = scored.merged_with(score(arguments, settings, missing, gpus))
     if data_parallel.is_first():
         write(
             arguments,
-            scored.only([cell.key for cell in wanted]),
+            scored.only([cell.key for cell in cells]),
             parameters=asdict(settings),
             inputs=inputs,
             packages=cache.PACKAGES[settings.backend],

@@ -1,4 +1,4 @@
-"""Train a patch: LoRA on one version of a model for one task, saved as a PEFT adapter."""
+"""Train a patch: LoRA on one model version for one task, saved as a PEFT adapter."""
 
 import argparse
 import logging
@@ -18,7 +18,7 @@ MEMORY_ADVICE = (
     "a smaller patch.batch_size with more patch.gradient_accumulation, a smaller "
     "patch.max_length, patch.gradient_checkpointing: true"
 )
-"""What would make it ask for less of a device's memory."""
+"""How to reduce GPU memory, for out-of-memory errors."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
         default=settings.defaults("study")["seeds"][0],
         help="seed of the initial factors and of the order of examples (default: %(default)s)",
     )
-    parser.add_argument("--work", type=Path, required=True, help="where checkpoints are kept")
+    parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     add_names(parser)
     return parser.parse_args()
@@ -56,7 +56,8 @@ def main() -> None:
         "model": manifests.content_hash(arguments.model),
         "task": manifests.content_hash(arguments.task),
     }
-    # Keyed by all that decides the weights: a retried job finds its own checkpoints, no other's.
+    # The folder is keyed by everything that decides the weights, so that a retried job finds its
+    # own checkpoints and no others.
     decisive = {**asdict(lora), "checkpoint_steps": None}
     work = arguments.work / files.hash_value([decisive, inputs])[:16]
     examples = list(files.read_json_lines(arguments.task / "train.jsonl"))
@@ -65,7 +66,7 @@ def main() -> None:
             arguments.model, examples, lora, work, seconds=meter.seconds
         )
         write(arguments, asdict(lora), inputs, model, training, meter)
-        # Only now can nothing be lost any more.
+        # Checkpoints are deleted only when the result is on disk.
         files.flush_directory(arguments.output)
         shutil.rmtree(work)
 

@@ -223,7 +223,7 @@ def test_a_fetch_that_failed_half_way_is_resumed(hub: Hub, large: Path, tmp_path
     hub.add("models", "owner/large", large)
     hub.break_after[SHARD] = BREAK
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
-    assert "the model owner/large could not be" in error_of(done, tmp_path)
+    assert "cannot load the model owner/large" in error_of(done, tmp_path)
     assert_resumed(hub, large, tmp_path)
 
 

@@ -352,7 +352,7 @@ def test_cells_that_are_known_load_nothing(finished: Checkout, tmp_path: Path) -
         shutil.copy(of_study.with_suffix(ending), results.with_suffix(ending))
     done = score_again(finished, results, "-X", "importtime")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("scored before") == 4
+    assert done.stderr.count("reusing the ") == 4
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "portllm.scoring.cache" in imported
     heavy = {"torch", "transformers", "peft", "lm_eval", "datasets", "numpy", "pandas"}
@@ -369,7 +369,7 @@ def test_two_processes_score_as_one_does(finished: Checkout, tmp_path: Path) -> 
     done = score_again(finished, results, *launcher, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr[-3000:]
     # The second process works without a word.
-    assert done.stderr.count(": scoring") == 4
+    assert done.stderr.count("scoring the ") == 4
     one = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
     for mine, other in zip(
         *(files.read_json(path)["cells"] for path in (results, one)), strict=True
@@ -412,8 +412,8 @@ def test_an_added_seed_scores_only_its_own_cells(finished: Checkout, tmp_path: P
     before = json.loads((more.directory / target).read_text())
     more.complete(target, *CONFIG)
     log = (more.directory / "logs/score/tiny/base/demo_yes_no.log").read_text()
-    assert log.count("scored before") == 2
-    assert log.count(": scoring") == 1
+    assert log.count("reusing the ") == 2
+    assert log.count("scoring the ") == 1
     after = json.loads((more.directory / target).read_text())
     assert after["cells"][:2] == before["cells"]
     assert [cell["seed"] for cell in after["cells"]] == [None, 1234, 7]
@@ -427,5 +427,5 @@ def test_a_result_that_was_cut_off_is_not_used(finished: Checkout, tmp_path: Pat
     target = "results/scores/tiny/base/demo_yes_no.json"
     copy.complete(target, "--force", *CONFIG)
     log = (copy.directory / "logs/score/tiny/base/demo_yes_no.log").read_text()
-    assert "scored before" not in log
+    assert "reusing the " not in log
     assert samples.read_text() == whole

@@ -51,9 +51,7 @@ def test_local_files(tmp_path: Path) -> None:
     rows = corpora.rows_of_corpus({"sources": [{"files": [str(tmp_path / "text.txt")]}]})
     assert [row["text"] for row in rows] == ["one", "two"]
     (tmp_path / "text.doc").write_text("one")
-    with pytest.raises(
-        InputError, match=r"text\.doc: unknown corpus format '\.doc'; known: \.jsonl"
-    ):
+    with pytest.raises(InputError, match=r"text\.doc: found type '\.doc', expected one of \.jsonl"):
         corpora.rows_of_corpus({"sources": [{"files": [str(tmp_path / "text.doc")]}]})
 
 

@@ -1,4 +1,4 @@
-"""One process for each GPU, and a job's cells, without any GPU or model."""
+"""One process per GPU, and the cache of a job's cells; no GPU or model is needed."""
 
 import os
 import sys
@@ -13,29 +13,29 @@ from portllm.scoring import cache, data_parallel, hf
 from portllm.storage import files, manifests
 
 
-def asked(index: int) -> SimpleNamespace:
-    """The requests of three items, two choices each, as lm-eval numbers them."""
+def request(index: int) -> SimpleNamespace:
+    """A request of lm-eval for items with two choices each."""
     return SimpleNamespace(doc_id=index // 2, index=index)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_shares_make_up_the_whole_and_items_stay_together(
+def test_processes_share_all_requests_and_keep_items_together(
     monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    requests = [asked(index) for index in range(6)]
+    requests = [request(index) for index in range(6)]
     shares: list[list[int]] = []
     gathered: list[tuple[int, str]] = []
 
-    def answer(mine: list[Any]) -> list[str]:
-        shares.append([request.index for request in mine])
-        return [f"answer {request.index}" for request in mine]
+    def answer(share: list[Any]) -> list[str]:
+        shares.append([request.index for request in share])
+        return [f"answer {request.index}" for request in share]
 
-    # One process after the other: the last finds what all of them have brought.
-    monkeypatch.setattr(hf, "gather_object", lambda mine: gathered.extend(mine) or gathered)
+    # The ranks run one after the other, so only the last one gathers the answers of all.
+    monkeypatch.setattr(hf, "gather_object", lambda share: gathered.extend(share) or gathered)
     for rank in range(count):
         state = SimpleNamespace(num_processes=count, process_index=rank)
-        found = hf.shared(requests, answer, state)
-    assert found == [f"answer {index}" for index in range(6)]
+        answers = hf.shared(requests, answer, state)
+    assert answers == [f"answer {index}" for index in range(6)]
     # A process without a share does not call its model.
     assert len(shares) == min(count, 3)
     assert all(index ^ 1 in share for share in shares for index in share)
@@ -75,7 +75,7 @@ def test_the_program_is_started_once_for_each_gpu(
 
 def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data_parallel.is_first()
-    # Some clusters set these for every job; they mean nothing without the launcher.
+    # Some clusters set these variables for every job; without the launcher they are ignored.
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert data_parallel.is_first()
@@ -87,7 +87,9 @@ def test_only_the_first_process_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert data_parallel.is_first()
 
 
-def test_hidden_gpus_are_not_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_torch_is_imported_only_if_a_driver_exists_and_gpus_are_visible(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     driver = tmp_path / "driver"
     monkeypatch.setattr(data_parallel, "_DRIVERS", (str(driver),))
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -100,16 +102,18 @@ def test_hidden_gpus_are_not_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert data_parallel.visible_gpus() == []
 
 
-def test_backend_device_and_number_of_processes_are_in_a_cells_key(
+def test_cache_keys_cover_backend_device_and_number_of_processes(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     keys: list[str] = []
 
-    def note(arguments: Any, settings: Any, missing: list[program.Wanted], gpus: int) -> None:
+    def record(
+        arguments: Any, settings: Any, missing: list[program.RequestedCell], gpus: int
+    ) -> None:
         keys.extend(cell.key for cell in missing)
         raise SystemExit
 
-    monkeypatch.setattr(program, "score", note)
+    monkeypatch.setattr(program, "score", record)
 
     def key(gpus: list[str], *more: str) -> str:
         monkeypatch.setattr(data_parallel, "visible_gpus", lambda: gpus)
@@ -130,22 +134,22 @@ def test_backend_device_and_number_of_processes_are_in_a_cells_key(
     assert len({alone, one_gpu, key(["H200", "H200"], "2"), *with_vllm}) == 5
 
 
-def test_earlier_cells_are_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_only_complete_cells_of_an_earlier_run_are_reused(tmp_path: Path) -> None:
     results, samples = tmp_path / "r.json", tmp_path / "r.jsonl"
-    assert cache.earlier(results, samples) == cache.Scored()
+    assert cache.read_scored(results, samples) == cache.Scored()
     cost = manifests.Cost(1.0, 2, "cpu", 0, [])
-    about = {"lm_eval": {"task": "t", "version": 1}, "cost": vars(cost)}
-    made = [{"key": "a", "samples": 2}, {"key": "b", "samples": 1}]
-    files.write_json(results, {**about, "cells": made})
+    metadata = {"lm_eval": {"task": "t", "version": 1}, "cost": vars(cost)}
+    cells = [{"key": "a", "samples": 2}, {"key": "b", "samples": 1}]
+    files.write_json(results, {**metadata, "cells": cells})
     files.write_json_lines(samples, [{"cell": "a"}, {"cell": "b"}])
-    found = cache.earlier(results, samples)
-    assert list(found.cells) == ["b"]
-    assert found.cost == cost
+    earlier = cache.read_scored(results, samples)
+    assert list(earlier.cells) == ["b"]
+    assert earlier.cost == cost
     new = cache.Scored({"c": {"key": "c"}}, {"c": [{"cell": "c"}]}, {"task": "u"}, None)
-    both = found.with_new(new).only(["c", "b"])
+    both = earlier.merged_with(new).only(["c", "b"])
     assert list(both.cells) == list(both.samples) == ["c", "b"]
     assert both.lm_eval == {"task": "u"}
-    for file, whole in ((results, results.read_text()), (samples, samples.read_text())):
-        file.write_text(whole[:-5])
-        assert cache.earlier(results, samples) == cache.Scored()
-        file.write_text(whole)
+    for file, content in ((results, results.read_text()), (samples, samples.read_text())):
+        file.write_text(content[:-5])
+        assert cache.read_scored(results, samples) == cache.Scored()
+        file.write_text(content)

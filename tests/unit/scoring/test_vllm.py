@@ -1,4 +1,4 @@
-"""Scoring with vLLM, of which lm-eval's side is real and the engine is stood in for."""
+"""Scoring with vLLM: lm-eval's model class is real, the engine is a stand-in."""
 
 import json
 from pathlib import Path
@@ -31,8 +31,8 @@ def adapters(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path
     return [tiny.save_adapter(folder / str(seed), model, seed=seed, r=9) for seed in (1, 2)]
 
 
-def changed(adapter: Path, folder: Path, **config: Any) -> Path:
-    """A copy of an adapter with another configuration."""
+def with_config(adapter: Path, folder: Path, **config: Any) -> Path:
+    """Copy an adapter and change keys of its configuration."""
     folder.mkdir()
     (folder / "adapter_model.safetensors").hardlink_to(adapter / "adapter_model.safetensors")
     old = json.loads((adapter / "adapter_config.json").read_text())
@@ -40,7 +40,7 @@ def changed(adapter: Path, folder: Path, **config: Any) -> Path:
     return folder
 
 
-def test_the_engine_is_told_everything(model: Path, adapters: list[Path]) -> None:
+def test_engine_arguments(model: Path, adapters: list[Path]) -> None:
     assert vllm.engine(model, SETTINGS, adapters, 2) == {
         "pretrained": str(model),
         "dtype": "bfloat16",
@@ -54,14 +54,14 @@ def test_the_engine_is_told_everything(model: Path, adapters: list[Path]) -> Non
 
 
 def test_an_un_patched_version_may_be_float32(model: Path) -> None:
-    told = vllm.engine(model, ScoringSettings(max_length=64), [], 1)
-    # vLLM's own auto would be 16 bits.
-    assert told["dtype"] == "float32"
-    assert told["lora_local_path"] is None
-    assert told["max_length"] == 64
+    arguments = vllm.engine(model, ScoringSettings(max_length=64), [], 1)
+    # vLLM's own "auto" would mean 16 bits.
+    assert arguments["dtype"] == "float32"
+    assert arguments["lora_local_path"] is None
+    assert arguments["max_length"] == 64
 
 
-def test_the_weights_say_their_dtype_where_the_configuration_does_not(tmp_path: Path) -> None:
+def test_the_dtype_is_read_from_the_weights_if_the_config_has_none(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16)
     config = json.loads((model / "config.json").read_text())
     for name in ("dtype", "torch_dtype"):
@@ -72,17 +72,17 @@ def test_the_weights_say_their_dtype_where_the_configuration_does_not(tmp_path: 
 
 
 @pytest.mark.parametrize(("rank", "reserved"), [(1, 1), (2, 8), (8, 8), (65, 128), (512, 512)])
-def test_the_rank_that_is_reserved_holds_every_adapter(
+def test_the_reserved_rank_fits_every_adapter(
     adapters: list[Path], tmp_path: Path, rank: int, reserved: int
 ) -> None:
-    adapter = changed(adapters[0], tmp_path / "a", r=rank)
+    adapter = with_config(adapters[0], tmp_path / "a", r=rank)
     assert vllm.rank_to_reserve([adapter]) == reserved
 
 
-def test_a_port_that_is_no_adapter_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_port_that_is_not_an_adapter_is_an_error(model: Path, tmp_path: Path) -> None:
     (tmp_path / "transplant.json").write_text("{}")
     with pytest.raises(
-        InputError, match=r"vLLM attaches adapters, and .* set scoring\.backend: hf"
+        InputError, match=r"vLLM attaches adapters, but .* set scoring\.backend: hf"
     ):
         vllm.engine(model, SETTINGS, [tmp_path], 1)
 
@@ -98,29 +98,29 @@ def test_a_port_that_is_no_adapter_is_refused(model: Path, tmp_path: Path) -> No
         ({"peft_type": "LOHA"}, ["peft_type is 'LOHA', expected LORA"]),
     ],
 )
-def test_an_adapter_that_vllm_would_not_apply_is_refused(
+def test_an_adapter_that_vllm_would_not_apply_correctly_is_an_error(
     model: Path, adapters: list[Path], tmp_path: Path, config: dict[str, Any], words: list[str]
 ) -> None:
-    adapter = changed(adapters[0], tmp_path / "a", **config)
+    adapter = with_config(adapters[0], tmp_path / "a", **config)
     with pytest.raises(InputError) as caught:
         vllm.engine(model, SETTINGS, [adapters[1], adapter], 1)
     for word in [str(adapter / "adapter_config.json"), *words]:
         assert word in str(caught.value)
 
 
-def test_float32_with_patches_is_refused(model: Path, adapters: list[Path]) -> None:
+def test_float32_with_patches_is_an_error(model: Path, adapters: list[Path]) -> None:
     with pytest.raises(InputError, match=r"in float32; set scoring\.dtype: bfloat16"):
         vllm.engine(model, ScoringSettings(), adapters, 1)
 
 
-def test_no_gpu_and_too_many_are_refused(model: Path) -> None:
-    with pytest.raises(InputError, match="needs a GPU, and there is none"):
+def test_no_gpu_and_a_number_that_does_not_divide_the_heads_are_errors(model: Path) -> None:
+    with pytest.raises(InputError, match="needs a GPU; found none"):
         vllm.engine(model, SETTINGS, [], 0)
-    with pytest.raises(InputError, match="has 2, which is no multiple of the job's 3 GPUs"):
+    with pytest.raises(InputError, match="has 2, which is not a multiple of the job's 3 GPUs"):
         vllm.engine(model, SETTINGS, [], 3)
 
 
-def test_items_are_those_of_transformers(
+def test_samples_equal_those_of_transformers(
     model: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines = vllm_stand_in.install(monkeypatch)
@@ -128,26 +128,27 @@ def test_items_are_those_of_transformers(
     scorer = vllm.VllmScorer(model, SETTINGS, adapters, gpus=1)
     reference = hf.HfScorer(model, SETTINGS)
     order = [None, adapters[1], adapters[0], None]
-    ours = [scorer.score(task, adapter) for adapter in order]
-    for adapter, result in zip(order, ours, strict=True):
-        theirs = reference.score(task, adapter)
-        assert result.metrics.keys() == theirs.metrics.keys()
-        assert len(result.samples) == len(theirs.samples) == 8
-        for mine, other in zip(result.samples, theirs.samples, strict=True):
-            assert mine.keys() == other.keys()
+    results = [scorer.score(task, adapter) for adapter in order]
+    for adapter, result in zip(order, results, strict=True):
+        expected = reference.score(task, adapter)
+        assert result.metrics.keys() == expected.metrics.keys()
+        assert len(result.samples) == len(expected.samples) == 8
+        for sample, expected_sample in zip(result.samples, expected.samples, strict=True):
+            assert sample.keys() == expected_sample.keys()
             for name in ("doc_id", "filter", "target", "doc_hash", "prompt_hash"):
-                assert mine[name] == other[name]
-            values = [
-                [float(choice[0][0]) for choice in sample["resps"]] for sample in (mine, other)
-            ]
-            # bfloat16 keeps three digits.
-            assert values[0] == pytest.approx(values[1], rel=0.02)
-    # Each patch moved the scores, and the un-patched version is as it was before.
-    assert ours[0].samples == ours[3].samples
-    assert ours[0].samples != ours[1].samples != ours[2].samples
+                assert sample[name] == expected_sample[name]
+            values, expected_values = (
+                [float(choice[0][0]) for choice in one["resps"]]
+                for one in (sample, expected_sample)
+            )
+            # bfloat16 has about three digits.
+            assert values == pytest.approx(expected_values, rel=0.02)
+    # Each patch changes the scores, and the un-patched version scores the same again.
+    assert results[0].samples == results[3].samples
+    assert results[0].samples != results[1].samples != results[2].samples
     (engine,) = engines
     assert engine.arguments["max_num_seqs"] == 4
     assert engine.arguments["max_lora_rank"] == 16
-    asked = [request and request.lora_int_id for request in engine.requests]
-    assert asked == [None, 2, 1, None]
+    attached = [request and request.lora_int_id for request in engine.requests]
+    assert attached == [None, 2, 1, None]
     assert scorer.finish() == {"device": "cpu", "devices": 1, "peak_device_bytes": []}

@@ -1,6 +1,6 @@
-"""Cells of a scoring job: what each is made from, and which an earlier run has left.
+"""Keep the cells of a scoring job that are still valid when the job runs again.
 
-Nothing heavy is imported, so that a job whose cells are all there is done at once.
+Nothing heavy is imported, so that a job without new cells ends at once.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,13 +12,13 @@ from portllm.storage import files, manifests
 from portllm.study.settings import defaults
 
 CachedCell = dict[str, Any]
-"""One score of a results file: its names, its key, its metrics, what it cost."""
+"""One cell of a results file: its names, cache key, metrics and wall time."""
 
 PACKAGES = {
     "hf": ("lm_eval", "torch", "transformers", "peft"),
     "vllm": ("lm_eval", "torch", "transformers", "vllm"),
 }
-"""What runs the model, by backend; a score is one of these versions."""
+"""Packages of each backend, whose versions are part of a cell's cache key."""
 
 
 _OF_TASK, _OF_STUDY = defaults("tasks.*"), defaults("scoring")
@@ -40,19 +40,19 @@ class ScoringSettings:
 
 @dataclass(frozen=True)
 class Scored:
-    """Cells by their keys, their samples, and what is said of all of them."""
+    """Cells and samples by cache key, with the metadata that they share."""
 
     cells: dict[str, CachedCell] = field(default_factory=dict)
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     lm_eval: dict[str, Any] = field(default_factory=dict)
     cost: manifests.Cost | None = None
 
-    def with_new(self, new: "Scored") -> "Scored":
-        """These and the new ones; what is said of all of them is what the new ones say."""
+    def merged_with(self, new: "Scored") -> "Scored":
+        """Merge two results; the new cells and metadata win."""
         return replace(new, cells=self.cells | new.cells, samples=self.samples | new.samples)
 
     def only(self, keys: list[str]) -> "Scored":
-        """The cells of these keys, in this order."""
+        """Select cells by key, in the order of `keys`."""
         return replace(
             self,
             cells={key: self.cells[key] for key in keys},
@@ -60,13 +60,13 @@ class Scored:
         )
 
 
-def key(*made_from: Any) -> str:
-    """The key of a cell: a short hash of everything that it is made from."""
-    return files.hash_value(made_from)[:16]
+def key(*parts: Any) -> str:
+    """Return the cache key of a cell: a short hash of everything that decides its score."""
+    return files.hash_value(parts)[:16]
 
 
-def earlier(results: Path, samples: Path) -> Scored:
-    """Read what an earlier run has left, whole cells only; nothing where a file is cut off."""
+def read_scored(results: Path, samples: Path) -> Scored:
+    """Read the complete cells of an earlier run; empty if a file is missing or damaged."""
     try:
         document = files.read_json(results)
         cost = manifests.Cost(**document["cost"])
@@ -77,6 +77,6 @@ def earlier(results: Path, samples: Path) -> Scored:
     by_key: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_key.setdefault(row["cell"], []).append(row)
-    # Every cell says how many rows it has, so a file that was cut off is not taken for whole.
-    whole = [cell for cell in cells if len(by_key.get(cell["key"], ())) == cell["samples"]]
-    return Scored({cell["key"]: cell for cell in whole}, by_key, lm_eval, cost)
+    # Cells record their number of samples, so that a truncated file is noticed.
+    complete = [cell for cell in cells if len(by_key.get(cell["key"], ())) == cell["samples"]]
+    return Scored({cell["key"]: cell for cell in complete}, by_key, lm_eval, cost)

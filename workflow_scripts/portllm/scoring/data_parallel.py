@@ -1,4 +1,4 @@
-"""Scoring on several GPUs: this program once for each of them, each with the whole model."""
+"""Score on several GPUs: one process per GPU, each with the whole model."""
 
 import logging
 import os
@@ -8,14 +8,14 @@ from typing import NoReturn
 
 log = logging.getLogger(__name__)
 
-# NVIDIA's, AMD's and WSL's drivers.
+# The drivers of NVIDIA, AMD and WSL.
 _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use.
+    """List the names of the GPUs that this process may use.
 
-    torch takes seconds to import, so it is asked only where there is a driver.
+    torch takes seconds to import, so it is imported only if a GPU driver exists.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
     if hidden or not any(Path(driver).exists() for driver in _DRIVERS):
@@ -26,18 +26,18 @@ def visible_gpus() -> list[str]:
 
 
 def launched() -> int:
-    """How many processes this one is of, where `launch` has started it; else 0."""
+    """Return the number of processes if `launch` has started this one; else 0."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the process that writes the results."""
     return not launched() or os.environ["RANK"] == "0"
 
 
 def launch(count: int) -> NoReturn:
-    """Run this program again in `count` processes instead of going on; when one fails, all end."""
+    """Replace this process by a launcher of `count` copies; if one fails, the launcher ends all."""
     log.info("scoring in %d processes", count)
-    # What `accelerate launch` does, without the seconds that importing all of accelerate takes.
+    # `accelerate launch` does the same, but takes seconds to import.
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     os.execv(sys.executable, [*launcher, "--nproc-per-node", str(count), *sys.argv])

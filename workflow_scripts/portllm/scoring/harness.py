@@ -1,4 +1,4 @@
-"""lm-eval's own evaluation of one model on one task, whatever runs the model."""
+"""Run lm-eval's evaluator for one model and task, with any backend."""
 
 import json
 import random
@@ -21,7 +21,7 @@ RANDOM_SEED, OTHER_SEED = 0, 1234
 
 @dataclass(frozen=True)
 class Result:
-    """Metrics by lm-eval's name, filter included, and one row per item and filter."""
+    """Metrics by lm-eval name and filter (`acc,none`), and one sample per item and filter."""
 
     metrics: dict[str, dict[str, float | int | None]]
     samples: list[dict[str, Any]]
@@ -34,9 +34,9 @@ def _seed() -> None:
 
 
 def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Result:
-    """Score a model on a task as lm-eval's command line does."""
+    """Score a model on a task with the seeds and few-shot rules of lm-eval's command line."""
     _seed()
-    # As the command line does it: a task that sets zero examples keeps them.
+    # As on lm-eval's command line: a task that demands zero-shot stays zero-shot.
     if task.config.num_fewshot != 0:
         task.set_config(key="num_fewshot", value=settings.few_shot)
     task.set_fewshot_seed(seed=OTHER_SEED)
@@ -55,7 +55,7 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:
-    # As lm-eval itself writes them, less the document: its hash tells which it was.
+    # The keys that lm-eval itself writes, without the document, which doc_hash identifies.
     kept = ("doc_id", "filter", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
     values = {metric: row[metric] for metric in row["metrics"]}
     sample = {**{name: row[name] for name in kept}, "metrics": values}

@@ -1,8 +1,8 @@
-"""Scoring with transformers: a version, un-patched and with each patch attached to it.
+"""Score with transformers: a version, un-patched and with each adapter attached.
 
-The version is loaded once and adapters are switched, which gives what
-`lm_eval --model hf --model_args pretrained=…,peft=…` gives for each. On several GPUs every one has
-a copy of the version and answers its share of the requests.
+The version is loaded once and adapters are switched. The scores equal those of
+`lm_eval --model hf --model_args pretrained=…,peft=…`. With several GPUs, each holds a copy of the
+version and answers a share of the requests.
 """
 
 import logging
@@ -34,57 +34,57 @@ ADAPTER = "patch"
 
 
 def join() -> PartialState:
-    """Meet the other processes of this job, if it has any, each on a GPU of its own."""
-    # Shares differ in length. A process that fails does not keep the others: their launcher ends
-    # them.
+    """Join the process group of this job; each process uses its own GPU."""
+    # A long timeout, because shares take different times. If a process fails, the launcher ends
+    # the others.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(weeks=52))
 
 
 def shared(
     requests: list[Instance], answer: Callable[[list[Instance]], list[Any]], state: PartialState
 ) -> list[Any]:
-    """Answers to all requests, of which each process answers its share; all get all of them."""
-    # The choices of an item stay together, since they share their context.
-    mine = [
+    """Split requests between the processes; return all answers, in order, in every process."""
+    # The choices of an item stay in one process, because they share their context.
+    share = [
         index
         for index, request in enumerate(requests)
         if request.doc_id % state.num_processes == state.process_index
     ]
-    answers = answer([requests[index] for index in mine]) if mine else []
-    gathered = gather_object(list(zip(mine, answers, strict=True)))
-    return [given for _, given in sorted(gathered, key=itemgetter(0))]
+    answers = answer([requests[index] for index in share]) if share else []
+    gathered = gather_object(list(zip(share, answers, strict=True)))
+    return [answer for _, answer in sorted(gathered, key=itemgetter(0))]
 
 
 class ModelReplica(HFLM):
-    """A copy of the model in each of several processes, which share the requests.
+    """A copy of the model in one of several processes, which share the requests.
 
-    lm-eval's own way deals out items and fills up the shorter shares, so that samples come in
-    another order and with doubled answers. Here every process keeps the books of all items, and
-    results are those of one process but for the rounding of other batches.
+    lm-eval's own data parallelism splits items and pads the shorter shares, which reorders and
+    duplicates samples. Here every process sees all items, and results equal those of one process,
+    except for rounding in different batches.
     """
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """Log-likelihood of each request's continuation, and whether it is the greedy one."""
+        """Return (log-likelihood, is greedy) of each request's continuation."""
         return self._shared(super().loglikelihood, requests, disable_tqdm)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[Any]:
-        """Log-likelihood of each request's whole text."""
+        """Return the log-likelihood of each request's whole text."""
         return self._shared(super().loglikelihood_rolling, requests, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Any]:
-        """The text that follows each request's prompt."""
+        """Return the generated text for each request's prompt."""
         return self._shared(super().generate_until, requests, disable_tqdm)
 
     def _shared(self, method: Any, requests: list[Instance], disable_tqdm: bool) -> list[Any]:
         quiet = disable_tqdm or not data_parallel.is_first()
         state = PartialState()
-        return shared(requests, lambda mine: method(mine, disable_tqdm=quiet), state)
+        return shared(requests, lambda share: method(share, disable_tqdm=quiet), state)
 
 
 def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
-    """Load a version's model, on the GPU where there is one, and its tokenizer."""
+    """Load a version's model, onto the GPU if there is one, and its tokenizer."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
     model.eval()
@@ -93,9 +93,9 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
 
 @contextmanager
 def patched(model: Any, adapter: Path) -> Iterator[Any]:
-    """The model with an adapter attached to it; it is as before when the block ends.
+    """Attach a port to the model inside the block; afterwards the model is as before.
 
-    A port that is no adapter is added to the model's weights for as long.
+    An adapter is attached with PEFT. Any other port is added to the model's weights.
     """
     if ports.is_dense(adapter):
         changes = edits.edits_of_port(ports.read(adapter))
@@ -118,7 +118,7 @@ def score(
     *,
     adapter: Path | None = None,
 ) -> Result:
-    """Score a version by itself or with an adapter on it; the model is left as it was."""
+    """Score a version, with an adapter attached if given; the model is left unchanged."""
     if adapter is not None:
         with patched(model, adapter) as wrapped:
             return score(wrapped, tokenizer, task, settings)
@@ -132,7 +132,7 @@ def score(
 
 
 class HfScorer:
-    """A version, loaded once, that is scored with one adapter after the other."""
+    """Scores one version, loaded once, with one adapter after the other."""
 
     def __init__(self, version: Path, settings: ScoringSettings) -> None:
         if data_parallel.launched():
@@ -141,11 +141,11 @@ class HfScorer:
         self._settings = settings
 
     def score(self, task: ConfigurableTask, adapter: Path | None) -> Result:
-        """Score the version by itself or with an adapter attached to it."""
+        """Score the version, with an adapter attached if given."""
         return score(self._model, self._tokenizer, task, self._settings, adapter=adapter)
 
     def finish(self) -> dict[str, Any]:
-        """Part from the other processes; return what devices were used, as a manifest says it."""
+        """Leave the process group; return the devices used, as in `manifests.device_cost`."""
         cost = manifests.device_cost()
         if data_parallel.launched():
             peaks = gather_object([cost["peak_device_bytes"]])

@@ -1,7 +1,7 @@
-"""Scoring with vLLM: lm-eval's own model class for it, with each patch attached as LoRA.
+"""Score with vLLM through lm-eval's model class, with each patch attached as LoRA.
 
-The engine is started once; prompts, filters and metrics are the task's, as for transformers. What
-vLLM cannot do, or would do wrongly without a word, is refused before it is started.
+The engine is started once. Prompts, filters and metrics are the same as with transformers. Inputs
+that vLLM cannot score, or would silently score wrongly, are rejected before it starts.
 """
 
 import os
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from portllm.scoring.harness import Result
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM reserves for adapters (`MaxLoRARanks` of its LoRA configuration)."""
+"""The values that vLLM accepts for `max_lora_rank` (`MaxLoRARanks` in its LoRA configuration)."""
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def dtype_of(version: Path, dtype: str) -> str:
-    """What a version is computed in; `auto` is what its weights are stored in.
+    """Return the dtype to compute a version in; `auto` is the dtype of its weights.
 
-    To vLLM `auto` means 16 bits even for float32 weights, so it is never told that.
+    vLLM's own "auto" means 16 bits even for float32 weights, so it is never passed on.
     """
     if dtype != "auto":
         return dtype
@@ -50,9 +50,10 @@ _NOT_APPLIED = {
 
 
 def rank_to_reserve(directories: list[Path]) -> int:
-    """The least of vLLM's ranks that holds every adapter.
+    """Return the smallest `max_lora_rank` of vLLM that fits every adapter.
 
-    Raises InputError for an adapter that is no LoRA, or of which vLLM would apply something else.
+    Raises:
+        InputError: an adapter is not LoRA, or has a setting that vLLM does not apply.
     """
     largest = 1
     for directory in directories:
@@ -75,21 +76,28 @@ def rank_to_reserve(directories: list[Path]) -> int:
 def engine(
     version: Path, settings: ScoringSettings, directories: list[Path], gpus: int
 ) -> dict[str, Any]:
-    """Arguments of lm-eval's vLLM model for a version and the adapters that it will be given.
+    """Return the arguments of lm-eval's vLLM model.
 
-    Raises InputError for what vLLM cannot score.
+    Args:
+        version: directory of the version.
+        settings: the scoring settings.
+        directories: the adapters that the version will be scored with.
+        gpus: the number of GPUs, over which the model is split.
+
+    Raises:
+        InputError: vLLM cannot score this version with these adapters.
     """
     if gpus < 1:
-        raise InputError("scoring.backend: vllm needs a GPU, and there is none; set it to hf")
+        raise InputError("scoring.backend: vllm needs a GPU; found none; set it to hf")
     for directory in filter(ports.is_dense, directories):
         raise InputError(
-            f"{directory}: vLLM attaches adapters, and what this port's method makes is none; set "
+            f"{directory}: vLLM attaches adapters, but this method's port is not an adapter; set "
             "scoring.backend: hf"
         )
     heads = read_json(version / "config.json").get("num_attention_heads", gpus)
     if heads % gpus:
         raise InputError(
-            f"vLLM splits a model by its attention heads: {version} has {heads}, which is no "
+            f"vLLM splits a model by its attention heads: {version} has {heads}, which is not a "
             f"multiple of the job's {gpus} GPUs; change resources.score.gpu"
         )
     dtype = dtype_of(version, settings.dtype)
@@ -102,23 +110,23 @@ def engine(
         "pretrained": str(version),
         "dtype": dtype,
         "tensor_parallel_size": gpus,
-        # All requests are handed over at once, and the engine works on so many at a time.
+        # lm-eval passes all requests at once; the engine batches this many at a time.
         "batch_size": "auto",
         "max_batch_size": settings.batch_size,
         "max_length": settings.max_length,
-        # The first adapter switches LoRA on; which one is attached changes with the cell.
+        # Any adapter enables LoRA here; `score` chooses the one to attach.
         "lora_local_path": str(directories[0].absolute()) if directories else None,
         "max_lora_rank": rank_to_reserve(directories),
     }
 
 
 class VllmScorer:
-    """A version in a vLLM engine, started once, that is scored with one adapter after the other."""
+    """Scores one version, in a vLLM engine started once, with one adapter after the other."""
 
     def __init__(
         self, version: Path, settings: ScoringSettings, directories: list[Path], *, gpus: int
     ) -> None:
-        """`directories` are the adapters that the version will be scored with."""
+        """Start the engine; for the arguments see `engine`."""
         arguments = engine(version, settings, directories, gpus)
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from lm_eval.models.vllm_causallms import VLLM
@@ -126,11 +134,11 @@ class VllmScorer:
         self._lm = VLLM(**arguments)
         self._settings = settings
         self._gpus = gpus
-        # vLLM keeps adapters by their number, so each has its own.
+        # vLLM identifies adapters by number.
         self._numbers = {adapter: number for number, adapter in enumerate(directories, start=1)}
 
     def score(self, task: "ConfigurableTask", adapter: Path | None) -> "Result":
-        """Score the version by itself or with an adapter attached to it."""
+        """Score the version, with an adapter attached if given."""
         from vllm.lora.request import LoRARequest
 
         from portllm.scoring.harness import evaluate
@@ -141,6 +149,6 @@ class VllmScorer:
         return evaluate(self._lm, task, self._settings)
 
     def finish(self) -> dict[str, Any]:
-        """What devices were used. The engine's processes do not tell their peak of memory."""
-        used = manifests.device_cost()["device"]
-        return {"device": used, "devices": self._gpus, "peak_device_bytes": []}
+        """Return the devices used. The engine's processes do not report their peak memory."""
+        device = manifests.device_cost()["device"]
+        return {"device": device, "devices": self._gpus, "peak_device_bytes": []}
