@@ -5,6 +5,7 @@
 # make test-slurm  run the tests on a real SLURM with fake GPUs (root, Debian's packages)
 # make lint        run ruff, snakefmt and snakemake --lint
 # make pins        resolve envs/*.in into envs/*.txt and envs/*.yaml
+# make docs        write docs/configuration.md from config/schema.yaml
 # make help        print this list
 
 SNAKEMAKE := .venvs/workflow/bin/snakemake
@@ -13,7 +14,7 @@ PYTEST := .venvs/test/bin/python -m pytest
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UV := .venvs/uv/bin/uv
 
-.PHONY: demo help envs test test-fast test-slurm lint pins
+.PHONY: demo help envs test test-fast test-slurm lint pins docs
 
 demo: .venvs/workflow.ready
 	$(SNAKEMAKE) --cores all
@@ -63,3 +64,6 @@ pins: .venvs/workflow.ready
 		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \
 	done
 	.venvs/workflow/bin/python envs/make_conda_yaml.py
+
+docs: .venvs/workflow.ready
+	.venvs/workflow/bin/python docs/generate_configuration.py > docs/configuration.md
