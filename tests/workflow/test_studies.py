@@ -221,6 +221,12 @@ def test_the_readmes_example_is_a_study(checkout: Checkout) -> None:
         "make_table": 4,
         "make_report": 1,
     }
+    # "Name the old model as `base:` and leave `arms:` out".
+    model["base"] = {"path": str(tiny.save_model(checkout.directory / "old"))}
+    del study["arms"]
+    checkout.write("mine.yaml", study)
+    counts = checkout.counts("--configfile", "mine.yaml")
+    assert (counts["train_patch"], counts["transplant"], counts["score"]) == (1, 1, 2)
 
 
 def test_examples_of_the_configuration_page_are_studies(checkout: Checkout) -> None:
@@ -251,6 +257,26 @@ def test_examples_of_the_configuration_page_are_studies(checkout: Checkout) -> N
     # The patch of each of two tasks on three versions, as it is and halved.
     assert counts["transplant"] == 2 * 3 * 2
     assert (counts["evolve"], counts["train_patch"], counts["merge"]) == (2, 2, 1)
+
+
+def test_the_tutorials_study_plans_the_jobs_that_the_page_shows(checkout: Checkout) -> None:
+    page = "docs/tutorial.md"
+    texts = examples(page)
+    mine = checkout.directory / "mine"
+    # What the reader has.
+    for version in ("v1", "v2"):
+        release = tiny.save_model(mine / version)
+    tiny.save_adapter(mine / "adapter", release)
+    (mine / "study.yaml").write_text(next(text for text in texts if "models:" in text))
+    (mine / "retrain.yaml").write_text(next(text for text in texts if "re-fine-tuned:" in text))
+
+    counts = checkout.counts("--configfile", "mine/study.yaml")
+    shown = (PROJECT / page).read_text().split("Jobs and disk\n", 1)[1].split("…", 1)[0]
+    assert counts == {rule: int(jobs) for rule, jobs in re.findall(r"^(\w+) +(\d+) ", shown, re.M)}
+
+    retrained = checkout.counts("--configfile", "mine/study.yaml", "mine/retrain.yaml")
+    assert "train_patch" not in counts
+    assert retrained == {**counts, "train_patch": 1, "make_table": counts["make_table"] + 2}
 
 
 def test_a_chain_is_evolved_for_its_tasks_alone(checkout: Checkout, tmp_path: Path) -> None:
