@@ -1,4 +1,4 @@
-"""Angles between patches and updates, against scipy and the expanded matrices."""
+"""Angles between patches and updates, checked against scipy and expanded matrices."""
 
 import math
 from pathlib import Path
@@ -33,16 +33,16 @@ def angles(first: Tensor, second: Tensor) -> Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(**SIZES, seed=st.integers(0, 2**30))
-def test_principal_angles_are_scipys(n: int, p: int, q: int, seed: int) -> None:
+def test_principal_angles_equal_scipy(n: int, p: int, q: int, seed: int) -> None:
     first, second = draw(n, min(n, p), seed), draw(n, min(n, q), seed + 1)
     # scipy lists them in descending order.
     expected = scipy.linalg.subspace_angles(first.numpy(), second.numpy())[::-1]
-    found = angles(first, second)
-    # Spaces that must meet, p + q > n, do so at 1e-16 here and at 1e-8 there.
-    numpy.testing.assert_allclose(found.numpy(), expected, atol=1e-7)
+    result = angles(first, second)
+    # Spaces with p + q > n intersect; the angle 0 comes out as 1e-16 here and 1e-8 in scipy.
+    numpy.testing.assert_allclose(result.numpy(), expected, atol=1e-7)
     overlap = torch.linalg.matrix_norm(geometry.basis(first).T @ geometry.basis(second)) ** 2
     share = float(overlap) / min(first.shape[1], second.shape[1])
-    assert geometry.similarity(found) == pytest.approx(share, abs=1e-12)
+    assert geometry.similarity(result) == pytest.approx(share, abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -52,9 +52,9 @@ def test_small_angles_are_not_lost(n: int, p: int, exponent: int) -> None:
     frame = torch.linalg.qr(draw(n, p + 1, n)).Q
     turned = frame[:, :p].clone()
     turned[:, 0] = math.cos(angle) * frame[:, 0] + math.sin(angle) * frame[:, p]
-    found = geometry.principal_angles(frame[:, :p], turned)
-    assert float(found[-1]) == pytest.approx(angle, rel=1e-2, abs=1e-15)
-    assert not found[:-1].abs().gt(1e-7).any()
+    result = geometry.principal_angles(frame[:, :p], turned)
+    assert float(result[-1]) == pytest.approx(angle, rel=1e-2, abs=1e-15)
+    assert not result[:-1].abs().gt(1e-7).any()
 
 
 def test_angles_do_not_depend_on_order_or_basis() -> None:
@@ -76,7 +76,7 @@ def test_a_basis_has_the_rank_of_its_vectors() -> None:
     assert geometry.basis(torch.zeros(4, 2, dtype=torch.float64)).shape == (4, 0)
 
 
-def test_random_subspaces_share_what_is_expected() -> None:
+def test_the_similarity_of_random_subspaces_is_as_expected() -> None:
     shares = [
         geometry.similarity(angles(draw(40, 4, seed), draw(40, 8, seed + 999)))
         for seed in range(200)
@@ -109,7 +109,7 @@ def cosine(first: Tensor, second: Tensor) -> float:
 
 @pytest.fixture
 def models(tmp_path: Path) -> tuple[Path, ...]:
-    """A base, a version of it, a patch of the base and another of the version."""
+    """A base, a version of it, and a patch trained on each."""
     base = tiny.save_model(tmp_path / "base", max_shard_size="10KB")
     version = tiny.save_model(tmp_path / "version", seed=5)
     ported = tiny.save_adapter(tmp_path / "ported", base, seed=1)
@@ -121,12 +121,12 @@ def models(tmp_path: Path) -> tuple[Path, ...]:
 
 def test_geometry_against_expanded_matrices(models: tuple[Path, ...]) -> None:
     base, version, ported, native = models
-    found = geometry.geometry(*models)
+    result = geometry.geometry(*models)
     carried, trained = (edits.deltas_of(adapters.load(path)) for path in (ported, native))
     before, after = (dict(Checkpoint(path).tensors()) for path in (base, version))
-    assert [row["weight"] for row in found["weights"]] == sorted(carried)
+    assert [row["weight"] for row in result["weights"]] == sorted(carried)
     inner, squares = 0.0, [0.0, 0.0]
-    for row in found["weights"]:
+    for row in result["weights"]:
         name = row["weight"]
         patch = dense(carried[name])
         update = after[name].double() - before[name].double()
@@ -153,24 +153,24 @@ def test_geometry_against_expanded_matrices(models: tuple[Path, ...]) -> None:
             )
             assert len(row["native_row_angles"]) == 2
             assert row["native_row_expected"] == pytest.approx(4 / patch.shape[1])
-    assert found["update_cosine"] == pytest.approx(inner / math.sqrt(squares[0] * squares[1]))
-    places = {(row["layer"], row["module"]) for row in found["weights"]}
+    assert result["update_cosine"] == pytest.approx(inner / math.sqrt(squares[0] * squares[1]))
+    places = {(row["layer"], row["module"]) for row in result["weights"]}
     assert len(places) == 14
     assert (1, "down_proj") in places
 
 
-def test_a_patch_against_itself_and_an_update_of_nothing(models: tuple[Path, ...]) -> None:
+def test_a_patch_against_itself_and_a_zero_update(models: tuple[Path, ...]) -> None:
     base, _, ported, _ = models
-    found = geometry.geometry(base, base, ported, ported)
-    assert found["native_cosine"] == pytest.approx(1.0)
-    assert found["update_cosine"] is None
-    for row in found["weights"]:
+    result = geometry.geometry(base, base, ported, ported)
+    assert result["native_cosine"] == pytest.approx(1.0)
+    assert result["update_cosine"] is None
+    for row in result["weights"]:
         assert max(row["native_column_angles"]) < 1e-4
         assert row["update_column_energy"] is None
         assert row["update_column_angles"] == []
 
 
-def test_a_weight_that_a_version_does_not_have_is_named(models: tuple[Path, ...]) -> None:
+def test_a_missing_weight_is_an_error(models: tuple[Path, ...]) -> None:
     base, version, ported, native = models
     smaller = tiny.save_model(base.parent / "smaller", num_hidden_layers=1)
     with pytest.raises(InputError, match=r"smaller has no weight model\.layers\.1\."):

@@ -1,4 +1,4 @@
-"""Norms from factors, against the expanded matrices."""
+"""Norms from factors, checked against expanded matrices."""
 
 from pathlib import Path
 
@@ -26,9 +26,9 @@ def test_singular_values_from_factors(rows: int, columns: int, rank: int, seed: 
     left = torch.randn(rows, rank, generator=generator).double()
     right = torch.randn(rank, columns, generator=generator).double()
     exact = torch.linalg.svdvals(left @ right)
-    found = norms.singular_values(left, right)
-    count = min(len(exact), len(found))
-    torch.testing.assert_close(found[:count], exact[:count], rtol=1e-9, atol=1e-9)
+    result = norms.singular_values(left, right)
+    count = min(len(exact), len(result))
+    torch.testing.assert_close(result[:count], exact[:count], rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=20, deadline=None)
@@ -47,7 +47,7 @@ def test_norms_against_expanded_weights(tmp_path: Path) -> None:
     ported = tiny.save_adapter(tmp_path / "ported", version, seed=1)
     # The other patch leaves half of the weights alone and has other scaling.
     native = tiny.save_adapter(tmp_path / "native", version, **tiny.UNLIKE)
-    found = norms.norms(version, ported, native)
+    result = norms.norms(version, ported, native)
 
     def expanded(adapter: Path) -> dict[str, torch.Tensor]:
         deltas = edits.deltas_of(adapters.load(adapter))
@@ -67,13 +67,13 @@ def test_norms_against_expanded_weights(tmp_path: Path) -> None:
     def largest(matrices: dict[str, torch.Tensor]) -> float:
         return max(torch.linalg.matrix_norm(matrix, ord=2).item() for matrix in matrices.values())
 
-    assert found["weights"] == len(first) == 14
-    assert found["naive_norm"] == pytest.approx(total(naive))
-    assert found["naive_largest"] == pytest.approx(largest(naive), rel=1e-5)
-    assert found["residual_norm"] == pytest.approx(total(left))
-    assert found["residual_largest"] == pytest.approx(largest(left))
-    assert found["relative_residual"] == pytest.approx(total(left) / total(first))
-    assert found["native_norm"] == pytest.approx(total(second))
+    assert result["weights"] == len(first) == 14
+    assert result["naive_norm"] == pytest.approx(total(naive))
+    assert result["naive_largest"] == pytest.approx(largest(naive), rel=1e-5)
+    assert result["residual_norm"] == pytest.approx(total(left))
+    assert result["residual_largest"] == pytest.approx(largest(left))
+    assert result["relative_residual"] == pytest.approx(total(left) / total(first))
+    assert result["native_norm"] == pytest.approx(total(second))
 
 
 def test_a_patch_has_no_residual_against_itself(tmp_path: Path) -> None:

@@ -133,9 +133,9 @@ def test_a_comparison_is_that_of_the_items(tmp_path: Path) -> None:
         ["f1,none", "ported", "zero-shot"],
     ]
     row = numbers.iloc[0]
-    found = statistics.difference(PORTED["1"], TUNED)
+    result = statistics.difference(PORTED["1"], TUNED)
     for name in ("value", "low", "high", "p_value", "n", "seeds", "test"):
-        assert row[name] == getattr(found, name)
+        assert row[name] == getattr(result, name)
     lost, won = (PORTED["1"] < TUNED).sum(), (PORTED["1"] > TUNED).sum()
     assert (row["negative"] * 200, row["positive"] * 200) == pytest.approx((lost, won))
     assert row["p_value"] == pytest.approx(stats.binomtest(int(won), int(won + lost)).pvalue)
@@ -242,13 +242,13 @@ def test_recovery_has_an_interval_from_the_items(tmp_path: Path) -> None:
     sources = collected(write(tmp_path, ONE_SEED))
     numbers = paired_tables.recovery_numbers(sources, SETTINGS).set_index("metric")
     row = numbers.loc["acc,none"]
-    found = statistics.recovery(PORTED["1"], ZERO_SHOT, TUNED, **STATISTICS)
+    result = statistics.recovery(PORTED["1"], ZERO_SHOT, TUNED, **STATISTICS)
     assert (row["recovery"], row["low"], row["high"]) == pytest.approx(
-        (found.value, found.low, found.high)
+        (result.value, result.low, result.high)
     )
     assert (row["n"], row["seeds"]) == (200, 1)
     text = paired_tables.recovery(sources, SETTINGS).text.iloc[0]
-    assert text["recovery"] == f"{found.value:.0%} [{found.low:.0%}, {found.high:.0%}]"
+    assert text["recovery"] == f"{result.value:.0%} [{result.low:.0%}, {result.high:.0%}]"
     assert text["n"] == "200"
     figure = figures.recovery(sources, {**SETTINGS, "width": 6, "height": 3}).figure
     lines = [
@@ -257,7 +257,7 @@ def test_recovery_has_an_interval_from_the_items(tmp_path: Path) -> None:
         for segment in line.get_segments()
         if len(segment)
     ]
-    assert any(line == pytest.approx((100 * found.low, 100 * found.high)) for line in lines)
+    assert any(line == pytest.approx((100 * result.low, 100 * result.high)) for line in lines)
 
 
 def test_the_main_tables_f1_has_the_bootstraps_interval(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_the_main_tables_f1_has_the_bootstraps_interval(tmp_path: Path) -> None:
     kinds = numbers.set_index(["metric", "arm"])
     assert set(kinds.loc["acc,none", "interval"]) == {"Wilson"}
     assert set(kinds.loc["f1,none", "interval"]) == {"bootstrap"}
-    found = [
+    result = [
         statistics.score(
             numpy.stack([GOLD, numpy.where(right == 1, GOLD, 1 - GOLD)], axis=1), "f1", **STATISTICS
         )
@@ -277,8 +277,8 @@ def test_the_main_tables_f1_has_the_bootstraps_interval(tmp_path: Path) -> None:
     ]
     ported = kinds.loc[("f1,none", "ported")]
     # Seeds share their items: the interval is no narrower than theirs.
-    assert ported["low"] == pytest.approx(numpy.mean([one.low for one in found]))
-    assert ported["high"] == pytest.approx(numpy.mean([one.high for one in found]))
+    assert ported["low"] == pytest.approx(numpy.mean([one.low for one in result]))
+    assert ported["high"] == pytest.approx(numpy.mean([one.high for one in result]))
     # All items right: no resample differs, which is no evidence.
     assert kinds.loc[("f1,none", "re-fine-tuned"), ["low", "high"]].isna().all()
     assert kinds.loc[("acc,none", "re-fine-tuned"), "low"] == pytest.approx(0.981, abs=1e-3)
@@ -308,7 +308,7 @@ def test_items_that_two_arms_do_not_share_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=r"m/v2/t/v2/direct/1: found 200 items, expected the 199 of m/v2/t/base/direct/1; "
-        r"the first that differs is item 17 \(t-17\), expected 18 \(t-18\)",
+        r"first difference: found item 17 \(t-17\), expected 18 \(t-18\)",
     ):
         arm_comparisons.compare([path], COMPARED)
 
@@ -337,8 +337,8 @@ def test_a_metric_that_is_no_mean_of_its_items_is_left_out_and_said(
     # Two to the power of 1.5 bits, as perplexity is made.
     path = write(tmp_path, ONE_SEED, metrics={"bits": 2**1.5})
     with caplog.at_level(logging.WARNING):
-        found = item_scores.read([path])
-    assert set(found["metric"]) == {"acc,none", "f1,none"}
+        result = item_scores.read([path])
+    assert set(result["metric"]) == {"acc,none", "f1,none"}
     assert "bits,none is not compared item by item: it is no mean of its items" in caplog.text
     assert set(item_scores.read([write(tmp_path, ONE_SEED, metrics={"bits": 1.5})])["metric"]) == {
         *("acc,none", "f1,none", "bits,none"),

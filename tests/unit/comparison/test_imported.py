@@ -27,17 +27,17 @@ def place(settings: dict[str, Any], file: str) -> Path:
     return Path(settings["directory"]) / file
 
 
-def left_out(found: imported.Imported) -> dict[str, str]:
-    rows = found.files[found.files["status"] == imported.LEFT_OUT]
+def left_out(result: imported.Imported) -> dict[str, str]:
+    rows = result.files[result.files["status"] == imported.LEFT_OUT]
     return dict(zip(rows["file"], rows["reason"], strict=True))
 
 
 def test_every_file_is_a_cell(settings: dict[str, Any]) -> None:
-    found = imported.collect(settings, "theirs")
-    table = found.scores
+    result = imported.collect(settings, "theirs")
+    table = result.scores
     assert list(table.columns[: len(score_table.COLUMNS)]) == score_table.COLUMNS
-    assert set(found.files["status"]) == {imported.USED}
-    assert len(found.files) == 2 * (5 + 5 + 4)
+    assert set(result.files["status"]) == {imported.USED}
+    assert len(result.files) == 2 * (5 + 5 + 4)
     # gsm8k has two metrics.
     assert len(table) == 3 * (5 + 5 + 4)
     cells = {tuple(row) for row in table[KEYS].to_numpy().tolist()}
@@ -83,16 +83,18 @@ def test_of_two_files_the_newest_counts(settings: dict[str, Any], dated: str) ->
         elsewhere.save(place(settings, f"bare/v1/again/{name}"), document)
     if dated == "in its name":
         place(settings, "bare/v1/boolq/results_2026-06-02T10-00-00.5.json").unlink()
-    found = imported.collect(settings, "theirs")
-    table = found.scores
+    result = imported.collect(settings, "theirs")
+    table = result.scores
     cell = (table["task"] == "boolq") & (table["applied_to"] == "first")
     assert table[cell & (table["trained_on"] == "none")]["value"].tolist() == [0.8]
-    older = found.files[found.files["status"] == imported.SUPERSEDED]
+    older = result.files[result.files["status"] == imported.SUPERSEDED]
     assert len(older) == (3 if dated == "in the file" else 2)
     newest = "10" if dated == "in the file" else "20"
     for reason in older["reason"]:
         assert reason == f"older than bare/v1/again/results_2026-06-{newest}T10-00-00.json"
-    assert any("superseded by newer ones" in note for note in imported.notes(found.files, "theirs"))
+    assert any(
+        "superseded by newer ones" in note for note in imported.notes(result.files, "theirs")
+    )
 
 
 def edited(**changes: Any) -> dict[str, Any]:
@@ -163,20 +165,20 @@ def test_left_out_and_named(settings: dict[str, Any], case: str) -> None:
     path = place(settings, file)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
-    found = imported.collect(settings, "theirs")
-    pandas.testing.assert_frame_equal(found.scores, before)
-    assert list(left_out(found)) == [file]
-    assert reason in left_out(found)[file]
-    notes = list(imported.notes(found.files, "theirs", "a paper"))
+    result = imported.collect(settings, "theirs")
+    pandas.testing.assert_frame_equal(result.scores, before)
+    assert list(left_out(result)) == [file]
+    assert reason in left_out(result)[file]
+    notes = list(imported.notes(result.files, "theirs", "a paper"))
     assert notes[0].startswith("Of 29 result files of theirs (a paper), 28 are used")
     assert any(note.startswith(f"Left out: {file} (") and reason in note for note in notes)
 
 
 def test_left_out_by_the_study(settings: dict[str, Any]) -> None:
-    found = imported.collect({**settings, "leave_out": ["patched/boolq*/*"]}, "theirs")
-    assert len(left_out(found)) == 5 + 4
-    assert set(left_out(found).values()) == {"as the study says"}
-    (note,) = [note for note in imported.notes(found.files, "theirs") if "Left out" in note]
+    result = imported.collect({**settings, "leave_out": ["patched/boolq*/*"]}, "theirs")
+    assert len(left_out(result)) == 5 + 4
+    assert set(left_out(result).values()) == {"as the study says"}
+    (note,) = [note for note in imported.notes(result.files, "theirs") if "Left out" in note]
     assert note.endswith("and 4 more (as the study says).")
 
 
@@ -196,11 +198,11 @@ def test_no_usable_file_is_refused(settings: dict[str, Any]) -> None:
     ],
 )
 def test_scores_that_cannot_be_compared(
-    settings: dict[str, Any], changes: dict[str, Any], found: str
+    settings: dict[str, Any], changes: dict[str, Any], result: str
 ) -> None:
     document = {**edited(**changes), "date": 1_790_000_000}
     elsewhere.save(place(settings, BARE), document)
-    with pytest.raises(InputError, match=f"theirs: scores of boolq cannot be .*: {found}"):
+    with pytest.raises(InputError, match=f"theirs: scores of boolq cannot be .*: {result}"):
         imported.collect(settings, "theirs")
 
 
@@ -274,15 +276,15 @@ def own_result(path: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture
-def theirs(settings: dict[str, Any], tmp_path: Path) -> Path:
+def reference(settings: dict[str, Any], tmp_path: Path) -> Path:
     path = tmp_path / "theirs.csv"
     imported.collect(settings, "theirs").scores.to_csv(path, index=False)
     return path
 
 
-def test_own_and_imported_scores_stand_in_one_table(theirs: Path, tmp_path: Path) -> None:
+def test_own_and_imported_scores_stand_in_one_table(reference: Path, tmp_path: Path) -> None:
     own = own_result(tmp_path / "own.json")
-    table = score_table.collect([own], [theirs])
+    table = score_table.collect([own], [reference])
     assert list(table.columns) == score_table.COLUMNS
     assert len(table) == 1 + 3 * 14
     assert table.iloc[0]["trained_on"] == "first"
@@ -299,8 +301,8 @@ def test_own_and_imported_scores_stand_in_one_table(theirs: Path, tmp_path: Path
     ],
 )
 def test_own_and_imported_scores_that_cannot_be_joined(
-    theirs: Path, tmp_path: Path, changes: dict[str, Any], message: str
+    reference: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     own = own_result(tmp_path / "own.json", **changes)
     with pytest.raises(InputError, match=message):
-        score_table.collect([own], [theirs])
+        score_table.collect([own], [reference])

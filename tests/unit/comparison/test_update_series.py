@@ -104,11 +104,11 @@ def test_bars_are_wilsons_intervals_at_the_level(tmp_path: Path, level: float) -
     drawing = figures.lifetime([save_scores(tmp_path / "scores.csv", rows)], settings)
     (axes,) = drawing.figure.axes
     (low, high) = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
-    theirs = stats.binomtest(400, 400).proportion_ci(level, method="wilson")
-    assert (low, high) == pytest.approx((100 * theirs.low, 100))
+    reference = stats.binomtest(400, 400).proportion_ci(level, method="wilson")
+    assert (low, high) == pytest.approx((100 * reference.low, 100))
     row = drawing.numbers.iloc[0]
     assert row[["n", "interval", "level"]].tolist() == [400, "Wilson", level]
-    assert (row["low"], row["high"]) == pytest.approx((theirs.low, 1))
+    assert (row["low"], row["high"]) == pytest.approx((reference.low, 1))
     (legend,) = drawing.figure.legends
     assert legend.get_title().get_text() == f"bars: {level:.0%} intervals".replace("%", " %") + (
         " over the items"
@@ -156,15 +156,15 @@ def chain_scores(path: Path, *, updates: int = 5, un_patched: bool = True) -> Pa
 
 def test_the_level_of_a_trends_intervals_is_the_studys(tmp_path: Path) -> None:
     source = chain_scores(tmp_path / "scores.csv")
-    found = {}
+    result = {}
     for level in (0.8, 0.95):
         settings = {**TWO_ARMS, "statistics": {"level": level}}
         table = tables.KINDS["trend"]([source], settings)
-        found[level] = table.numbers.set_index(["task", "arm"]).loc[("decays", "carried")]
+        result[level] = table.numbers.set_index(["task", "arm"]).loc[("decays", "carried")]
         assert f"{100 * level:g} % intervals" in table.notes[0]
         assert table.numbers["level"].tolist() == [level] * 4
         assert table.text["n"].tolist() == table.numbers["n"].tolist() == [400] * 4
-    narrow, wide = found[0.8], found[0.95]
+    narrow, wide = result[0.8], result[0.95]
     for low, high in (
         ("low", "high"),
         ("gain_low", "gain_high"),

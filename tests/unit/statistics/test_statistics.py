@@ -1,4 +1,4 @@
-"""Scores, paired comparisons, recovery and seeds, against other implementations and by hand."""
+"""Scores, paired comparisons, recovery and seeds, checked against other packages and by hand."""
 
 import math
 
@@ -19,7 +19,7 @@ from portllm.statistics import paired
 
 GENERATOR = numpy.random.default_rng(5)
 EASE = GENERATOR.random(300)
-# Arms that agree on most items: right where the item is easy enough for them.
+# Arms that agree on most items: each answers the items that are easy enough for it.
 WEAK = (GENERATOR.random(300) < 0.3).astype(float)
 GOOD = (EASE + GENERATOR.normal(0, 0.1, 300) < 0.7).astype(float)
 BETTER = (EASE + GENERATOR.normal(0, 0.1, 300) < 0.8).astype(float)
@@ -32,20 +32,20 @@ def answers(right: numpy.ndarray) -> numpy.ndarray:
 
 
 def of_counts(both: int, first: int, second: int, neither: int) -> tuple[numpy.ndarray, ...]:
-    """Two arms with these numbers of items right in both, in the first only, and so on."""
+    """Two arms with given numbers of items correct in both, first only, second only, neither."""
     one = [1] * both + [1] * first + [0] * second + [0] * neither
     other = [1] * both + [0] * first + [1] * second + [0] * neither
     return numpy.array(one), numpy.array(other)
 
 
-def test_an_accuracy_has_wilsons_interval_and_lm_evals_error() -> None:
-    found = statistics.score(GOOD)
+def test_accuracy_has_wilsons_interval_and_lm_evals_standard_error() -> None:
+    result = statistics.score(GOOD)
     right = int(GOOD.sum())
-    theirs = stats.binomtest(right, 300).proportion_ci(method="wilson")
-    assert (found.value, found.n) == (right / 300, 300)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
-    assert found.interval == "Wilson"
-    assert found.stderr == pytest.approx(numpy.std(GOOD, ddof=1) / math.sqrt(300))
+    reference = stats.binomtest(right, 300).proportion_ci(method="wilson")
+    assert (result.value, result.n) == (right / 300, 300)
+    assert (result.low, result.high) == pytest.approx((reference.low, reference.high))
+    assert result.interval == "Wilson"
+    assert result.stderr == pytest.approx(numpy.std(GOOD, ddof=1) / math.sqrt(300))
 
 
 def test_wilson_by_hand() -> None:
@@ -60,23 +60,25 @@ def test_wilson_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("aggregation", "theirs"), [("f1", f1_score), ("mcc", matthews_corrcoef)])
-def test_f1_and_mcc_are_scikit_learns(aggregation: str, theirs) -> None:
+def test_f1_and_mcc_equal_scikit_learn(aggregation: str, reference) -> None:
     pairs = answers(GOOD)
-    found = statistics.score(pairs, aggregation)
-    assert found.value == pytest.approx(theirs(pairs[:, 0], pairs[:, 1]))
+    result = statistics.score(pairs, aggregation)
+    assert result.value == pytest.approx(reference(pairs[:, 0], pairs[:, 1]))
     again = stats.bootstrap(
         (pairs[:, 0], pairs[:, 1]),
-        theirs,
+        reference,
         paired=True,
         vectorized=False,
         n_resamples=300,
         method="percentile",
         rng=1,
     )
-    # Two bootstraps differ by chance, by a few per cent of a standard error here.
-    assert found.stderr == pytest.approx(again.standard_error, rel=0.15)
+    # Two bootstraps differ by chance, here by a few per cent of a standard error.
+    assert result.stderr == pytest.approx(again.standard_error, rel=0.15)
     ends = again.confidence_interval
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.5 * found.stderr)
+    assert (result.low, result.high) == pytest.approx(
+        (ends.low, ends.high), abs=0.5 * result.stderr
+    )
 
 
 def test_f1_without_positives_is_zero() -> None:
@@ -87,22 +89,22 @@ def test_f1_without_positives_is_zero() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [(GOOD, BETTER), (BETTER, WEAK), (GOOD, GOOD)])
-def test_mcnemar_is_that_of_statsmodels(first: numpy.ndarray, second: numpy.ndarray) -> None:
+def test_mcnemar_equals_statsmodels(first: numpy.ndarray, second: numpy.ndarray) -> None:
     table = pandas.crosstab(
         pandas.Categorical(first, [1, 0]), pandas.Categorical(second, [1, 0]), dropna=False
     )
-    theirs = mcnemar(table.to_numpy(), exact=True)
-    found = statistics.difference(first, second)
-    assert found.test == "McNemar, exact"
-    assert found.p_value == pytest.approx(min(1.0, theirs.pvalue))
+    reference = mcnemar(table.to_numpy(), exact=True)
+    result = statistics.difference(first, second)
+    assert result.test == "McNemar, exact"
+    assert result.p_value == pytest.approx(min(1.0, reference.pvalue))
 
 
 def test_mcnemar_by_hand() -> None:
-    # Five items that only the first has right: 2 · 0.5⁵.
+    # Five items that only the first answers correctly: 2 · 0.5⁵.
     assert statistics.mcnemar(5, 0) == pytest.approx(0.0625)
     assert statistics.mcnemar(0, 0) == 1
-    found = statistics.difference(*of_counts(10, 5, 0, 5))
-    assert (found.value, found.p_value, found.n) == (0.25, pytest.approx(0.0625), 20)
+    result = statistics.difference(*of_counts(10, 5, 0, 5))
+    assert (result.value, result.p_value, result.n) == (0.25, pytest.approx(0.0625), 20)
 
 
 def brute_force_score(b: int, c: int, n: int, difference: float) -> float:
@@ -113,13 +115,13 @@ def brute_force_score(b: int, c: int, n: int, difference: float) -> float:
         terms = zip((b, c, n - b - c), probabilities, strict=True)
         return -sum(count * math.log(max(p, 1e-300)) for count, p in terms if count)
 
-    found = optimize.minimize_scalar(
+    result = optimize.minimize_scalar(
         unlikely,
         bounds=(max(0.0, -difference), (1 - difference) / 2),
         method="bounded",
         options={"xatol": 1e-12},
     )
-    share = found.x
+    share = result.x
     variance = (2 * share + difference - difference**2) / n
     return ((b - c) / n - difference) / math.sqrt(variance)
 
@@ -145,7 +147,7 @@ def test_tangos_interval_by_hand() -> None:
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(2, 60))
-def test_a_difference_turned_round(b: int, c: int, rest: int) -> None:
+def test_swapping_the_arms_mirrors_the_interval(b: int, c: int, rest: int) -> None:
     there = statistics.difference(*of_counts(rest, b, c, 1))
     back = statistics.difference(*of_counts(rest, c, b, 1))
     assert (there.value, there.low) == pytest.approx((-back.value, -back.high), abs=1e-9)
@@ -162,11 +164,11 @@ def test_tangos_interval_covers_the_difference() -> None:
     assert covered == pytest.approx(0.95, abs=0.02)
 
 
-def test_the_paired_bootstrap_is_scipys() -> None:
+def test_the_paired_bootstrap_equals_scipy() -> None:
     one, other = EASE, EASE + GENERATOR.normal(0.02, 0.2, 300)
-    found = statistics.difference(one, other)
-    assert found.test == "bootstrap"
-    theirs = stats.bootstrap(
+    result = statistics.difference(one, other)
+    assert result.test == "bootstrap"
+    reference = stats.bootstrap(
         (one, other),
         lambda a, b, axis: (a - b).mean(axis=axis),
         paired=True,
@@ -174,14 +176,16 @@ def test_the_paired_bootstrap_is_scipys() -> None:
         method="percentile",
         rng=1,
     )
-    ends = theirs.confidence_interval
-    assert found.stderr == pytest.approx(theirs.standard_error, rel=0.05)
-    assert (found.low, found.high) == pytest.approx((ends.low, ends.high), abs=0.1 * found.stderr)
-    assert found.p_value == pytest.approx(stats.ttest_rel(one, other).pvalue, abs=0.02)
+    ends = reference.confidence_interval
+    assert result.stderr == pytest.approx(reference.standard_error, rel=0.05)
+    assert (result.low, result.high) == pytest.approx(
+        (ends.low, ends.high), abs=0.1 * result.stderr
+    )
+    assert result.p_value == pytest.approx(stats.ttest_rel(one, other).pvalue, abs=0.02)
 
 
-def test_the_bootstrap_of_few_and_of_many_patterns_is_the_same() -> None:
-    # Right and wrong items with a tiny distinct number each take the other way of drawing.
+def test_both_ways_of_drawing_give_the_same_distribution() -> None:
+    # Tiny distinct offsets make every item its own pattern, which is drawn the other way.
     values = BETTER - WEAK
     distinct = values + numpy.linspace(0, 1e-9, 300)
     few = statistics.difference(values, numpy.zeros(300))
@@ -192,54 +196,56 @@ def test_the_bootstrap_of_few_and_of_many_patterns_is_the_same() -> None:
 
 def test_a_difference_of_f1() -> None:
     good, better = answers(GOOD), answers(BETTER)
-    found = statistics.difference(good, better, "f1")
-    assert found.value == pytest.approx(f1_score(*good.T) - f1_score(*better.T))
-    assert found.low < found.value < found.high < 0
-    assert found.p_value < 0.01
-    # Equal answers to these items do not prove equal arms.
+    result = statistics.difference(good, better, "f1")
+    assert result.value == pytest.approx(f1_score(*good.T) - f1_score(*better.T))
+    assert result.low < result.value < result.high < 0
+    assert result.p_value < 0.01
+    # Equal answers to these items do not prove that the arms are equal.
     alike = statistics.difference(good, good, "f1")
     assert (alike.value, alike.p_value) == (0, 1)
     assert math.isnan(alike.low)
     assert statistics.equivalence(good, good, 0.01, "f1").p_inside == 1
-    assert statistics.difference(good, better, "f1") == found
+    assert statistics.difference(good, better, "f1") == result
 
 
-def test_seeds_that_never_differ_are_no_proof_of_equivalence() -> None:
+def test_identical_seeds_are_no_evidence_of_equivalence() -> None:
     one = numpy.zeros((40, 2))
-    found = statistics.difference(one, one)
-    assert (found.value, found.p_value) == (0, 1)
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
+    result = statistics.difference(one, one)
+    assert (result.value, result.p_value) == (0, 1)
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)
     tested = statistics.equivalence(one, one, 0.02)
     assert statistics.verdict(tested.p_inside, tested.p_outside) == "not shown"
     assert math.isnan(statistics.mixed(one).low)
     flipped = statistics.flips(one, one)
     expected = statistics.proportion_interval(0, 40)
     assert (flipped.negative_low, flipped.negative_high) == pytest.approx(expected)
-    # All items of one arm, none of the other: there is nothing to doubt.
+    # One arm answers all items and the other none, so the difference is certain.
     apart = statistics.equivalence(one + 1, one, 0.02)
     assert statistics.verdict(apart.p_inside, apart.p_outside) == "no"
 
 
-def test_a_port_that_does_as_re_fine_tuning_everywhere_is_not_certain() -> None:
+def test_recovery_of_an_identical_port_still_has_an_interval() -> None:
     zero_shot, tuned = numpy.repeat([0, 1], [400, 100]), numpy.repeat([0, 1], [100, 400])
-    found = statistics.recovery(tuned, zero_shot, tuned)
-    assert found.value == 1
-    # Items on which they may differ: 3.84 of 500 + 3.84, over a gain of 0.6 and less.
-    assert 0.98 < found.low < 1 - 0.0076 / 0.6
-    assert 1 + 0.0076 / 0.6 < found.high < 1.02
+    result = statistics.recovery(tuned, zero_shot, tuned)
+    assert result.value == 1
+    # Tango's interval of identical arms is ± 3.84 / (500 + 3.84); the gain is at most 0.6.
+    assert 0.98 < result.low < 1 - 0.0076 / 0.6
+    assert 1 + 0.0076 / 0.6 < result.high < 1.02
 
 
 @pytest.mark.parametrize("margin", [0.01, 0.05, 0.1, 0.15, 0.3])
 @pytest.mark.parametrize("aggregation", ["mean", "f1"])
-def test_equivalence_is_the_interval_within_the_margin(margin: float, aggregation: str) -> None:
+def test_equivalence_agrees_with_the_interval_and_the_margin(
+    margin: float, aggregation: str
+) -> None:
     arms = (GOOD, BETTER) if aggregation == "mean" else (answers(GOOD), answers(BETTER))
-    found = statistics.equivalence(*arms, margin, aggregation)
+    result = statistics.equivalence(*arms, margin, aggregation)
     ninety = statistics.difference(*arms, aggregation, level=0.9)
-    assert (found.p_inside < 0.05) == (-margin < ninety.low and ninety.high < margin)
+    assert (result.p_inside < 0.05) == (-margin < ninety.low and ninety.high < margin)
     ninety_five = statistics.difference(*arms, aggregation, level=0.95)
     outside = ninety_five.low > margin or ninety_five.high < -margin
-    assert (found.p_outside < 0.05) == outside
+    assert (result.p_outside < 0.05) == outside
 
 
 def test_verdicts() -> None:
@@ -256,22 +262,24 @@ def test_verdicts() -> None:
 
 def test_flips_by_hand() -> None:
     before, after = of_counts(10, 3, 5, 2)
-    found = statistics.flips(before, after)
-    assert (found.negative, found.positive, found.n) == (3 / 20, 5 / 20, 20)
-    theirs = stats.binomtest(3, 20).proportion_ci(method="wilson")
-    assert (found.negative_low, found.negative_high) == pytest.approx((theirs.low, theirs.high))
+    result = statistics.flips(before, after)
+    assert (result.negative, result.positive, result.n) == (3 / 20, 5 / 20, 20)
+    reference = stats.binomtest(3, 20).proportion_ci(method="wilson")
+    assert (result.negative_low, result.negative_high) == pytest.approx(
+        (reference.low, reference.high)
+    )
     change = statistics.difference(after, before).value
-    assert found.positive - found.negative == pytest.approx(change)
-    with pytest.raises(InputError, match="flips are of items that are right"):
+    assert result.positive - result.negative == pytest.approx(change)
+    with pytest.raises(InputError, match="flips need items that are correct"):
         statistics.flips(EASE, EASE)
 
 
 def test_flips_of_several_seeds_are_averaged() -> None:
     runs = numpy.stack([GOOD, BETTER], axis=1)
-    found = statistics.flips(WEAK, runs)
+    result = statistics.flips(WEAK, runs)
     singles = [statistics.flips(WEAK, run) for run in (GOOD, BETTER)]
-    assert found.negative == pytest.approx(numpy.mean([one.negative for one in singles]))
-    assert 0 <= found.negative_low < found.negative < found.negative_high <= 1
+    assert result.negative == pytest.approx(numpy.mean([one.negative for one in singles]))
+    assert 0 <= result.negative_low < result.negative < result.negative_high <= 1
 
 
 def test_recovery_by_hand() -> None:
@@ -279,11 +287,11 @@ def test_recovery_by_hand() -> None:
     zero_shot = numpy.tile([1, 1] + [0] * 8, 100)
     ported = numpy.tile([1] * 6 + [0] * 4, 100)
     tuned = numpy.tile([1] * 7 + [0] * 3, 100)
-    found = statistics.recovery(ported, zero_shot, tuned)
-    assert (found.value, found.gain, found.n) == (pytest.approx(0.8), pytest.approx(0.5), 1000)
-    # Of 500 items that re-fine-tuning gains, the port gains a binomial share.
+    result = statistics.recovery(ported, zero_shot, tuned)
+    assert (result.value, result.gain, result.n) == (pytest.approx(0.8), pytest.approx(0.5), 1000)
+    # The port gains a binomial share of the 500 items that re-fine-tuning gains.
     spread = 1.96 * math.sqrt(0.8 * 0.2 / 500)
-    assert (found.low, found.high) == pytest.approx((0.8 - spread, 0.8 + spread), abs=0.01)
+    assert (result.low, result.high) == pytest.approx((0.8 - spread, 0.8 + spread), abs=0.01)
 
 
 def fieller(above: numpy.ndarray, below: numpy.ndarray) -> tuple[float, float]:
@@ -297,28 +305,28 @@ def fieller(above: numpy.ndarray, below: numpy.ndarray) -> tuple[float, float]:
     return (b - root) / a, (b + root) / a
 
 
-def test_recoverys_interval_is_near_fiellers() -> None:
-    found = statistics.recovery(GOOD, WEAK, BETTER)
+def test_the_interval_of_recovery_is_close_to_fiellers() -> None:
+    result = statistics.recovery(GOOD, WEAK, BETTER)
     low, high = fieller(GOOD - WEAK, BETTER - WEAK)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.02)
+    assert (result.low, result.high) == pytest.approx((low, high), abs=0.02)
 
 
-def test_recovery_is_suppressed_where_the_gain_is_within_noise() -> None:
+def test_recovery_is_missing_if_the_gain_is_within_noise() -> None:
     zero_shot, tuned = of_counts(20, 9, 14, 40)
-    found = statistics.recovery(tuned, zero_shot, tuned)
-    assert found.gain > 0 > found.gain_low
-    assert math.isnan(found.value)
-    assert math.isnan(found.low)
-    # Re-fine-tuning that loses gives no ratio either, however sure the loss is.
+    result = statistics.recovery(tuned, zero_shot, tuned)
+    assert result.gain > 0 > result.gain_low
+    assert math.isnan(result.value)
+    assert math.isnan(result.low)
+    # There is no ratio either if re-fine-tuning clearly loses.
     assert math.isnan(statistics.recovery(WEAK, BETTER, WEAK).value)
 
 
 def test_recovery_of_f1() -> None:
     arms = [answers(right) for right in (GOOD, WEAK, BETTER)]
     scores = [f1_score(*pairs.T) for pairs in arms]
-    found = statistics.recovery(*arms, "f1")
-    assert found.value == pytest.approx((scores[0] - scores[1]) / (scores[2] - scores[1]))
-    assert found.low < found.value < found.high
+    result = statistics.recovery(*arms, "f1")
+    assert result.value == pytest.approx((scores[0] - scores[1]) / (scores[2] - scores[1]))
+    assert result.low < result.value < result.high
 
 
 def crossed(seed_sd: float, items: int = 80, seeds: int = 4) -> numpy.ndarray:
@@ -331,11 +339,11 @@ def crossed(seed_sd: float, items: int = 80, seeds: int = 4) -> numpy.ndarray:
     )
 
 
-# Its gradient at the maximum is not zero to the last digit.
+# The gradient at the maximum is not exactly zero.
 @pytest.mark.filterwarnings("ignore:The MLE may be on the boundary")
-def test_items_and_seeds_are_told_apart_as_by_statsmodels() -> None:
+def test_item_and_seed_variances_equal_those_of_statsmodels() -> None:
     values = crossed(0.15)
-    found = statistics.mixed(values)
+    result = statistics.mixed(values)
     rows = pandas.DataFrame(values).melt(ignore_index=False, var_name="seed").reset_index()
     model = statsmodels.formula.api.mixedlm(
         "value ~ 1",
@@ -344,13 +352,13 @@ def test_items_and_seeds_are_told_apart_as_by_statsmodels() -> None:
         vc_formula={"item": "0 + C(index)", "seed": "0 + C(seed)"},
     ).fit(reml=True)
     # For balanced data restricted maximum likelihood is the analysis of variance.
-    assert found.item_variance == pytest.approx(model.vcomp[0], rel=1e-3)
-    assert found.seed_variance == pytest.approx(model.vcomp[1], rel=1e-3)
-    assert found.residual_variance == pytest.approx(model.scale, rel=1e-3)
-    assert found.mean == pytest.approx(values.mean())
-    assert found.stderr == pytest.approx(float(model.bse["Intercept"]), rel=1e-3)
-    parts = (found.item_stderr, found.seed_stderr, found.residual_stderr)
-    assert found.stderr == pytest.approx(math.hypot(*parts))
+    assert result.item_variance == pytest.approx(model.vcomp[0], rel=1e-3)
+    assert result.seed_variance == pytest.approx(model.vcomp[1], rel=1e-3)
+    assert result.residual_variance == pytest.approx(model.scale, rel=1e-3)
+    assert result.mean == pytest.approx(values.mean())
+    assert result.stderr == pytest.approx(float(model.bse["Intercept"]), rel=1e-3)
+    parts = (result.item_stderr, result.seed_stderr, result.residual_stderr)
+    assert result.stderr == pytest.approx(math.hypot(*parts))
 
 
 def test_without_seed_noise_it_is_the_paired_t_test() -> None:
@@ -358,13 +366,13 @@ def test_without_seed_noise_it_is_the_paired_t_test() -> None:
     first, second = crossed(0.0), crossed(0.0)[::-1]
     first, second = (values - values.mean(axis=0) + 0.5 for values in (first, second))
     second = second + 0.03
-    found = statistics.difference(first, second)
+    result = statistics.difference(first, second)
     one, other = first.mean(axis=1), second.mean(axis=1)
-    theirs = stats.ttest_rel(one, other)
-    interval = theirs.confidence_interval()
-    assert found.test == "t, items × seeds"
-    assert found.p_value == pytest.approx(theirs.pvalue)
-    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    reference = stats.ttest_rel(one, other)
+    interval = reference.confidence_interval()
+    assert result.test == "t, items × seeds"
+    assert result.p_value == pytest.approx(reference.pvalue)
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
     for margin in (0.05, 0.1, 0.2):
         p_value = ttost_paired(one, other, -margin, margin)[0]
         assert statistics.equivalence(first, second, margin).p_inside == pytest.approx(p_value)
@@ -372,10 +380,10 @@ def test_without_seed_noise_it_is_the_paired_t_test() -> None:
 
 def test_with_seed_noise_alone_it_is_the_t_test_over_seeds() -> None:
     scores = numpy.array([0.5, 0.6, 0.55])
-    found = statistics.mixed(numpy.tile(scores, (50, 1)))
-    theirs = stats.ttest_1samp(scores, 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
-    assert found.item_variance == 0
+    result = statistics.mixed(numpy.tile(scores, (50, 1)))
+    reference = stats.ttest_1samp(scores, 0).confidence_interval()
+    assert (result.low, result.high) == pytest.approx((reference.low, reference.high))
+    assert result.item_variance == 0
     same = statistics.mixed(numpy.full((9, 3), 0.5))
     assert (same.mean, same.stderr) == (0.5, 0)
     assert math.isnan(same.low)
@@ -390,39 +398,39 @@ def test_the_interval_over_seeds_covers_the_mean() -> None:
             + generator.normal(0, 0.04, (1, 3))
             + generator.normal(0, 0.3, (60, 3))
         )
-        found = statistics.mixed(values)
-        covered += found.low <= 0 <= found.high
+        result = statistics.mixed(values)
+        covered += result.low <= 0 <= result.high
     assert covered / 1500 > 0.93
 
 
 def test_the_bootstrap_over_seeds_has_the_noise_of_seeds() -> None:
     values = crossed(0.15, items=400)
     zero_shot, tuned = numpy.zeros((400, 1)), numpy.ones((400, 1))
-    found = statistics.recovery(values, zero_shot, tuned)
+    result = statistics.recovery(values, zero_shot, tuned)
     mixed = statistics.mixed(values)
-    assert found.value == pytest.approx(mixed.mean)
+    assert result.value == pytest.approx(mixed.mean)
     # The bootstrap of four seeds is normal where the interval of `mixed` has a t's tails.
-    assert (found.high - found.low) / 3.92 == pytest.approx(mixed.stderr, rel=0.15)
+    assert (result.high - result.low) / 3.92 == pytest.approx(mixed.stderr, rel=0.15)
 
 
 def test_mean_and_deviation_over_seeds() -> None:
-    found = statistics.over_seeds(numpy.stack([GOOD, BETTER, WEAK], axis=1))
+    result = statistics.over_seeds(numpy.stack([GOOD, BETTER, WEAK], axis=1))
     scores = [GOOD.mean(), BETTER.mean(), WEAK.mean()]
-    assert found.mean == pytest.approx(numpy.mean(scores))
-    assert found.sd == pytest.approx(numpy.std(scores, ddof=1))
-    assert (found.seeds, found.n) == (3, 300)
+    assert result.mean == pytest.approx(numpy.mean(scores))
+    assert result.sd == pytest.approx(numpy.std(scores, ddof=1))
+    assert (result.seeds, result.n) == (3, 300)
     of_f1 = statistics.over_seeds(numpy.stack([answers(GOOD), answers(BETTER)], axis=1), "f1")
     assert of_f1.mean == pytest.approx(
         (f1_score(*answers(GOOD).T) + f1_score(*answers(BETTER).T)) / 2
     )
     assert math.isnan(statistics.over_seeds(GOOD).sd)
-    with pytest.raises(InputError, match="needs two seeds or more; found 1"):
+    with pytest.raises(InputError, match="seed noise needs two seeds or more; found 1"):
         statistics.mixed(GOOD)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(40)))
-def test_the_order_of_items_is_of_no_matter(order: list[int]) -> None:
+def test_the_order_of_items_does_not_matter(order: list[int]) -> None:
     one, other, third = GOOD[:40], BETTER[:40], WEAK[:40]
     assert statistics.difference(one, other) == statistics.difference(one[order], other[order])
     there = statistics.recovery(one, third, other, resamples=200)
@@ -434,14 +442,17 @@ def test_the_order_of_items_is_of_no_matter(order: list[int]) -> None:
     ("call", "message"),
     [
         (lambda: statistics.score([1.0]), "found 1 items, expected two or more"),
-        (lambda: statistics.score([1, math.nan]), "found an item without a value"),
-        (lambda: statistics.score([0, 1], "f2"), "no aggregation 'f2'; known: mean, f1, mcc"),
+        (lambda: statistics.score([1, math.nan]), "found an item whose value is missing"),
+        (lambda: statistics.score([0, 1], "f2"), "unknown aggregation 'f2'; known: mean, f1, mcc"),
         (lambda: statistics.score([[0, 2], [1, 1]], "f1"), "found another class"),
-        (lambda: statistics.score([[[0, 1]]], "mean"), "mean takes items × seeds; found 1 × 1 × 2"),
+        (
+            lambda: statistics.score([[[0, 1]]], "mean"),
+            "found shape 1 × 1 × 2, expected items × seeds",
+        ),
         (lambda: statistics.difference([0, 1], [0, 1, 1]), "the same items; found 2 and 3"),
         (
             lambda: statistics.difference(numpy.ones((5, 3)), numpy.ones((5, 2))),
-            "the same seeds; found 3 and 2 of them",
+            "the same seeds; found 3 and 2 seeds",
         ),
         (
             lambda: statistics.recovery([0, 1], [0, 1, 1], [0, 1]),
@@ -450,7 +461,7 @@ def test_the_order_of_items_is_of_no_matter(order: list[int]) -> None:
         (lambda: statistics.flips([0, 1], [0, 1, 1]), "the same items; found 2 and 3"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(call, message: str) -> None:
+def test_invalid_arrays_are_errors(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call()
 
@@ -469,22 +480,21 @@ def test_runs_of_the_same_items_are_stacked() -> None:
     [
         (
             run("m/v2/ported", ("a", "x", "c")),
-            "m/v2/ported: found 3 items, expected the 3 of m/v2/zero-shot; the first that differs "
-            "is item x, expected b",
+            "m/v2/ported: found 3 items, expected the 3 of m/v2/zero-shot; first difference: "
+            "found item x, expected b",
         ),
         (
             run("m/v2/ported", ("a", "b")),
-            "found 2 items, expected the 3 of m/v2/zero-shot; the first that differs is item none, "
+            "found 2 items, expected the 3 of m/v2/zero-shot; first difference: found item none, "
             "expected c",
         ),
         (
             run("m/v2/ported", ("a", "b", "c"), "2.0"),
-            "m/v2/ported: found version 2.0 of the task, expected that of m/v2/zero-shot, which is "
-            "1.0",
+            "m/v2/ported: found task version 2.0, expected 1.0 as in m/v2/zero-shot",
         ),
     ],
 )
-def test_runs_of_other_items_or_task_versions_are_refused(
+def test_runs_of_different_items_or_task_versions_are_errors(
     other: statistics.Run, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):

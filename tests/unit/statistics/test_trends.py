@@ -22,13 +22,13 @@ def ordinary_least_squares(x: numpy.ndarray, y: numpy.ndarray):
 
 
 @pytest.mark.parametrize("values", [FALLING, NOISE])
-def test_a_trend_is_that_of_statsmodels(values: numpy.ndarray) -> None:
+def test_a_trend_equals_statsmodels(values: numpy.ndarray) -> None:
     trend = statistics.trend(UPDATES, values)
-    theirs = ordinary_least_squares(UPDATES, values)
-    assert (trend.intercept, trend.slope) == pytest.approx(tuple(theirs.params))
-    assert trend.stderr == pytest.approx(theirs.bse[1])
-    assert trend.p_value == pytest.approx(theirs.pvalues[1])
-    assert (trend.low, trend.high) == pytest.approx(tuple(theirs.conf_int()[1]))
+    reference = ordinary_least_squares(UPDATES, values)
+    assert (trend.intercept, trend.slope) == pytest.approx(tuple(reference.params))
+    assert trend.stderr == pytest.approx(reference.bse[1])
+    assert trend.p_value == pytest.approx(reference.pvalues[1])
+    assert (trend.low, trend.high) == pytest.approx(tuple(reference.conf_int()[1]))
     assert trend.n == 10
 
 
@@ -43,7 +43,7 @@ def test_a_trend_by_hand() -> None:
 def test_equal_scores_have_no_trend() -> None:
     trend = statistics.trend([1, 2, 3], [0.5, 0.5, 0.5])
     assert (trend.slope, trend.p_value) == (0, 1)
-    # Nothing says how much they might have differed.
+    # Nothing is known about their variance.
     assert math.isnan(trend.low)
     assert math.isnan(trend.high)
 
@@ -56,20 +56,20 @@ def test_a_forecast_is_where_the_confidence_band_meets_the_threshold(
 ) -> None:
     # By brute force: statsmodels' band of the line on a fine grid, far to both sides.
     grid = numpy.linspace(-2000, 2000, 400_001)
-    theirs = ordinary_least_squares(UPDATES, values)
-    points = theirs.get_prediction(statsmodels.api.add_constant(grid))
+    reference = ordinary_least_squares(UPDATES, values)
+    points = reference.get_prediction(statsmodels.api.add_constant(grid))
     low, high = points.conf_int(alpha=1 - level).T
     held = grid[(low <= threshold) & (threshold <= high)]
-    found = statistics.forecast(UPDATES, values, threshold, level)
-    assert found.falling == (theirs.conf_int(1 - level)[1][1] < 0)
-    if found.falling:
-        assert (found.low, found.high) == pytest.approx((held.min(), held.max()), abs=0.02)
-        assert found.low <= found.update <= found.high
+    result = statistics.forecast(UPDATES, values, threshold, level)
+    assert result.falling == (reference.conf_int(1 - level)[1][1] < 0)
+    if result.falling:
+        assert (result.low, result.high) == pytest.approx((held.min(), held.max()), abs=0.02)
+        assert result.low <= result.update <= result.high
     else:
-        assert found.high == math.inf
+        assert result.high == math.inf
         later = held[held > UPDATES.mean()]
-        if math.isfinite(found.low):
-            assert found.low == pytest.approx(later.min(), abs=0.02)
+        if math.isfinite(result.low):
+            assert result.low == pytest.approx(later.min(), abs=0.02)
             assert numpy.diff(later).max() < 0.011
         else:
             # The threshold lies within the band where the scores are, or above it.
@@ -77,19 +77,19 @@ def test_a_forecast_is_where_the_confidence_band_meets_the_threshold(
 
 
 def test_a_forecast_by_hand() -> None:
-    found = statistics.forecast([0, 1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6, 0.5], 0.2)
-    assert (found.update, found.low, found.high) == pytest.approx((7, 7, 7))
-    assert found.falling
-    assert found.extrapolated
+    result = statistics.forecast([0, 1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6, 0.5], 0.2)
+    assert (result.update, result.low, result.high) == pytest.approx((7, 7, 7))
+    assert result.falling
+    assert result.extrapolated
     assert not statistics.forecast([0, 1, 2, 3, 4], [0.9, 0.8, 0.7, 0.6, 0.5], 0.6).extrapolated
 
 
 def test_a_score_that_rises_or_stays_never_falls_below() -> None:
     rising = statistics.forecast(UPDATES, FALLING[::-1], 0.5)
     level = statistics.forecast(UPDATES, [0.6] * 10, 0.5)
-    for found in (rising, level):
-        assert not found.falling
-        assert (found.update, found.low, found.high) == (math.inf, math.inf, math.inf)
+    for result in (rising, level):
+        assert not result.falling
+        assert (result.update, result.low, result.high) == (math.inf, math.inf, math.inf)
     noisy = statistics.forecast(UPDATES, NOISE, 0.5)
     assert not noisy.falling
     assert noisy.high == math.inf
@@ -99,19 +99,19 @@ def test_a_score_that_rises_or_stays_never_falls_below() -> None:
 @pytest.mark.parametrize(
     ("updates", "values", "message"),
     [
-        ([1, 2], [1, 2], "a trend needs scores at 3 different updates or more; found 2"),
-        ([1, 1, 1, 2], [1, 2, 3, 4], "a trend needs scores at 3 different updates or more"),
-        ([1, 2, 3], [1, 2], "a trend needs one value for each update; found 2 for 3"),
-        ([1, 2, 3], [1, 2, math.nan], "a trend needs numbers; found one that is missing"),
+        ([1, 2], [1, 2], "a trend needs scores at 3 or more updates; found 2"),
+        ([1, 1, 1, 2], [1, 2, 3, 4], "a trend needs scores at 3 or more updates"),
+        ([1, 2, 3], [1, 2], "a trend needs one value per update; found 2 for 3"),
+        ([1, 2, 3], [1, 2, math.nan], "a trend needs numbers; found a value that is missing"),
     ],
 )
-def test_a_trend_of_too_little_is_refused(updates, values, message: str) -> None:
+def test_too_few_or_invalid_updates_are_errors(updates, values, message: str) -> None:
     with pytest.raises(InputError, match=message):
         statistics.trend(updates, values)
 
 
-def test_a_forecast_from_four_points_is_refused() -> None:
-    with pytest.raises(InputError, match="a forecast needs scores at 5 different updates or more"):
+def test_a_forecast_from_four_updates_is_an_error() -> None:
+    with pytest.raises(InputError, match="a forecast needs scores at 5 or more updates"):
         statistics.forecast([1, 2, 3, 4], [4, 3, 2, 1], 0)
 
 
@@ -121,9 +121,9 @@ def test_the_interval_of_a_slope_covers_it() -> None:
     held = crossed = 0
     for _ in range(2000):
         values = 0.8 - 0.02 * UPDATES + generator.normal(0, 0.01, 10)
-        found = statistics.forecast(UPDATES, values, 0.5)
-        held += found.trend.low <= -0.02 <= found.trend.high
-        crossed += found.low <= 15 <= found.high
+        result = statistics.forecast(UPDATES, values, 0.5)
+        held += result.trend.low <= -0.02 <= result.trend.high
+        crossed += result.low <= 15 <= result.high
     # Three standard errors of a share of 2,000.
     assert held / 2000 == pytest.approx(0.95, abs=0.015)
     assert crossed / 2000 == pytest.approx(0.95, abs=0.015)
@@ -135,7 +135,7 @@ def test_holm_by_hand() -> None:
     assert statistics.holm([0.5, 0.9]) == pytest.approx([1, 1])
 
 
-# statsmodels collects garbage on every call, which takes its time.
+# statsmodels collects garbage on every call, which is slow.
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=12))
 def test_holm_steps_down(p_values: list[float]) -> None:
@@ -146,7 +146,7 @@ def test_holm_steps_down(p_values: list[float]) -> None:
     assert statistics.holm(p_values) == pytest.approx([adjusted[i] for i in range(len(p_values))])
 
 
-def test_what_is_no_probability_is_refused() -> None:
+def test_a_p_value_outside_0_to_1_is_an_error() -> None:
     with pytest.raises(InputError, match=r"found a p-value of 1\.5, expected one between 0 and 1"):
         statistics.holm([0.1, 1.5])
     with pytest.raises(InputError, match="found a p-value of nan"):

@@ -105,9 +105,9 @@ def test_intact_results_pass(results: Path) -> None:
 def test_damage_is_described(results: Path, case: str) -> None:
     file, damage, artefact, problem = CASES[case]
     damage(results / file)
-    found = {str(path.relative_to(results)): what for path, what in integrity.damaged(results)}
-    assert problem in found[artefact]
-    assert set(found) <= {artefact, "corpora/c.manifest.json"}
+    result = {str(path.relative_to(results)): what for path, what in integrity.damaged(results)}
+    assert problem in result[artefact]
+    assert set(result) <= {artefact, "corpora/c.manifest.json"}
 
 
 def test_changed_bytes_are_found_only_with_contents(results: Path) -> None:

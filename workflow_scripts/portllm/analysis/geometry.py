@@ -1,15 +1,15 @@
-"""Angles between a patch, the update that it is carried over, and the patch trained anew on it.
+"""Measure the angles between a ported patch, the model update, and the retrained patch.
 
-Of each weight: Δθ is the carried patch and Δθ′ the re-trained one, both products of LoRA factors of
-rank r; θ′ − θ is the update, from the version that the patch was trained on to the one that it is
-applied to. Cosines are those of the whole matrices, taken as vectors; principal angles are between
-their column spaces (what a change can put out) and between their row spaces (what it reacts to).
-The update has full rank, so the subspaces of its r largest singular values stand for it.
+For each weight, Δθ is the ported patch and Δθ′ the retrained one, both products of LoRA factors of
+rank r. θ′ − θ is the update from the version that the patch was trained on to the version that it
+is applied to. Cosines treat matrices as vectors. Principal angles are between column spaces (the
+outputs that a change can produce) and between row spaces (the inputs that it reacts to). As the
+update has full rank, the singular vectors of its r largest singular values represent it.
 
-Two patches of one seed have started from the same random A, so their row spaces are alike whatever
-they have learnt; their column spaces, which start from B = 0, are learnt alone.
+Patches with the same seed start from the same random A, so their row spaces are similar whatever
+they learn. Their column spaces start from B = 0 and are entirely learned.
 
-One weight is in memory at a time, and no low-rank product is ever expanded.
+One weight is in memory at a time, and low-rank products are never expanded.
 """
 
 import math
@@ -29,17 +29,17 @@ from portllm.weights import adapters
 from portllm.weights.checkpoints import Checkpoint
 
 SEED = 0
-# Halko, Martinsson and Tropp (2011) advise five to ten columns more than are wanted; the spectra of
-# updates are flat, so that the iterations matter more.
+# Halko, Martinsson and Tropp (2011) advise 5 to 10 extra columns. Updates have flat spectra, so the
+# iterations matter more.
 OVERSAMPLING, ITERATIONS = 10, 8
-# The full decomposition of a matrix with a side no longer than this takes less than a second.
+# The full SVD of a matrix whose shorter side is at most this takes less than a second.
 EXACT_UP_TO = 512
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
 def basis(vectors: Tensor) -> Tensor:
-    """Orthonormal basis (n, k) of the span of columns (n, r); k ≤ r is their rank."""
+    """Return an orthonormal basis (n, k) of the span of columns (n, r); k ≤ r is their rank."""
     left, values, _ = torch.linalg.svd(vectors, full_matrices=False)
     return left[:, : _rank(values, vectors.shape)]
 
@@ -52,12 +52,18 @@ def _rank(values: Tensor, shape: torch.Size) -> int:
 
 
 def principal_angles(first: Tensor, second: Tensor) -> Tensor:
-    """Principal angles in radians, ascending, between the spans of two orthonormal bases.
+    """Return the principal angles between the spans of two orthonormal bases.
 
-    `first` is (n, p) and `second` (n, q); there are min(p, q) angles. Björck and Golub (1973): the
-    singular values of QₐᵀQᵦ are the cosines. They say little of small angles, whose sines are
-    the singular values of Qᵦ − Qₐ(QₐᵀQᵦ); each angle is taken from the better of the two, as
-    Knyazev and Argentati (2002) advise.
+    The cosines are the singular values of QₐᵀQᵦ (Björck and Golub 1973). They are inaccurate for
+    small angles, whose sines are the singular values of Qᵦ − Qₐ(QₐᵀQᵦ). Each angle is taken from
+    the more accurate of the two (Knyazev and Argentati 2002).
+
+    Args:
+        first: (n, p).
+        second: (n, q).
+
+    Returns:
+        (min(p, q),) angles in radians, ascending.
     """
     if first.shape[1] < second.shape[1]:
         first, second = second, first
@@ -68,19 +74,19 @@ def principal_angles(first: Tensor, second: Tensor) -> Tensor:
 
 
 def similarity(angles: Tensor) -> float:
-    """Share of the smaller subspace that lies in the other, from 0 to 1: mean cos² of the angles.
+    """Return the similarity of two subspaces, from 0 to 1: the mean cos² of their angles.
 
-    It is ‖QₐᵀQᵦ‖²/min(p, q) (Hu et al., LoRA, 2021, section 7.2). Random subspaces of dimensions p
-    and q of n dimensions have max(p, q)/n on average.
+    It equals ‖QₐᵀQᵦ‖²/min(p, q) (Hu et al., LoRA, 2021, section 7.2). Random subspaces of
+    dimensions p and q in n dimensions have an expected similarity of max(p, q)/n.
     """
     return float((torch.cos(angles) ** 2).mean())
 
 
 def leading_subspaces(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Left (m, k) and right (n, k) singular vectors of the `rank` largest singular values.
+    """Return the left (m, k) and right (n, k) singular vectors of the largest singular values.
 
-    Exact for a matrix with a short side; else by randomised subspace iteration (Halko, Martinsson
-    and Tropp 2011), seeded. k is less than `rank` where the matrix has a lower rank.
+    Exact if the shorter side is at most `EXACT_UP_TO`, else by seeded randomised subspace iteration
+    (Halko, Martinsson and Tropp 2011). k is `rank`, or the rank of the matrix if that is lower.
     """
     if min(matrix.shape) <= EXACT_UP_TO:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -97,7 +103,7 @@ def leading_subspaces(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _FactoredPatch:
-    """A weight's change as factors, and orthonormal bases of its column and row space."""
+    """A low-rank change of a weight, with orthonormal bases of its column and row spaces."""
 
     left: Tensor
     right: Tensor
@@ -110,7 +116,7 @@ def _patch(delta: Delta) -> _FactoredPatch:
     left, right = oriented(delta)
     # ‖LR‖² = tr(LᵀL·RRᵀ)
     square = float(((left.T @ left) * (right @ right.T)).sum())
-    # The column space of L·R is that of L where R has full rank; else it is smaller.
+    # The column space of L·R is smaller than that of L if R does not have full rank.
     columns = basis(left @ torch.linalg.qr(right.T).R.T)
     rows = basis(right.T @ torch.linalg.qr(left).R.T)
     return _FactoredPatch(left, right, columns, rows, math.sqrt(max(square, 0.0)))
@@ -125,27 +131,27 @@ def _ratio(part: float, whole: float) -> float | None:
 
 
 def _between(kind: str, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Any:
-    """Angles of column and row spaces of two changes, and how alike these are."""
-    found: dict[str, Any] = {}
+    """Return angles (degrees) and similarity of the column and row spaces of two changes."""
+    comparison: dict[str, Any] = {}
     for side, one, other in zip(("column", "row"), first, second, strict=True):
         if min(one.shape[1], other.shape[1]) == 0:
-            found |= {f"{kind}_{side}_angles": [], f"{kind}_{side}_similarity": None}
+            comparison |= {f"{kind}_{side}_angles": [], f"{kind}_{side}_similarity": None}
             continue
         angles = principal_angles(one, other)
-        found |= {
+        comparison |= {
             f"{kind}_{side}_angles": _degrees(angles),
             f"{kind}_{side}_similarity": similarity(angles),
             f"{kind}_{side}_expected": max(one.shape[1], other.shape[1]) / one.shape[0],
         }
-    return found
+    return comparison
 
 
 def against_update(patch: _FactoredPatch, update: Tensor) -> dict[str, Any]:
-    """Cosine and angles of a patch against the update (m, n), and its energy in the patch's spaces.
+    """Compare a patch with the update (m, n): cosine, angles, energy in the patch's spaces.
 
-    The column energy is ‖QᵀU‖/‖U‖ with Q the basis of the patch's columns, the share of the
-    update's norm that falls into the space where the patch acts; a random space of k of m
-    dimensions would hold √(k/m) of it.
+    The column energy is ‖QᵀU‖/‖U‖, where Q is the basis of the patch's column space: the share of
+    the update's norm in the space where the patch acts. For a random space of k of m dimensions
+    it is √(k/m).
     """
     norm = float(torch.linalg.matrix_norm(update))
     inner = float((patch.left * (update @ patch.right.T)).sum())
@@ -171,7 +177,7 @@ def against_update(patch: _FactoredPatch, update: Tensor) -> dict[str, Any]:
 
 
 def against_patch(patch: _FactoredPatch, other: _FactoredPatch) -> dict[str, Any]:
-    """Cosine and angles of two patches: ⟨L₁R₁, L₂R₂⟩ = tr(L₁ᵀL₂·R₂R₁ᵀ), from the factors alone."""
+    """Compare two patches: cosine, from ⟨L₁R₁, L₂R₂⟩ = tr(L₁ᵀL₂·R₂R₁ᵀ), and angles."""
     inner = float(((patch.left.T @ other.left) * (patch.right @ other.right.T)).sum())
     return {
         "native_norm": other.norm,
@@ -182,26 +188,35 @@ def against_patch(patch: _FactoredPatch, other: _FactoredPatch) -> dict[str, Any
 
 
 def place_of(weight: str) -> tuple[int | None, str]:
-    """Layer and module of a weight: `model.layers.3.self_attn.q_proj.weight` is (3, "q_proj")."""
+    """Return layer and module: (3, "q_proj") for `model.layers.3.self_attn.q_proj.weight`."""
     layer = _LAYER.search(weight)
     module = weight.removesuffix(".weight").rpartition(".")[2]
     return (int(layer[1]) if layer else None), module
 
 
 def _total(rows: list[dict[str, Any]], kind: str) -> float | None:
-    """Cosine of all weights that the patch changes, as one vector."""
+    """Return the cosine over all weights that the patch changes, as one vector."""
     inner = sum(row.get(f"{kind}_inner", 0.0) for row in rows)
     squares = [sum(row.get(name, 0.0) ** 2 for row in rows) for name in ("norm", f"{kind}_norm")]
     return _ratio(inner, math.sqrt(squares[0] * squares[1]))
 
 
 def geometry(base: Path, version: Path, ported: Path, native: Path) -> dict[str, Any]:
-    """Angles of every weight that the carried patch changes, in the order of layers and names.
+    """Measure every weight that the ported patch changes.
 
-    `base` is the version that `ported` was trained on, `version` the one that it is applied to and
-    that `native` was trained on. Angles are in degrees, ascending. `expected` is what a random
-    direction or subspace would give: 1/√(mn) is the standard deviation of its cosine. Raises
-    InputError for a weight that one of the versions does not have.
+    Args:
+        base: directory of the version that `ported` was trained on.
+        version: directory of the version that it is applied to.
+        ported: directory of the ported patch.
+        native: directory of the patch trained on `version`.
+
+    Returns:
+        Overall cosines, and one row per weight, sorted by layer and name. Angles are in degrees,
+        ascending. Keys with `expected` are the values for a random direction or subspace; 1/√(mn)
+        is the standard deviation of a random cosine.
+
+    Raises:
+        InputError: one of the versions lacks a weight that the patch changes.
     """
     carried, trained = (edits.deltas_of(adapters.load(path)) for path in (ported, native))
     before, after = Checkpoint(base), Checkpoint(version)

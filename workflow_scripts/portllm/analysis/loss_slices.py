@@ -1,14 +1,13 @@
-"""The loss along the straight line from a carried patch to one that was trained anew.
+"""Measure the loss along the straight line from a ported patch to the retrained patch.
 
-The points are θ′ + (1−t)·Δθ + t·Δθ′: t = 0 is the port, t = 1 the re-fine-tuned model, and a
-barrier between them would say that they lie in different valleys (Goodfellow, Vinyals and Saxe
-2015; Frankle et al. 2020). The line is one of weights: products of LoRA factors are mixed, not the
-factors themselves, between which the follow-up (arXiv 2607.20301) interpolates. Both adapters are
-attached to one model and only their scalings change, which is exact.
+The points are θ′ + (1−t)·Δθ + t·Δθ′: t = 0 is the port and t = 1 the re-fine-tuned model. A loss
+barrier between them means that they lie in different basins (Goodfellow, Vinyals and Saxe 2015;
+Frankle et al. 2020). The line interpolates weights, i.e. products of LoRA factors. (The follow-up,
+arXiv 2607.20301, interpolates the factors.) Both adapters are attached to one model and only their
+scalings change, which is exact.
 
-The text is that of the documents that lm-eval scores, each with its gold completion, as the patch
-was trained to complete training documents: neither patch has seen them, and nothing is chosen by
-this loss.
+The text is the documents that lm-eval scores, with their gold completions, in the format of
+training. Neither patch was trained on them, and nothing is selected by this loss.
 """
 
 import logging
@@ -39,7 +38,7 @@ Encoded = list[dict[str, list[int]]]
 
 @dataclass(frozen=True)
 class Loss:
-    """Cross-entropy per completion token, in nats: mean over items and its standard error."""
+    """Cross-entropy in nats per completion token: mean over items and its standard error."""
 
     loss: float
     stderr: float | None
@@ -47,30 +46,38 @@ class Loss:
 
 
 def positions(first: float, last: float, points: int) -> list[float]:
-    """Evenly spaced values of t; 0 and 1, which are models of the study, are always among them."""
+    """Return evenly spaced values of t, plus 0 and 1, which are models of the study."""
     step = (last - first) / max(points - 1, 1)
     return sorted({0.0, 1.0, *(round(first + step * index, 6) for index in range(points))})
 
 
 def held_out(task: ConfigurableTask, limit: int | None) -> list[dict[str, str]]:
-    """Prompt and gold completion of the first `limit` documents that lm-eval scores."""
+    """List `prompt` and gold `completion` of the first `limit` documents that lm-eval scores."""
     return [tasks.training_example(task, doc) for doc in islice(task.eval_docs, limit)]
 
 
 def encode(tokenizer: Any, examples: Iterable[dict[str, str]], max_length: int) -> Encoded:
-    """Token ids and labels of examples as in training; the loss is on the completion alone.
+    """Tokenize examples as in training, with the loss on the completion only.
 
-    Raises InputError where there are none.
+    Raises:
+        InputError: there are no examples.
     """
     settings = patch_training.LoraSettings(max_length=max_length, loss_on="completion")
-    found = [patch_training.encode(tokenizer, **example, settings=settings) for example in examples]
-    if not found:
+    encoded = [
+        patch_training.encode(tokenizer, **example, settings=settings) for example in examples
+    ]
+    if not encoded:
         raise InputError("the task has no documents to measure the loss on")
-    return found
+    return encoded
 
 
 def item_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy per labelled token of each item, from logits (batch, tokens, words)."""
+    """Return the mean cross-entropy per labelled token of each item, (batch,), in nats.
+
+    Args:
+        logits: (batch, tokens, vocabulary).
+        labels: (batch, tokens), -100 where a token has no label.
+    """
     shifted = labels[:, 1:]
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().transpose(1, 2),
@@ -84,7 +91,14 @@ def item_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def mean_loss(model: Any, encoded: Encoded, padding: int, batch_size: int) -> Loss:
-    """Mean loss of a model over encoded items. Padding is on the right and counts nothing."""
+    """Return the mean loss of a model over encoded items; padding tokens are ignored.
+
+    Args:
+        model: a causal language model.
+        encoded: items as `encode` returns them.
+        padding: token id for padding, on the right.
+        batch_size: items per batch.
+    """
     device = next(model.parameters()).device
     losses = []
     for start in range(0, len(encoded), batch_size):
@@ -104,13 +118,13 @@ def _layers(model: PeftModel) -> Iterator[LoraLayer]:
 
 @contextmanager
 def between(model: Any, carried: Path, retrained: Path) -> Iterator[Any]:
-    """Yield a function that sets a model, with both adapters attached, to the point t of the line.
+    """Attach both adapters and yield a function that moves the model to the point t of the line.
 
     The function returns the model to call. Both adapters are removed when the block ends.
     """
     wrapped = PeftModel.from_pretrained(model, str(carried), adapter_name=CARRIED)
     wrapped.load_adapter(str(retrained), adapter_name=RETRAINED)
-    # PeftModel takes one active adapter, the LoRA model below it several, whose changes are summed.
+    # PeftModel accepts one active adapter; its LoRA model accepts several and sums them.
     wrapped.base_model.set_adapter([CARRIED, RETRAINED], inference_mode=True)
     wrapped.eval()
     whole = [(layer, dict(layer.scaling)) for layer in _layers(wrapped)]
@@ -139,21 +153,31 @@ def loss_slice(
     padding: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Loss of the un-patched model and at each point t of the line between two patches on it."""
+    """Measure the loss of the un-patched model and at each point of the line.
+
+    Args:
+        model: the version, without adapters.
+        encoded: items as `encode` returns them.
+        carried: directory of the ported patch (t = 0).
+        retrained: directory of the retrained patch (t = 1).
+        at: values of t, with 0 and 1 among them.
+        padding: token id for padding.
+        batch_size: items per batch.
+    """
     un_patched = mean_loss(model, encoded, padding, batch_size)
     points = []
     with between(model, carried, retrained) as set_to:
         for t in at:
-            found = mean_loss(set_to(t), encoded, padding, batch_size)
-            log.info("t = %g: %.4f nats a token", t, found.loss)
-            points.append({"t": t, **asdict(found)})
+            loss = mean_loss(set_to(t), encoded, padding, batch_size)
+            log.info("t = %g: loss %.4f nats per token", t, loss.loss)
+            points.append({"t": t, **asdict(loss)})
     return {"un_patched": asdict(un_patched), "points": points, "barrier": barrier(points)}
 
 
 def barrier(points: list[dict[str, Any]]) -> float:
-    """Height of the loss between t = 0 and 1 over the straight line between its ends, at most.
+    """Return the largest excess of the loss over the line between the losses at t = 0 and t = 1.
 
-    As Frankle et al. (2020) define the error barrier, for losses; zero where there is none.
+    The error barrier of Frankle et al. (2020), for losses; 0 if there is none.
     """
     ends = {point["t"]: point["loss"] for point in points}
     inside = [point for point in points if 0 <= point["t"] <= 1]

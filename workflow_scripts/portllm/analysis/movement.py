@@ -1,4 +1,4 @@
-"""How far a version lies from its base, weight by weight."""
+"""Measure how far a version's weights have moved from the base."""
 
 import math
 from pathlib import Path
@@ -7,14 +7,20 @@ from portllm.errors import InputError
 from portllm.weights.checkpoints import Checkpoint
 
 PIECE = 1 << 22
-"""Elements that are summed at a time, so that an embedding is never held in float64."""
+"""Elements converted to float64 at a time, so that no embedding is held in float64 whole."""
 
 
 def movement(base: Path, version: Path) -> dict[str, float | int]:
-    """Frobenius norms of θ, θ′ − θ and their ratio, over all weights that both have.
+    """Return the Frobenius norms of θ and θ′ − θ, and their ratio, over all weights of θ′.
 
-    Tensors are read one at a time and summed in float64. Raises InputError where a weight is
-    missing or has another shape.
+    Tensors are read one at a time and summed in float64.
+
+    Args:
+        base: directory of θ.
+        version: directory of θ′.
+
+    Raises:
+        InputError: θ lacks a weight of θ′, or has it with another shape.
     """
     originals = Checkpoint(base)
     squares = {"base": 0.0, "difference": 0.0}
@@ -25,8 +31,8 @@ def movement(base: Path, version: Path) -> dict[str, float | int]:
         original = originals.read(name)
         if original.shape != tensor.shape:
             raise InputError(
-                f"{version}: {name} has shape {list(tensor.shape)}, "
-                f"{list(original.shape)} in {base}"
+                f"{version}: found {name} with shape {list(tensor.shape)}, expected "
+                f"{list(original.shape)} as in {base}"
             )
         pieces = zip(tensor.flatten().split(PIECE), original.flatten().split(PIECE), strict=True)
         for after, before in pieces:

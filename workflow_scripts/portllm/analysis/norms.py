@@ -1,8 +1,8 @@
-"""Norms of patches and of patched weights: how large an update is, how far two patches differ.
+"""Compute norms of patched weights, of patches, and of the difference of two patches.
 
-The naive update of PortLLM (arXiv 2410.10870, section 3) is θ′ + Δθ, its residual against
+The naive update of PortLLM (arXiv 2410.10870, section 3) is θ′ + Δθ; its residual against
 re-fine-tuning is Δθ′ − Δθ. A difference of low-rank products is low-rank, so its norms come from a
-QR decomposition of its stacked factors, and no product is ever expanded.
+QR decomposition of stacked factors, and no product is expanded.
 """
 
 import math
@@ -24,24 +24,24 @@ TOLERANCE = 1e-6
 
 
 def oriented(delta: Delta) -> tuple[Tensor, Tensor]:
-    """Factors (out, rank) and (rank, in) in float64 whose product is the weight's change."""
+    """Return float64 factors (out, rank) and (rank, in) whose product is the weight's change."""
     left = torch.from_numpy(delta.b).double() * delta.factor
     right = torch.from_numpy(delta.a).double()
     return (right.T, left.T) if delta.transposed else (left, right)
 
 
 def singular_values(left: Tensor, right: Tensor) -> Tensor:
-    """Singular values of left @ right, (out, rank) @ (rank, in), from the QR of both factors.
+    """Return the singular values of left @ right, (out, rank) @ (rank, in), from their QR.
 
-    With left = Q₁R₁ and rightᵀ = Q₂R₂, the product is Q₁(R₁R₂ᵀ)Q₂ᵀ, and orthogonal factors leave
-    singular values alone (Golub and Van Loan, Matrix Computations, 5.2).
+    With left = Q₁R₁ and rightᵀ = Q₂R₂, the product is Q₁(R₁R₂ᵀ)Q₂ᵀ, and orthogonal factors do not
+    change singular values (Golub and Van Loan, Matrix Computations, section 5.2).
     """
     small = torch.linalg.qr(left).R @ torch.linalg.qr(right.T).R.T
     return torch.linalg.svdvals(small)
 
 
 def residual(first: Delta | None, second: Delta | None) -> tuple[Tensor, Tensor]:
-    """Factors of second − first; a patch that leaves a weight alone counts as zero."""
+    """Return factors of second − first; None stands for a patch that does not change the weight."""
     pieces = [(1.0, second), (-1.0, first)]
     parts = [(sign, oriented(delta)) for sign, delta in pieces if delta is not None]
     left = torch.cat([sign * factors[0] for sign, factors in parts], dim=1)
@@ -50,10 +50,7 @@ def residual(first: Delta | None, second: Delta | None) -> tuple[Tensor, Tensor]
 
 
 def largest_singular_value(weight: Tensor, left: Tensor, right: Tensor) -> float:
-    """Largest singular value of weight + left @ right, by Lanczos iteration on products.
-
-    Raises InputError where the iteration does not converge.
-    """
+    """Return the largest singular value of weight + left @ right, by Lanczos iteration (ARPACK)."""
     base, b, a = weight.double().numpy(), left.numpy(), right.numpy()
     if min(base.shape) <= 2:
         return float(numpy.linalg.svd(base + b @ a, compute_uv=False)[0])
@@ -69,7 +66,7 @@ def largest_singular_value(weight: Tensor, left: Tensor, right: Tensor) -> float
 
 
 def _updated_square(weight: Tensor, left: Tensor, right: Tensor) -> float:
-    """‖W + LR‖² = ‖W‖² + 2⟨W, LR⟩ + ‖LR‖², without expanding LR."""
+    """Return ‖W + LR‖² = ‖W‖² + 2⟨W, LR⟩ + ‖LR‖² without expanding LR."""
     base = weight.double()
     inner = float((left * (base @ right.T)).sum())
     product = float((singular_values(left, right) ** 2).sum())
@@ -77,10 +74,19 @@ def _updated_square(weight: Tensor, left: Tensor, right: Tensor) -> float:
 
 
 def norms(version: Path, ported: Path, native: Path) -> dict[str, float | int]:
-    """Norms over the weights that either patch changes, read one at a time.
+    """Measure norms over the weights that either patch changes, one weight at a time.
 
-    `ported` is the patch that was trained elsewhere, `native` the one trained on `version`.
-    Frobenius norms are over all those weights together, singular values the largest of any.
+    Args:
+        version: directory of θ′.
+        ported: directory of Δθ, trained on another version.
+        native: directory of Δθ′, trained on `version`.
+
+    Returns:
+        Frobenius norms over all these weights, and the largest singular value of any weight, of
+        the naive update θ′ + Δθ and the residual Δθ′ − Δθ.
+
+    Raises:
+        InputError: the version lacks a weight that a patch changes.
     """
     first = edits.deltas_of(adapters.load(ported))
     second = edits.deltas_of(adapters.load(native))

@@ -1,7 +1,7 @@
-"""Statistics of scores: pure functions on arrays, with no knowledge of studies, files or tables.
+"""Statistics of scores: pure functions on arrays, independent of studies, files and tables.
 
-Levels are those of two-sided intervals, e.g. 0.95; what is no share, no number or too little of
-either raises InputError.
+A `level` is the confidence level of a two-sided interval, e.g. 0.95. Functions raise InputError for
+values that are not finite, not in the required range, or too few.
 """
 
 from portllm.statistics.estimates import (

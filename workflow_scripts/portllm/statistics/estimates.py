@@ -1,4 +1,4 @@
-"""A score with its standard error, its interval and the number of its items."""
+"""Estimate a score with its standard error and confidence interval."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ WILSON, NORMAL, BOOTSTRAP = "Wilson", "normal", "bootstrap"
 
 @dataclass(frozen=True)
 class Score:
-    """A score in its metric's own unit; `n` items; `interval` says how its ends were found."""
+    """A score in its metric's unit, over `n` items; `interval` names the kind of interval."""
 
     value: float
     stderr: float
@@ -32,15 +32,15 @@ class Score:
 
 
 def proportion_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's (1927) score interval of a share of n items (statsmodels proportion_confint)."""
+    """Return Wilson's (1927) score interval of a share of n items."""
     low, high = proportion_confint(share * n, n, alpha=1 - level, method="wilson")
     return float(low), float(high)
 
 
 def normal_interval(value: float, stderr: float, level: float = LEVEL) -> tuple[float, float]:
-    """Value ± z standard errors (Efron and Tibshirani 1993, chapter 13, for the bootstrap's).
+    """Return value ± z · stderr, for scores whose items are not available.
 
-    For scores whose standard error is known and whose items are not.
+    For bootstrap standard errors see Efron and Tibshirani (1993), chapter 13.
     """
     margin = float(stats.norm.ppf((1 + level) / 2)) * stderr
     return value - margin, value + margin
@@ -54,10 +54,17 @@ def score(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Score:
-    """Score one run's items: (items,) numbers, or (items, 2) pairs for `f1` and `mcc`.
+    """Score the items of one run.
 
-    Items that are right or wrong have Wilson's interval and lm-eval's standard error,
-    √(p(1 − p) / (n − 1)); all else the bootstrap's, which is missing where no resample differs.
+    Binary items have Wilson's interval and lm-eval's standard error, √(p(1 − p) / (n − 1)). Other
+    items have the bootstrap's, with a NaN interval if all resamples are equal.
+
+    Args:
+        values: (items,) numbers, or (items, 2) pairs for `f1` and `mcc`.
+        aggregation: how items make a score.
+        level: confidence level.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
     """
     items = aggregations.arm(values, aggregation)
     value, n = float(aggregations.by_seed(items, aggregation)[0]), len(items)
@@ -65,7 +72,7 @@ def score(
         stderr = math.sqrt(value * (1 - value) / (n - 1))
         return Score(value, stderr, *proportion_interval(value, n, level), n, WILSON)
     (drawn,) = resampling.resampled([items], aggregation, resamples, seed)
-    # Resamples that are all alike tell nothing of the items that were not drawn.
-    alike = numpy.ptp(drawn) == 0
-    low, high = (math.nan, math.nan) if alike else resampling.percentiles(drawn, level)
+    # Equal resamples say nothing about unseen items.
+    constant = numpy.ptp(drawn) == 0
+    low, high = (math.nan, math.nan) if constant else resampling.percentiles(drawn, level)
     return Score(value, float(numpy.std(drawn, ddof=1)), low, high, n, BOOTSTRAP)

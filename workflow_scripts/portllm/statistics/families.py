@@ -1,4 +1,4 @@
-"""Corrections for testing several hypotheses at once."""
+"""Correct p-values for multiple tests."""
 
 from collections.abc import Sequence
 
@@ -9,10 +9,12 @@ from portllm.errors import InputError
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted by Holm (1979), in their order.
+    """Adjust p-values by Holm (1979), keeping their order.
 
-    The chance of any false rejection in the family is at most α, whatever the tests depend on. An
-    empty family stays empty. Raises InputError for a value that is no probability.
+    Controls the family-wise error rate at α under any dependence of the tests.
+
+    Raises:
+        InputError: a value is not between 0 and 1.
     """
     values = numpy.asarray(p_values, dtype=float)
     wrong = values[~((values >= 0) & (values <= 1))]

@@ -1,4 +1,4 @@
-"""What makes two runs comparable: the same items of the same version of a task."""
+"""Check that runs answered the same items of the same task version."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,13 @@ from portllm.errors import InputError
 
 @dataclass(frozen=True)
 class Run:
-    """One run's items: what identifies each, and what it scored.
+    """The items of one run.
 
-    `items` are in the order of `values`, (items,) or (items, 2); `name` is how people know the run.
+    Attributes:
+        name: the run in error messages.
+        task_version: the version of the task.
+        items: an identifier of each item, in the order of `values`.
+        values: (items,) numbers or (items, 2) pairs of gold and predicted class.
     """
 
     name: str
@@ -23,29 +27,34 @@ class Run:
 
 
 def check_same_items(first: Run, second: Run) -> None:
-    """Refuse two runs that did not answer the same items of the same task version.
+    """Check that two runs answered the same items of the same task version.
 
-    Raises InputError that names both runs, their numbers of items and the first that differs.
+    Raises:
+        InputError: they did not; names both runs and the first item that differs.
     """
     if first.task_version != second.task_version:
         raise InputError(
-            f"{second.name}: found version {second.task_version} of the task, expected that of "
-            f"{first.name}, which is {first.task_version}"
+            f"{second.name}: found task version {second.task_version}, expected "
+            f"{first.task_version} as in {first.name}"
         )
     if first.items == second.items:
         return
     longest = max(len(first.items), len(second.items))
     padded = [run.items + ("none",) * (longest - len(run.items)) for run in (first, second)]
-    place = next(i for i, (one, other) in enumerate(zip(*padded, strict=True)) if one != other)
+    index = next(i for i, (one, other) in enumerate(zip(*padded, strict=True)) if one != other)
     raise InputError(
         f"{second.name}: found {len(second.items)} items, expected the {len(first.items)} of "
-        f"{first.name}; the first that differs is item {padded[1][place]}, expected "
-        f"{padded[0][place]}"
+        f"{first.name}; first difference: found item {padded[1][index]}, expected "
+        f"{padded[0][index]}"
     )
 
 
 def stacked(runs: Sequence[Run]) -> NDArray:
-    """Values of runs that share their items, one column for each: (items, runs) or (…, 2)."""
+    """Stack the values of runs over the same items: (items, runs) or (items, runs, 2).
+
+    Raises:
+        InputError: the runs have different items.
+    """
     for run in runs[1:]:
         check_same_items(runs[0], run)
     return numpy.stack([run.values for run in runs], axis=1)

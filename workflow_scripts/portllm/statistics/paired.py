@@ -1,8 +1,8 @@
-"""Two arms on the same items: their difference, whether it is small enough, and what it broke.
+"""Compare two arms on the same items: difference, equivalence and flips.
 
-Arms are (items, seeds) numbers, or (items, seeds, 2) pairs of classes for `f1` and `mcc`; an arm
-without seeds, such as an un-patched model, has one column and stands beside every seed of the
-other. Differences are first minus second.
+Arms are (items, seeds) numbers, or (items, seeds, 2) pairs of classes for `f1` and `mcc`. An arm
+without seeds, such as an un-patched model, has one column, which is compared with every seed of the
+other arm. Differences are first minus second.
 """
 
 import math
@@ -20,7 +20,7 @@ from portllm.statistics.estimates import LEVEL, RESAMPLES, SEED, proportion_inte
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher the first arm scores; `test` and `interval` say how that was judged."""
+    """How much higher the first arm scores; `test` and `interval` name the methods used."""
 
     value: float
     stderr: float
@@ -37,7 +37,8 @@ class Difference:
 class Equivalence:
     """Whether two arms differ by less than `margin`.
 
-    `p_inside` tests that they differ by the margin or more, `p_outside` that by the margin or less.
+    `p_inside` is the p-value of "they differ by the margin or more", `p_outside` that of "they
+    differ by the margin or less".
     """
 
     margin: float
@@ -47,9 +48,9 @@ class Equivalence:
 
 @dataclass(frozen=True)
 class Flips:
-    """Shares of all items that one arm has right and the other wrong, each with its interval.
+    """Shares of all items that changed, each with its interval.
 
-    Negative: right before and wrong after. Positive: wrong before and right after.
+    Negative: correct before and wrong after. Positive: wrong before and correct after.
     """
 
     negative: float
@@ -63,10 +64,10 @@ class Flips:
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What is known of a difference: one-sided p-values against any bound, and intervals.
+    """The distribution of a difference: one-sided p-values against any bound, and intervals.
 
-    `above(bound)` tests that the difference is `bound` or less, `below(bound)` that it is `bound`
-    or more.
+    `above(bound)` is the p-value of "the difference is `bound` or less", `below(bound)` that of
+    "`bound` or more", `within(level)` the interval.
     """
 
     value: float
@@ -80,19 +81,24 @@ class _Evidence:
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """Exact two-sided p of McNemar's (1947) test from the items that one arm alone has right.
+    """Return the exact two-sided p-value of McNemar's (1947) test.
 
-    It is the binomial test of a half among them (scipy.stats.binomtest); without any, p is 1.
+    It is the binomial test of 1/2 among the discordant items; without any, p is 1.
+
+    Args:
+        first_only: number of items that only the first arm answers correctly.
+        second_only: number of items that only the second arm answers correctly.
     """
     discordant = first_only + second_only
     return float(stats.binomtest(first_only, discordant).pvalue) if discordant else 1.0
 
 
 def _tango_score(first_only: int, second_only: int, n: int, difference: float) -> float:
-    """Tango's (1998, Statistics in Medicine 17:891) score statistic of a paired difference.
+    """Return Tango's (1998, Statistics in Medicine 17:891) score statistic z(δ).
 
-    z(δ) = (b − c − nδ) / √(n(2q + δ − δ²)), where q is the most likely share of `second_only` under
-    a difference of δ, the larger root of 2n·q² + ((2n − b + c)δ − b − c)·q − cδ(1 − δ).
+    z(δ) = (b − c − nδ) / √(n(2q + δ − δ²)). Here b and c are `first_only` and `second_only`, and q
+    is the maximum-likelihood share of c under the difference δ, the larger root of
+    2n·q² + ((2n − b + c)δ − b − c)·q − cδ(1 − δ) = 0.
     """
     b, c = first_only, second_only
     above = b - c - n * difference
@@ -108,7 +114,14 @@ def _tango_score(first_only: int, second_only: int, n: int, difference: float) -
 def tango_interval(
     first_only: int, second_only: int, n: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Tango's score interval of a paired difference of shares: all δ with |z(δ)| ≤ z."""
+    """Return Tango's (1998) interval of a paired difference of shares: all δ with |z(δ)| ≤ z.
+
+    Args:
+        first_only: number of items that only the first arm answers correctly.
+        second_only: number of items that only the second arm answers correctly.
+        n: number of all items.
+        level: confidence level.
+    """
     z = float(stats.norm.ppf((1 + level) / 2))
 
     middle = (first_only - second_only) / n
@@ -116,7 +129,7 @@ def tango_interval(
     def end(bound: float, limit: float) -> float:
         if middle == limit:
             return limit
-        # The statistic falls with δ, from infinity at −1 to minus infinity at 1.
+        # z(δ) decreases from ∞ at δ = −1 to −∞ at δ = 1.
         return float(
             optimize.brentq(
                 lambda difference: _tango_score(first_only, second_only, n, difference) - bound,
@@ -130,7 +143,7 @@ def tango_interval(
 
 
 def _of_counts(first: Array, second: Array) -> _Evidence:
-    """One run of right and wrong items on each side."""
+    """Compare one run of binary items with another."""
     n = len(first)
     first_only = int(((first == 1) & (second == 0)).sum())
     second_only = int(((first == 0) & (second == 1)).sum())
@@ -152,29 +165,29 @@ def _of_counts(first: Array, second: Array) -> _Evidence:
 
 
 def _of_seeds(first: Array, second: Array) -> _Evidence:
-    """Several seeds whose scores are means: items and seeds are both random."""
+    """Compare several seeds whose scores are means, with random items and random seeds."""
     difference = first - second
-    found = seeds.mixed(difference)
-    # As in `_of_resamples`: no evidence that the arms are equivalent.
-    alike = not difference.any()
+    mixed = seeds.mixed(difference)
+    # As in `_of_resamples`, identical arms are no evidence of equivalence.
+    identical = not difference.any()
 
     def t(bound: float) -> float:
-        above = found.mean - bound
-        if found.stderr > 0:
-            return above / found.stderr
+        above = mixed.mean - bound
+        if mixed.stderr > 0:
+            return above / mixed.stderr
         return math.copysign(math.inf, above) if above else 0.0
 
     def within(level: float) -> tuple[float, float]:
-        again = seeds.mixed(difference, level)
-        return again.low, again.high
+        at_level = seeds.mixed(difference, level)
+        return at_level.low, at_level.high
 
     return _Evidence(
-        value=found.mean,
-        stderr=found.stderr,
-        above=lambda bound: 1.0 if alike else float(stats.t.sf(t(bound), found.df)),
-        below=lambda bound: 1.0 if alike else float(stats.t.cdf(t(bound), found.df)),
+        value=mixed.mean,
+        stderr=mixed.stderr,
+        above=lambda bound: 1.0 if identical else float(stats.t.sf(t(bound), mixed.df)),
+        below=lambda bound: 1.0 if identical else float(stats.t.cdf(t(bound), mixed.df)),
         within=within,
-        p_value=float(2 * stats.t.sf(abs(t(0.0)), found.df)),
+        p_value=float(2 * stats.t.sf(abs(t(0.0)), mixed.df)),
         test="t, items × seeds",
         interval="t, items × seeds",
     )
@@ -183,24 +196,24 @@ def _of_seeds(first: Array, second: Array) -> _Evidence:
 def _of_resamples(
     first: Array, second: Array, aggregation: str, resamples: int, seed: int
 ) -> _Evidence:
-    """All else: resamples of the items that both arms share."""
+    """Compare any arms by the paired bootstrap of their items."""
     one, other = resampling.resampled([first, second], aggregation, resamples, seed)
     drawn = one - other
     scores = [aggregations.by_seed(values, aggregation).mean() for values in (first, second)]
 
-    # Where no item differs no resample does, which tells nothing of the items that were not drawn:
-    # it is no evidence that the arms are equivalent, and no interval.
-    alike = not drawn.any()
+    # If no item differs, no resample does. That says nothing about unseen items, so it is no
+    # evidence of equivalence and gives no interval.
+    identical = not drawn.any()
 
-    # One is added to both counts: the sample itself is a resample (Davison and Hinkley 1997, 4.2).
+    # The sample itself counts as a resample (Davison and Hinkley 1997, section 4.2).
     def above(bound: float) -> float:
-        return 1.0 if alike else float((1 + (drawn <= bound).sum()) / (1 + resamples))
+        return 1.0 if identical else float((1 + (drawn <= bound).sum()) / (1 + resamples))
 
     def below(bound: float) -> float:
-        return 1.0 if alike else float((1 + (drawn >= bound).sum()) / (1 + resamples))
+        return 1.0 if identical else float((1 + (drawn >= bound).sum()) / (1 + resamples))
 
     def within(level: float) -> tuple[float, float]:
-        return (math.nan, math.nan) if alike else resampling.percentiles(drawn, level)
+        return (math.nan, math.nan) if identical else resampling.percentiles(drawn, level)
 
     return _Evidence(
         value=float(scores[0] - scores[1]),
@@ -220,20 +233,20 @@ def _evidence(
     one, other = aggregations.arm(first, aggregation), aggregations.arm(second, aggregation)
     columns = max(one.shape[1], other.shape[1])
     if len(one) != len(other):
-        raise InputError(f"arms need the same items; found {len(one)} and {len(other)}")
+        raise InputError(f"arms need the same items; found {len(one)} and {len(other)} items")
     if {one.shape[1], other.shape[1]} - {1, columns}:
         raise InputError(
-            f"arms need the same seeds; found {one.shape[1]} and {other.shape[1]} of them"
+            f"arms need the same seeds; found {one.shape[1]} and {other.shape[1]} seeds"
         )
     if aggregation != "mean":
-        found = _of_resamples(one, other, aggregation, resamples, seed)
+        evidence = _of_resamples(one, other, aggregation, resamples, seed)
     elif columns > 1:
-        found = _of_seeds(one, other)
+        evidence = _of_seeds(one, other)
     elif aggregations.is_binary(one) and aggregations.is_binary(other):
-        found = _of_counts(one, other)
+        evidence = _of_counts(one, other)
     else:
-        found = _of_resamples(one, other, aggregation, resamples, seed)
-    return found, len(one), columns
+        evidence = _of_resamples(one, other, aggregation, resamples, seed)
+    return evidence, len(one), columns
 
 
 def difference(
@@ -245,27 +258,39 @@ def difference(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Difference:
-    """Compare two arms on the same items, in the same order.
+    """Estimate and test the difference of two arms over the same items, in the same order.
 
-    One run each of right and wrong items: McNemar's exact test and Tango's interval. Several seeds:
-    Student's t with the noise of items and of seeds (`seeds.mixed`). All else: the paired bootstrap
-    (Efron and Tibshirani 1993, chapter 13; for metrics such as F1, Koehn 2004), its percentile
-    interval, missing where no item differs, and twice the smaller share of resamples on one side
-    of zero as p.
-    Raises InputError for other numbers of items or seeds.
+    The method depends on the arms:
+
+    - One run each of binary items: McNemar's exact test and Tango's interval.
+    - Several seeds of scores that are means: Student's t with item and seed noise (`seeds.mixed`).
+    - Otherwise: the paired bootstrap (Efron and Tibshirani 1993, chapter 13; Koehn 2004 for metrics
+      such as F1) with its percentile interval (NaN if no item differs). The p-value is twice the
+      smaller share of resamples on one side of zero.
+
+    Args:
+        first: (items, seeds) or (items, seeds, 2); see the module's docstring.
+        second: the other arm, over the same items.
+        aggregation: how items make a score.
+        level: confidence level.
+        resamples: number of bootstrap resamples.
+        seed: seed of the bootstrap.
+
+    Raises:
+        InputError: the arms have different numbers of items or seeds.
     """
-    found, n, columns = _evidence(first, second, aggregation, resamples, seed)
-    low, high = found.within(level)
+    evidence, n, columns = _evidence(first, second, aggregation, resamples, seed)
+    low, high = evidence.within(level)
     return Difference(
-        value=found.value,
-        stderr=found.stderr,
+        value=evidence.value,
+        stderr=evidence.stderr,
         low=low,
         high=high,
-        p_value=found.p_value,
+        p_value=evidence.p_value,
         n=n,
         seeds=columns,
-        test=found.test,
-        interval=found.interval,
+        test=evidence.test,
+        interval=evidence.interval,
     )
 
 
@@ -278,25 +303,28 @@ def equivalence(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Equivalence:
-    """Test whether two arms differ by less than `margin`, in the metric's own unit.
+    """Test whether two arms differ by less than `margin`, in the metric's unit.
 
-    Two one-sided tests (Schuirmann 1987): `p_inside` is the larger p of difference ≤ −margin and
-    difference ≥ margin. For right and wrong items each is Tango's score test, made for this; else
-    that of `difference`. `p_outside`, of a difference beyond the margin, is twice the smaller p of
-    difference ≤ margin and difference ≥ −margin. Raises InputError for a margin of zero or less.
+    Two one-sided tests (Schuirmann 1987): `p_inside` is the larger p-value of "difference ≤
+    −margin" and "difference ≥ margin". `p_outside` is twice the smaller p-value of "difference ≤
+    margin" and "difference ≥ −margin". Binary items use Tango's score test, other arms the test of
+    `difference`, which also describes the arguments.
+
+    Raises:
+        InputError: the margin is not positive.
     """
     if not margin > 0:
         raise InputError(f"found an equivalence margin of {margin}, expected more than 0")
-    found, _, _ = _evidence(first, second, aggregation, resamples, seed)
+    evidence, _, _ = _evidence(first, second, aggregation, resamples, seed)
     return Equivalence(
         margin=margin,
-        p_inside=max(found.above(-margin), found.below(margin)),
-        p_outside=min(1.0, 2 * min(found.above(margin), found.below(-margin))),
+        p_inside=max(evidence.above(-margin), evidence.below(margin)),
+        p_outside=min(1.0, 2 * min(evidence.above(margin), evidence.below(-margin))),
     )
 
 
 def verdict(p_inside: float, p_outside: float, level: float = LEVEL) -> str:
-    """Say whether two arms are comparable: `yes`, `no`, or `not shown` either way."""
+    """Return whether two arms are comparable: "yes", "no", or "not shown" (neither p is small)."""
     if p_inside < 1 - level:
         return "yes"
     return "no" if p_outside < 1 - level else "not shown"
@@ -306,24 +334,31 @@ def _share(flipped: Array, level: float) -> tuple[float, float, float]:
     if flipped.shape[1] == 1:
         share = float(flipped.mean())
         return share, *proportion_interval(share, len(flipped), level)
-    found = seeds.mixed(flipped, level)
-    if found.stderr == 0:
-        return found.mean, *proportion_interval(found.mean, len(flipped), level)
-    return found.mean, max(0.0, found.low), min(1.0, found.high)
+    mixed = seeds.mixed(flipped, level)
+    if mixed.stderr == 0:
+        return mixed.mean, *proportion_interval(mixed.mean, len(flipped), level)
+    return mixed.mean, max(0.0, mixed.low), min(1.0, mixed.high)
 
 
 def flips(before: NDArray, after: NDArray, level: float = LEVEL) -> Flips:
-    """Shares of items that were right and are wrong, and the other way round.
+    """Return the shares of items that became wrong and that became correct.
 
     The negative-flip rate of Yan et al. (2021, Positive-congruent training, CVPR), over all items.
-    Arms are (items, seeds) of right (1) and wrong (0). The interval is Wilson's, or for several
-    seeds that of `seeds.mixed` where they differ. Raises InputError for items that are neither.
+    Intervals are Wilson's, or those of `seeds.mixed` for several seeds that differ.
+
+    Args:
+        before: (items, seeds), 1 for correct and 0 for wrong.
+        after: the other arm, over the same items.
+        level: confidence level.
+
+    Raises:
+        InputError: a value is neither 0 nor 1, or the arms have different numbers of items.
     """
     first, second = aggregations.arm(before, "mean"), aggregations.arm(after, "mean")
     if not (aggregations.is_binary(first) and aggregations.is_binary(second)):
-        raise InputError("flips are of items that are right (1) or wrong (0); found another value")
+        raise InputError("flips need items that are correct (1) or wrong (0); found another value")
     if len(first) != len(second):
-        raise InputError(f"arms need the same items; found {len(first)} and {len(second)}")
+        raise InputError(f"arms need the same items; found {len(first)} and {len(second)} items")
     negative = _share(((first == 1) & (second == 0)).astype(float), level)
     positive = _share(((first == 0) & (second == 1)).astype(float), level)
     return Flips(*negative, *positive, n=len(first))

@@ -1,4 +1,4 @@
-"""The share of re-fine-tuning's gain that a port recovers."""
+"""Estimate the share of re-fine-tuning's gain that a port recovers."""
 
 import math
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ def _of_equal_arms(
 
 @dataclass(frozen=True)
 class Recovery:
-    """(ported − zero-shot) / (re-fine-tuned − zero-shot), and the gain that it divides by.
+    """The ratio (ported − zero-shot) / (re-fine-tuned − zero-shot), and its denominator, the gain.
 
-    `value`, `low` and `high` are missing (NaN) where the gain is within noise.
+    `value`, `low` and `high` are NaN if the gain is within noise.
     """
 
     value: float
@@ -47,18 +47,18 @@ def recovery(
     resamples: int = RESAMPLES,
     seed: int = SEED,
 ) -> Recovery:
-    """Recovery ratio with its interval by the paired bootstrap of all three arms together.
+    """Return the recovery ratio with its interval, by a paired bootstrap of all three arms.
 
-    Arms are as in `paired`. A ratio means nothing where its denominator may be zero: it is stated
-    only where the gain's own interval lies above zero. Then at most (1 − level)/2 of the resamples
-    have no gain, and these count as minus infinity for the lower end and as infinity for the upper.
-    With that the interval holds every ρ for which ported − zero-shot − ρ · gain may be zero, as
-    Fieller's (1954) does for normal means; a percentile interval of the plain quotients would take
-    a negative over a negative gain for a good recovery.
+    Arms are as in `paired`. The ratio is NaN unless the interval of the gain lies above zero, since
+    it means nothing if its denominator may be zero. Then at most (1 − level)/2 of the resamples
+    have no gain. They count as −∞ for the lower end and as ∞ for the upper end, so that the
+    interval contains every ρ for which ported − zero-shot − ρ · gain may be zero, like Fieller's
+    (1954) for normal means. In a percentile interval of plain quotients, a loss divided by a
+    negative gain would pass for a good recovery.
 
-    Where the port does as re-fine-tuning on every item, no resample differs from 1, which tells
-    nothing of the items that were not drawn. The interval is then that of their difference
-    (Tango's, for right and wrong items; else none), over the least gain of the gain's interval.
+    If the port equals re-fine-tuning on every item, every resample gives 1, which says nothing
+    about unseen items. The interval is then that of their difference (Tango's for binary items;
+    else NaN), divided by the lower end of the gain's interval.
     """
     arms = [aggregations.arm(values, aggregation) for values in (ported, zero_shot, re_fine_tuned)]
     scores = [float(aggregations.by_seed(values, aggregation).mean()) for values in arms]

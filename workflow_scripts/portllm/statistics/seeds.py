@@ -1,4 +1,4 @@
-"""Several seeds on the same items: their spread, and item noise told apart from seed noise."""
+"""Summarise several seeds on the same items, and separate item noise from seed noise."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from portllm.statistics.estimates import LEVEL
 
 @dataclass(frozen=True)
 class Seeds:
-    """Mean over seeds and the standard deviation between them (missing for one seed)."""
+    """Mean over seeds and the standard deviation between them (NaN for one seed)."""
 
     mean: float
     sd: float
@@ -23,9 +23,11 @@ class Seeds:
 
 
 def over_seeds(values: NDArray, aggregation: str = "mean") -> Seeds:
-    """Mean and standard deviation (divisor S − 1) of the scores of S seeds.
+    """Return mean and standard deviation (divisor S − 1) of the scores of S seeds.
 
-    `values` are (items, seeds), or (items, seeds, 2) pairs for `f1` and `mcc`.
+    Args:
+        values: (items, seeds), or (items, seeds, 2) pairs for `f1` and `mcc`.
+        aggregation: how items make a score.
     """
     items = aggregations.arm(values, aggregation)
     scores = aggregations.by_seed(items, aggregation)
@@ -35,12 +37,11 @@ def over_seeds(values: NDArray, aggregation: str = "mean") -> Seeds:
 
 @dataclass(frozen=True)
 class Mixed:
-    """The mean of items × seeds, and where its noise comes from.
+    """The mean of items × seeds, and the components of its noise.
 
-    `item_stderr` is what more items would lessen, `seed_stderr` what more seeds would, and
-    `residual_stderr` what either would; `stderr` is all of them together, with `df` degrees of
-    freedom in the interval. Where no value differs from another there is none (NaN): that tells
-    nothing of the items and seeds that were not drawn.
+    More items reduce `item_stderr`, more seeds `seed_stderr`, and either `residual_stderr`.
+    `stderr` combines all three; the interval has `df` degrees of freedom. If all values are equal,
+    the interval is NaN, because nothing is known about unseen items and seeds.
     """
 
     mean: float
@@ -59,19 +60,25 @@ class Mixed:
 
 
 def mixed(values: NDArray, level: float = LEVEL) -> Mixed:
-    """Split the noise of (items, seeds) values in that of items and that of seeds.
+    """Split the noise of (items, seeds) values into item noise and seed noise.
 
-    The model is value = mean + item + seed + residual, all random, with items and seeds crossed,
-    since every seed answers the same items. Its variances are estimated from the mean squares of
-    the two-way table without replication (Searle, Casella and McCulloch 1992, Variance Components,
-    chapter 4; negative ones are zero), the degrees of freedom by Satterthwaite (1946). Values may
-    be right and wrong: no step needs them to be normal but the interval of the mean.
-    Raises InputError with fewer than two seeds or items.
+    The model is value = mean + item + seed + residual with crossed random effects, because every
+    seed answers the same items. Variances come from the mean squares of the two-way table without
+    replication (Searle, Casella and McCulloch 1992, Variance Components, chapter 4; negative ones
+    are set to zero), degrees of freedom from Satterthwaite (1946). Values may be binary: only the
+    interval of the mean assumes a normal distribution.
+
+    Args:
+        values: (items, seeds).
+        level: confidence level.
+
+    Raises:
+        InputError: fewer than two seeds or two items.
     """
     table = aggregations.arm(values, "mean")
     n, seeds = table.shape
     if seeds < 2:
-        raise InputError("telling items from seeds needs two seeds or more; found 1")
+        raise InputError("seed noise needs two seeds or more; found 1")
     mean = table.mean()
     item_means, seed_means = table.mean(axis=1), table.mean(axis=0)
     residual = table - item_means[:, None] - seed_means + mean
@@ -80,7 +87,7 @@ def mixed(values: NDArray, level: float = LEVEL) -> Mixed:
     of_residual = float((residual**2).sum()) / ((n - 1) * (seeds - 1))
     item = max(0.0, (of_items - of_residual) / seeds)
     seed = max(0.0, (of_seeds - of_residual) / n)
-    # What is left out is a mean square whose component is zero; another one has its noise already.
+    # A mean square whose component is zero is dropped: the other one already contains its noise.
     residual_df = (n - 1) * (seeds - 1)
     parts = [(of_items, n - 1, item > 0), (of_seeds, seeds - 1, seed > 0)]
     kept = [(square, df) for square, df, positive in parts if positive]
