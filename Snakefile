@@ -31,13 +31,13 @@ include: "rules/plan.smk"
 
 onsuccess:
     PROGRESS.succeeded(
-        workflow.pathvars.apply(place)
-        for place in ("<results>/report.html", "<results>/tables")
+        workflow.pathvars.apply(f"<results>/{name}")
+        for name in ("report.html", "tables", "figures", "scores.csv", "scores")
     )
 
 
 onerror:
-    PROGRESS.failed(log)
+    PROGRESS.failed()
 
 
 rule all:

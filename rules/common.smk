@@ -100,9 +100,9 @@ except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
 
-# One run at a time on the results; damaged ones are made again; signals stop the jobs.
+# One run at a time uses the results. Damaged results are made again. Signals stop the jobs.
 run_guard.attend(workflow, logger)
-PROGRESS = progress.follow(logger, is_main=workflow.is_main_process)
+PROGRESS = progress.follow(workflow, logger, requests.minutes_by_rule(PRICED))
 # Jobs that a killed run left on a cluster are not submitted again.
 clusters.attend(workflow)
 

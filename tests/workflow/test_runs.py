@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -62,12 +63,8 @@ def training(study: Checkout) -> int:
 
 
 def made(said: str) -> list[str]:
-    """Rules of the jobs that a run says it has started."""
-    return [
-        line.split()[1].rstrip(":")
-        for line in said.splitlines()
-        if line.startswith(("rule ", "localrule "))
-    ]
+    """Rules of the jobs that a run reports as started."""
+    return re.findall(r"\] start (\w+)", said)
 
 
 def test_a_second_run_says_so_and_stops(

@@ -57,6 +57,16 @@ LARGE, THREADS_FOR_LARGE = 1_000_000_000, 4
 DEVICE_BYTES = 80_000_000_000
 
 
+def minutes_by_rule(priced: PricedStudy) -> dict[str, float]:
+    """Return the minutes that the jobs of each rule request for the study's largest model.
+
+    They are limits, not forecasts, but in proportion to each other.
+    """
+    sizes = [formulas.parameters(version.architecture) for version in priced.versions.values()]
+    billions = max(sizes, default=0) / 1e9
+    return {rule: start + per_billion * billions for rule, (start, per_billion) in MINUTES.items()}
+
+
 def stage_of(rule: str) -> str:
     """The stage under whose name the study sets what a rule's jobs ask for."""
     return STAGES.get(rule, rule)

@@ -1,77 +1,185 @@
-"""How far a run is: after each job, how long it has taken and what each stage has left.
+"""Report the progress of a run: one line when a job starts, ends or fails.
 
-Snakemake announces what it does in its log, with the numbers; here they are put together, and at
-the end it is said where the results are, or which jobs failed and where each says why.
+Snakemake announces each event in its log. `Progress` is a log handler that counts the events and
+logs lines of its own. On the terminal they replace Snakemake's report of each job, which fills a
+screen every few jobs. Snakemake's log file keeps both. With --verbose or --printshellcmds, the
+terminal shows both as well.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from portllm.jobs.durations import JobForecast, format_duration
+from portllm.snakemake_hooks.run_guard import STREAM_HANDLER
 
-def duration(seconds: float) -> str:
-    """A time for people: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+OTHER_RULES_MINUTES = 5
+"""Relative duration of jobs that plan no time limit, such as tables. See `requests.MINUTES`."""
+REPLACED_EVENTS = frozenset(
+    {
+        LogEvent.WORKFLOW_STARTED,
+        LogEvent.JOB_INFO,
+        LogEvent.JOB_STARTED,
+        LogEvent.JOB_FINISHED,
+        LogEvent.PROGRESS,
+    }
+)
+REPLACED_MESSAGES = (
+    "Assuming unrestricted shared filesystem",
+    "Using shell: ",
+    "Rules claiming more threads",
+    "Conda environments: ignored",
+    "Select jobs to execute",
+    "Handing over execution",
+)
+
+
+@dataclass(frozen=True)
+class StartedJob:
+    """A job that has started. `start` is a reading of `time.monotonic`."""
+
+    rule: str
+    wildcards: tuple[str, ...]
+    outputs: tuple[str, ...]
+    start: float
+    is_reported: bool
+
+    @property
+    def name(self) -> str:
+        """The rule and the values of its wildcards, as in the path of its log."""
+        return f"{self.rule} {'/'.join(self.wildcards)}".rstrip()
 
 
 class Progress(logging.Handler):
-    """Listens to a run's log and tells how far it is."""
+    """Log handler that counts the jobs of a run and reports their starts, ends and failures."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, minutes: Mapping[str, float]) -> None:
+        """Create a handler; `minutes` are the relative durations of the jobs of long rules."""
         super().__init__()
         self._logger = logger
-        self._begun = time.monotonic()
-        self._wanted: dict[str, int] = {}
+        self._start = time.monotonic()
+        self._jobs_start: float | None = None
+        self._total: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
-        self._rules: dict[int, str] = {}
-        self._failed: dict[str, str] = {}
+        self._running: dict[int, StartedJob] = {}
+        self._failures: dict[str, str] = {}
+        self._outputs: list[str] = []
+        self._forecast = JobForecast(minutes, OTHER_RULES_MINUTES)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count a job that begins, ends or fails."""
-        event = getattr(record, "event", None)
-        if event == LogEvent.RUN_INFO:
-            self._wanted = {rule: n for rule, n in record.stats.items() if rule != "total"}
-        elif event == LogEvent.JOB_INFO:
-            self._rules[record.jobid] = record.rule_name
-        elif event == LogEvent.JOB_FINISHED:
-            self._done[self._rules.get(record.job_id, "")] += 1
-        elif event == LogEvent.JOB_ERROR:
-            self._failed[f"{record.rule_name} ({', '.join(record.output)})"] = ", ".join(record.log)
-        elif event == LogEvent.PROGRESS and (left := self.left()):
-            passed = duration(time.monotonic() - self._begun)
-            self._logger.info(f"After {passed}: {', '.join(left)}")
+        """Count a job that starts, ends or fails."""
+        match getattr(record, "event", None):
+            case LogEvent.RUN_INFO:
+                stats = {rule: count for rule, count in record.stats.items() if rule != "total"}
+                self._total = Counter(stats)
+            case LogEvent.JOB_INFO:
+                self._job_started(record)
+            case LogEvent.JOB_FINISHED:
+                self._job_finished(record.job_id)
+            case LogEvent.JOB_ERROR:
+                self._job_failed(record)
 
-    def left(self) -> list[str]:
-        """The stages that have jobs left, with how many of how many are done."""
-        return [
-            f"{rule} {self._done[rule]} of {wanted}"
-            for rule, wanted in self._wanted.items()
-            if rule != "all" and self._done[rule] < wanted
-        ]
+    def _job_started(self, record: Any) -> None:
+        now = time.monotonic()
+        self._jobs_start = self._jobs_start or now
+        wildcards = tuple(map(str, record.wildcards.values()))
+        # `all` has no command, and the plan prints its own output.
+        is_reported = bool(record.shellcmd) and not record.is_handover
+        job = StartedJob(record.rule_name, wildcards, tuple(record.output), now, is_reported)
+        self._running[record.jobid] = job
+        if job.is_reported:
+            self._report(f"start {job.name}")
+
+    def _job_finished(self, jobid: int) -> None:
+        job = self._running.pop(jobid, None)
+        if job is None:
+            return
+        seconds = time.monotonic() - job.start
+        self._done[job.rule] += 1
+        self._outputs += job.outputs
+        self._failures.pop(job.name, None)  # an earlier attempt
+        if not job.is_reported:
+            return
+        self._forecast.add(job.rule, seconds)
+        text = f"done  {job.name} in {format_duration(seconds)}; {self._elapsed()} elapsed"
+        left = self._seconds_left() or 0
+        self._report(text + (f", about {format_duration(left)} left" if left >= 1 else ""))
+
+    def _job_failed(self, record: Any) -> None:
+        job = self._running.pop(record.jobid, None)
+        name = job.name if job else record.rule_name
+        log_files = ", ".join(record.log) or "see the error above"
+        self._failures[name] = log_files
+        self._logger.error(self._line(f"FAILED {name}; log: {log_files}"))
+
+    def _seconds_left(self) -> float | None:
+        now = time.monotonic()
+        running = [(job.rule, now - job.start) for job in self._running.values()]
+        pending = self._total - self._done - Counter(rule for rule, _ in running)
+        pending.pop("all", None)
+        return self._forecast.seconds_left(pending, running, now - (self._jobs_start or now))
+
+    def _elapsed(self) -> str:
+        return format_duration(time.monotonic() - self._start)
+
+    def _line(self, text: str) -> str:
+        total = self._total.total()
+        done = f"{self._done.total():{len(str(total))}}"
+        return f"{time.strftime('%H:%M:%S')} [{done}/{total}] {text}"
+
+    def _report(self, text: str) -> None:
+        self._logger.info(self._line(text), extra={"quietness": Quietness.PROGRESS})
 
     def succeeded(self, results: Iterable[str]) -> None:
-        """Say that the run is complete and where its results are."""
-        took = duration(time.monotonic() - self._begun)
-        self._logger.info(f"Done in {took}. Look at {', '.join(results)}.")
+        """Report the end of a complete run, and which of the main results it made.
 
-    def failed(self, said: Iterable[str]) -> None:
-        """Say which jobs failed, and where each says why."""
-        for job, logs in self._failed.items():
-            self._logger.error(f"Failed: {job}; why: {logs or 'above'}")
-        self._logger.error(
-            f"The same command goes on from here. Everything is in {', '.join(said)}"
-        )
+        Args:
+            results: files and directories, the most important first.
+        """
+        if not self._outputs:
+            return
+        made = [result for result in results if self._has_made(result)]
+        made = made or sorted({str(Path(self._outputs[-1]).parent)})
+        jobs = self._done.total()
+        count = f"{jobs} job" if jobs == 1 else f"{jobs} jobs"
+        self._logger.info(f"Finished {count} in {self._elapsed()}. Results: {', '.join(made)}")
+
+    def _has_made(self, result: str) -> bool:
+        return any(Path(output).is_relative_to(result) for output in self._outputs)
+
+    def failed(self) -> None:
+        """Report the end of a failed run: which jobs failed, and their logs."""
+        for job, job_logs in self._failures.items():
+            self._logger.error(f"Failed: {job}; log: {job_logs}")
+        self._logger.error("Rerun the same command to resume.")
 
 
-def follow(logger: logging.Logger, *, is_main: bool) -> Progress:
-    """Follow a run; Snakemakes that others start for single jobs are not followed."""
-    progress = Progress(logger)
-    if is_main:
-        logger.addHandler(progress)
+def is_shown(record: logging.LogRecord) -> bool:
+    """Whether a record of Snakemake's is shown on the terminal beside the lines of `Progress`."""
+    if getattr(record, "event", None) in REPLACED_EVENTS:
+        return False
+    return not str(record.msg).startswith(REPLACED_MESSAGES)
+
+
+def follow(workflow: Any, logger: logging.Logger, minutes: Mapping[str, float]) -> Progress:
+    """Report the progress of a workflow's run. Call it where the workflow is defined.
+
+    Dry runs, and Snakemake processes that run a single job for another Snakemake, are left alone.
+    """
+    progress = Progress(logger, minutes)
+    output = workflow.output_settings
+    if not workflow.is_main_process or output.dryrun:
+        return progress
+    logger.addHandler(progress)
+    if not (output.verbose or output.printshellcmds):
+        for handler in logger.handlers:
+            if handler.name == STREAM_HANDLER:
+                handler.addFilter(is_shown)
     return progress
