@@ -1,5 +1,5 @@
 # make demo        build what is missing and run the default study (12 to 25 minutes)
-# make envs        build every environment; on a cluster, run this on the login node
+# make envs        build every environment, or rebuild it if its pins changed (on a login node)
 # make test        run all tests except those on SLURM
 # make test-fast   run the library's tests: no Snakemake, no study
 # make test-slurm  run the tests on a real SLURM with fake GPUs (root, Debian's packages)
@@ -12,11 +12,11 @@ SNAKEMAKE := .venvs/workflow/bin/snakemake
 PYTEST := .venvs/test/bin/python -m pytest
 # Tests of one file share what its fixtures make, so a file stays with one process.
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-UV := .venvs/uv/bin/uv
+UV = $$(command -v .venvs/uv/bin/uv || echo uv)
 
 .PHONY: demo help envs test test-fast test-slurm lint pins docs
 
-demo: .venvs/workflow.ready
+demo: workflow-environment
 	$(SNAKEMAKE) --cores all
 	@echo
 	@cat results/tables/main.md
@@ -31,21 +31,23 @@ demo: .venvs/workflow.ready
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(MAKEFILE_LIST)
 
-envs: .venvs/workflow.ready .venvs/train.ready .venvs/eval.ready
+envs: workflow-environment train-environment eval-environment
+envs: $(if $(wildcard .venvs/vllm),vllm-environment)
 
-.venvs/%.ready: envs/%.txt
-	envs/make.sh $*
+# An environment itself records what it was built from: there is no file to compare times with.
+%-environment:
+	@envs/make.sh $*
 
-test: envs .venvs/test.ready lint
+test: envs test-environment lint
 	$(PYTEST) $(AT_ONCE)
 
-test-fast: envs .venvs/test.ready lint
+test-fast: envs test-environment lint
 	$(PYTEST) $(AT_ONCE) -m "not slow" tests/unit
 
-test-slurm: envs .venvs/test.ready
+test-slurm: envs test-environment
 	$(PYTEST) tests/slurm
 
-lint: .venvs/workflow.ready .venvs/test.ready
+lint: workflow-environment test-environment
 	.venvs/test/bin/ruff check .
 	.venvs/test/bin/ruff format --check .
 	.venvs/test/bin/snakefmt --check Snakefile rules
@@ -57,8 +59,8 @@ lint: .venvs/workflow.ready .venvs/test.ready
 COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-header \
 	--no-emit-package triton $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
 
-# uv, which resolves, is made with the first environment.
-pins: .venvs/workflow.ready
+# Building the first environment installs uv, unless it is on PATH.
+pins: workflow-environment
 	for name in workflow train eval vllm test; do \
 		$(COMPILE) envs/$$name.in --output-file envs/$$name.txt; \
 		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \

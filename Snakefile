@@ -13,7 +13,6 @@ if not workflow.configfiles:
 
 
 include: "rules/common.smk"
-include: "rules/environments.smk"
 include: "rules/corpus.smk"
 include: "rules/base.smk"
 include: "rules/task_data.smk"

@@ -8,7 +8,6 @@ Every figure is a ratio of two times of the same run, on a machine that does not
 """
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "workflow_scripts")]
 
-from conftest import STAND_IN, Checkout, make_checkout  # noqa: E402
+from conftest import STAND_IN, Checkout, make_checkout, use_stand_ins  # noqa: E402
 
 from portllm.study import config as configuration  # noqa: E402
 
@@ -145,14 +144,7 @@ def stand_in(checkout: Checkout, config: dict[str, Any], seconds_a_minute: float
             f'exec {sys.executable} {STAND_IN} "$@"',
         ]
     )
-    (checkout.directory / ".venvs").unlink()
-    for name in ("train", "eval"):
-        interpreter = checkout.directory / ".venvs" / name / "bin" / "python"
-        interpreter.parent.mkdir(parents=True)
-        interpreter.write_text(script + "\n")
-        interpreter.chmod(0o755)
-        (checkout.directory / ".venvs" / f"{name}.ready").touch()
-        os.utime(checkout.directory / "envs" / f"{name}.txt", (0, 0))
+    use_stand_ins(checkout, script + "\n")
 
 
 def lower_bound(jobs: list[tuple[str, dict[str, str]]], config: dict[str, Any]) -> float:

@@ -1,6 +1,5 @@
 rule measure_movement:
     input:
-        environment_ready("eval"),
         base="<results>/models/{model}/base",
         version="<results>/models/{model}/{version}",
     output:
@@ -22,7 +21,6 @@ rule measure_movement:
 
 rule measure_norms:
     input:
-        environment_ready("eval"),
         version="<results>/models/{model}/{applied_to}",
         ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
         native="<results>/patches/{model}/{applied_to}/{task}/seed{seed}",
@@ -47,7 +45,6 @@ rule measure_norms:
 
 rule measure_geometry:
     input:
-        environment_ready("eval"),
         base="<results>/models/{model}/{trained_on}",
         version="<results>/models/{model}/{applied_to}",
         ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
@@ -73,7 +70,6 @@ rule measure_geometry:
 
 rule measure_loss_slice:
     input:
-        environment_ready("eval"),
         version="<results>/models/{model}/{applied_to}",
         ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
         native="<results>/patches/{model}/{applied_to}/{task}/seed{seed}",

@@ -8,7 +8,6 @@ ruleorder: pretrain > fetch_model
 
 rule pretrain:
     input:
-        environment_ready("eval"),
         corpus=lambda wildcards: (
             "<results>/corpora/{corpus}.jsonl".format(
                 **config["models"][wildcards.model]["base"]["from_scratch"]
@@ -40,7 +39,6 @@ rule pretrain:
 
 rule fetch_model:
     input:
-        environment_ready("eval"),
         files=lambda wildcards: source_files(
             matrix.sources(config, wildcards.model)[wildcards.version], fetching.MODEL
         ),

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 HERE = Path(os.path.relpath(workflow.basedir))
 ENVIRONMENTS = HERE / ".venvs"
@@ -13,15 +14,13 @@ sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 from portllm.data import fetching
 from portllm.jobs import devices, supervision
 from portllm.planning import estimates, requests
-from portllm.snakemake_hooks import clusters, output_cache, progress, run_guard
+from portllm.snakemake_hooks import clusters, environments, output_cache, progress, run_guard
 from portllm.study import config as configuration
 from portllm.study import imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
 from portllm.errors import InputError
 
-WITH_CONDA = any(
-    method.value == "conda" for method in workflow.deployment_settings.deployment_method
-)
+WITH_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 
 
 def python(environment):
@@ -54,8 +53,9 @@ envvars:
     "RUN_JOB",
 
 
-# None before the eval environment is made; the task-data stage then says what is wrong.
-TASK_LIBRARY = next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
+def task_library():
+    """The folder of lm-eval's own tasks; None before the eval environment is built."""
+    return next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
 
 
 def device_limit():
@@ -84,7 +84,7 @@ try:
         config,
         schema=HERE / "config" / "schema.yaml",
         files=[Path(file) for file in workflow.configfiles],
-        task_library=TASK_LIBRARY,
+        task_library=task_library(),
         device_limit=device_limit(),
     )
     RECIPES = configuration.recipes(config)
@@ -105,6 +105,17 @@ run_guard.attend(workflow, logger)
 PROGRESS = progress.follow(workflow, logger, requests.minutes_by_rule(PRICED))
 # Jobs that a killed run left on a cluster are not submitted again.
 clusters.attend(workflow)
+if not WITH_CONDA:
+    environments.attend(
+        workflow,
+        logger,
+        environments.required(config),
+        checkout=HERE,
+        logs=Path(workflow.pathvars.apply("<logs>")),
+        after_building=lambda: configuration.check_tasks(
+            config, task_library(), workflow.configfiles
+        ),
+    )
 
 # Named by a rule whose outputs several checkouts can share (`--cache`). Said only where it is
 # asked for, or Snakemake would advertise it for each rule of each run.
@@ -112,17 +123,12 @@ SHARED = workflow.workflow_settings.cache is not None
 
 
 # Scores are made in the environment of what runs the models.
-SCORING = {"hf": "eval", "vllm": "vllm"}[config["scoring"]["backend"]]
+SCORING = environments.BACKENDS[config["scoring"]["backend"]]
 os.environ["SCORE_PYTHON"] = str(python(SCORING))
 
 
 envvars:
     "SCORE_PYTHON",
-
-
-def environment_ready(environment):
-    """Input of every rule that uses an environment. A changed pin does not redo its work."""
-    return [] if WITH_CONDA else ancient(ENVIRONMENTS / f"{environment}.ready")
 
 
 def asks(rule, name, default):

@@ -4,7 +4,6 @@ localrules:
 
 rule make_corpus:
     input:
-        environment_ready("eval"),
         files=lambda wildcards: paths.corpus_files(config, wildcards.corpus),
     output:
         rows="<results>/corpora/{corpus}.jsonl",

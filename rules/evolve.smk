@@ -1,6 +1,5 @@
 rule preprocess:
     input:
-        environment_ready("train"),
         model=lambda wildcards: paths.parent_path(config, **wildcards),
         corpus=lambda wildcards: paths.corpus_path(
             config["evolutions"][wildcards.version]["corpus"]
@@ -31,7 +30,6 @@ rule preprocess:
 
 rule evolve:
     input:
-        environment_ready("train"),
         model=lambda wildcards: paths.parent_path(config, **wildcards),
         corpus=lambda wildcards: paths.corpus_path(
             config["evolutions"][wildcards.version]["corpus"]

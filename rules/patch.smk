@@ -11,7 +11,6 @@ EXISTING_PATCHES = {paths.patch_name(patch): patch for patch in matrix.existing_
 
 rule fetch_patch:
     input:
-        environment_ready("eval"),
         files=lambda wildcards: source_files(
             matrix.existing_patches(config)[EXISTING_PATCHES[wildcards.existing]], fetching.ADAPTER
         ),
@@ -37,7 +36,6 @@ rule fetch_patch:
 
 rule train_patch:
     input:
-        environment_ready("train"),
         model="<results>/models/{model}/{trained_on}",
         task="<results>/tasks/{task}",
     output:

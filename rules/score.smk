@@ -13,7 +13,6 @@ def cells_of(wildcards):
 
 rule score:
     input:
-        environment_ready(SCORING),
         version="<results>/models/{model}/{applied_to}",
         task="<results>/tasks/{task}",
         files=lambda wildcards: paths.task_definition_files(config, wildcards.task),

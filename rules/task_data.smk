@@ -4,7 +4,6 @@ localrules:
 
 rule make_task_data:
     input:
-        environment_ready("eval"),
         files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
     output:
         directory("<results>/tasks/{task}"),

@@ -1,6 +1,5 @@
 rule transplant:
     input:
-        environment_ready("eval"),
         patch="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
         version="<results>/models/{model}/{applied_to}",
     output:
@@ -25,7 +24,6 @@ rule transplant:
 
 rule merge:
     input:
-        environment_ready("eval"),
         adapter=lambda wildcards: paths.adapter_path(matrix.Cell(**wildcards)),
         version="<results>/models/{model}/{applied_to}",
     output:

@@ -1,5 +1,6 @@
 """What the tests share: fresh copies of the project, and Snakemake run in them."""
 
+import hashlib
 import os
 import shutil
 import signal
@@ -182,20 +183,28 @@ def checkout(tmp_path: Path) -> Checkout:
 STAND_IN = Path(__file__).parent / "workflow" / "stand_in.py"
 
 
-def use_stand_ins(checkout: Checkout) -> None:
+INTERPRETER = f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n'
+
+
+def use_stand_ins(checkout: Checkout, interpreter: str = INTERPRETER) -> None:
     """Let jobs only make their outputs, so that tests of what is run when take seconds.
 
     The rules, the configuration and Snakemake are real; the interpreters are not.
     """
-    environments = checkout.directory / ".venvs"
-    environments.unlink()
+    (checkout.directory / ".venvs").unlink()
     for name in ("train", "eval"):
-        interpreter = environments / name / "bin" / "python"
-        interpreter.parent.mkdir(parents=True)
-        interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n')
-        interpreter.chmod(0o755)
-        (environments / f"{name}.ready").touch()
-        os.utime(checkout.directory / "envs" / f"{name}.txt", (0, 0))
+        add_environment(checkout, name, interpreter)
+
+
+def add_environment(checkout: Checkout, name: str, interpreter: str = INTERPRETER) -> None:
+    """Add an environment whose Python is a script, as if built from the checkout's pins."""
+    environment = checkout.directory / ".venvs" / name
+    (environment / "bin").mkdir(parents=True)
+    python = environment / "bin" / "python"
+    python.write_text(interpreter)
+    python.chmod(0o755)
+    pins = checkout.directory / "envs" / f"{name}.txt"
+    (environment / "made_from").write_text(hashlib.sha256(pins.read_bytes()).hexdigest() + "\n")
 
 
 def copy_state(checkout: Checkout, directory: Path) -> Checkout:

@@ -65,8 +65,11 @@ def four_gpus_each_for_one_job_at_a_time(study: StandInStudy, cluster: Cluster) 
     # An environment that is not there yet is made here, once, and not by the jobs that need it.
     made = study.folder / "environments"
     make = study.checkout.directory / "envs" / "make.sh"
-    make.write_text(f'echo "$1 ${{SLURM_JOB_ID:-here}}" >>{made}; touch .venvs/$1.ready\n')
-    (study.checkout.directory / ".venvs" / "train.ready").unlink()
+    made_from = study.checkout.directory / ".venvs" / "train" / "made_from"
+    digest = made_from.read_text().strip()
+    lines = (f'echo "$1 ${{SLURM_JOB_ID:-here}}" >>{made}', f"echo {digest} >{made_from}")
+    make.write_text("#!/bin/sh\n" + "\n".join(lines) + "\n")
+    made_from.unlink()
     run = study.start(*patches, partition="gpu2")
     first = study.begun(*patches, times=4)
     wait_until("all are submitted", lambda: study.submissions() == 7)

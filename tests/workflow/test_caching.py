@@ -206,7 +206,7 @@ def test_another_backend_scores_again_in_its_own_environment(study: Checkout) ->
     edit(study, lambda config: config["scoring"].update(backend="vllm"))
     assert study.counts() == {"score": 17, **LAST}
     shown = study.run("--dry-run", "--printshellcmds").stdout
-    assert "Making the vllm environment" in shown
+    assert "not built yet: vllm." in shown
     commands = [line for line in shown.splitlines() if "$SCORE_PYTHON" in line]
     assert len(commands) == 17
     assert all(" --gpus 1 " in line and " --backend vllm " in line for line in commands)
@@ -225,7 +225,12 @@ def test_task_definition_redoes_that_task(study: Checkout) -> None:
     assert study.counts()["train_patch"] == 4
 
 
-def test_changed_pin_keeps_what_is_trained(study: Checkout) -> None:
+def test_changed_pins_are_reported_and_redo_nothing(study: Checkout) -> None:
     pins = study.directory / "envs" / "train.txt"
+    pins.touch()
+    assert "train environment" not in study.complete()
     pins.write_text(pins.read_text() + "# another pin\n")
-    assert {rule for rule, _ in study.planned()} <= {"environment"}
+    run = study.complete()
+    assert "Nothing to be done" in run
+    (line,) = [line for line in run.splitlines() if "envs/train.txt" in line]
+    assert "`make envs`" in line

@@ -16,6 +16,7 @@ from typing import Any
 
 import portllm
 from portllm.errors import InputError
+from portllm.storage import environments
 from portllm.storage.files import (
     hash_file,
     hash_files,
@@ -153,6 +154,7 @@ def describe(
         "content_hash": hash_value(content),
         "code": code_version(),
         "packages": package_versions(packages),
+        "environment": environments.provenance(),
         "cost": asdict(cost),
         "host_cores": os.cpu_count(),
         **more,

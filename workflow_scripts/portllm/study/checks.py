@@ -267,7 +267,11 @@ def _check_merged(config: Config, origins: KeyOrigins) -> None:
             raise InputError(f"{origins.at('merged', index)}: no cell of the study: {described}")
 
 
-def _check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> None:
+def check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> None:
+    """Check that lm-eval or the study defines the chosen tasks.
+
+    Without lm-eval (`library` is None) only the study's own tasks are checked.
+    """
     trained = matrix.trained_tasks(config)
     for task in matrix.chosen(config, "tasks"):
         definition = config["tasks"][task]
@@ -277,7 +281,7 @@ def _check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> N
         if "include" in definition and not Path(definition["include"]).is_dir():
             raise InputError(f"{place}.include: no such directory: {definition['include']}")
         if not folders or (library is None and "include" not in definition):
-            # lm-eval is not installed yet; the task-data stage will say it.
+            # lm-eval is not installed yet; a run checks again once it is.
             continue
         found = task_files.find(name, folders)
         if found is None:
@@ -328,7 +332,7 @@ def check_references(
     _check_methods(config, origins)
     _check_imported(config, origins)
     _check_arms(config, origins)
-    _check_tasks(config, task_library, origins)
+    check_tasks(config, task_library, origins)
     _check_merged(config, origins)
     _check_scoring(config, origins)
     _check_tables(config, origins)

@@ -107,6 +107,11 @@ def check_packages(found: dict[str, dict[str, Any]], pins: Path) -> None:
             )
 
 
+def check_tasks(config: Config, library: Path | None, files: Iterable[str]) -> None:
+    """Check a loaded study's tasks again, once lm-eval is installed. Arguments as in `load`."""
+    checks.check_tasks(config, library, KeyOrigins(map(Path, files)))
+
+
 def load(
     config: Config,
     *,

@@ -1,8 +1,5 @@
 """The two ways to make an environment install the same pins."""
 
-import hashlib
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,18 +41,3 @@ def test_torch_is_the_same_everywhere() -> None:
         }
         assert len(found) == 1
     assert "torch==2.13.0" in pins("train")
-
-
-def test_an_environment_that_is_there_is_not_made_again(tmp_path: Path) -> None:
-    """Snakemake removes the stamp before it runs the rule that writes it."""
-    (tmp_path / "envs").mkdir()
-    shutil.copy(ENVIRONMENTS / "make.sh", tmp_path / "envs")
-    (tmp_path / "envs" / "some.txt").write_text("no-such-package-at-all==1\n")
-    digest = hashlib.sha256((tmp_path / "envs" / "some.txt").read_bytes()).hexdigest()
-    interpreter = tmp_path / ".venvs" / "some" / "bin" / "python"
-    interpreter.parent.mkdir(parents=True)
-    interpreter.touch(mode=0o755)
-    (tmp_path / ".venvs" / "some" / "made_from").write_text(digest + "\n")
-    subprocess.run([tmp_path / "envs" / "make.sh", "some"], check=True)
-    assert (tmp_path / ".venvs" / "some.ready").read_text() == digest + "\n"
-    assert interpreter.exists()
