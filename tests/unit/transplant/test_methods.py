@@ -189,14 +189,17 @@ def test_a_portfolio_is_one_checkpoint_or_one_each(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--merged", "a", "b", "c"], "--merged: 3 given, expected one"),
+        (["--merged", "a", "b", "c"], "--output: 3 given, expected one"),
         (["--merged", "a", "--weight", "1"], "--weight: 1 given, expected one for each of 2"),
         (["--adapter", "a"], "an adapter holds one patch, times one; merge the weighted sum"),
-        (["--adapter", "a", "--unmerge"], "--unmerge gives a checkpoint"),
+        (
+            ["--adapter", "a", "--unmerge"],
+            "--unmerge writes a checkpoint: give --merged instead",
+        ),
         (["--merged", "a", "a"], "two outputs are the same directory"),
-        (["--merged", "MODEL"], "holds what is read; expected another directory"),
-        (["--merged", "."], "holds what is read; expected another directory"),
-        (["--merged", "mine"], "is there and is no artefact of this program's making"),
+        (["--merged", "MODEL"], "contains an input; choose another directory"),
+        (["--merged", "."], "contains an input; choose another directory"),
+        (["--merged", "mine"], "already exists and was not written by portllm"),
         (["--merged", "a", "--threads", "0"], "--threads: found 0, expected one or more"),
         (["--merged", "a", "--method", "tis"], "no transplant method 'tis'; nearest: ties"),
     ],
@@ -204,7 +207,7 @@ def test_a_portfolio_is_one_checkpoint_or_one_each(tmp_path: Path) -> None:
 def test_contradictions_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
-    import transplant
+    from portllm.cli import transplant
 
     model, patches = pair(tmp_path)
     (tmp_path / "mine").mkdir()
@@ -213,9 +216,12 @@ def test_contradictions_are_named(
     given = [str(model) if word == "MODEL" else word for word in arguments]
     start = ["transplant.py", "--version", str(model), "--patch", *map(str, patches)]
     monkeypatch.setattr("sys.argv", [*start, *given])
-    with pytest.raises(InputError) as caught:
-        transplant.main()
-    assert message in str(caught.value)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit) as exit_:
+        transplant.main("Transplant.")
+    assert str(exit_.value).startswith("error: ")
+    assert message in str(exit_.value)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
 
 

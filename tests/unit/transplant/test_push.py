@@ -6,7 +6,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-import transplant
+from portllm.cli import transplant
+from portllm.cli.request import Request
 from portllm.errors import InputError
 
 
@@ -42,8 +43,8 @@ def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         transplant.push(tmp_path, "owner/ported")
 
 
-def test_uploading_wants_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    arguments = ["transplant.py", "--patch", "p", "--base", "b", "--adapter", "a"]
-    monkeypatch.setattr("sys.argv", [*arguments, "--push-to-hub", "owner/ported"])
-    with pytest.raises(InputError, match=r"--push-to-hub uploads the one checkpoint that --merged"):
-        transplant.main()
+@pytest.mark.parametrize("outputs", [[], [Path("one"), Path("two")]])
+def test_uploading_needs_one_checkpoint(outputs: list[Path]) -> None:
+    request = Request(["p", "q"], "b", checkpoints=outputs, push_to_hub="owner/ported")
+    with pytest.raises(InputError, match=r"--push-to-hub uploads one merged checkpoint"):
+        request.check()

@@ -116,19 +116,60 @@ def _link_from_cache(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
-def _download(name: str, revision: str | None, directory: Path, kept: KeptFiles) -> str:
-    from huggingface_hub import HfApi, snapshot_download
+@dataclass(frozen=True)
+class Snapshot:
+    """Files of a commit of a model repository, in the hub's cache.
 
+    `directory` holds the `files`; it is that of the subfolder where one was asked for.
+    """
+
+    directory: Path
+    commit: str
+    files: list[str]
+
+
+def snapshot(name: str, revision: str | None, kept: KeptFiles, *, subfolder: str = "") -> Snapshot:
+    """Bring the kept files of a repository, or of a folder in it, into the hub's cache.
+
+    With HF_HUB_OFFLINE, the cache's files are used and no connection is made.
+
+    Raises:
+        InputError: the repository is gated, missing, unreachable or not in the cache, or holds no
+            weights in safetensors.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    place = f"{name}/{prefix}".removesuffix("/")
     with hub.explained("model", name, revision):
+        if constants.HF_HUB_OFFLINE:
+            try:
+                cached = Path(snapshot_download(name, revision=revision))
+            except LocalEntryNotFoundError:
+                raise InputError(
+                    f"the model {name} is not in the hub's cache, and HF_HUB_OFFLINE is set"
+                ) from None
+            directory = cached / prefix
+            names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+            return Snapshot(directory, cached.name, kept.among(names, place))
         info = HfApi().model_info(name, revision=revision)
-        files = kept.among((file.rfilename for file in info.siblings or []), name)
+        paths = (file.rfilename for file in info.siblings or [])
+        names = (path.removeprefix(prefix) for path in paths if path.startswith(prefix))
+        files = kept.among(names, place)
         for file in filter(kept.is_weights, files):
-            _fetch_weights(name, info.sha, file)
-        patterns = [glob.escape(file) for file in files]
-        snapshot = snapshot_download(name, revision=info.sha, allow_patterns=patterns)
-    for file in files:
-        _link_from_cache(Path(snapshot, file), directory / file)
-    return info.sha
+            _fetch_weights(name, info.sha, prefix + file)
+        patterns = [glob.escape(prefix + file) for file in files]
+        # By branch or tag, not by commit: the cache then resolves the name offline, too.
+        cached = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    return Snapshot(cached / prefix, cached.name, files)
+
+
+def _download(name: str, revision: str | None, directory: Path, kept: KeptFiles) -> str:
+    fetched = snapshot(name, revision, kept)
+    for file in fetched.files:
+        _link_from_cache(fetched.directory / file, directory / file)
+    return fetched.commit
 
 
 def download(model: str, revision: str | None, directory: Path) -> str:

@@ -1,0 +1,95 @@
+"""What a user asks the transplanting commands for, and whether it makes sense."""
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from portllm.data import references
+from portllm.errors import InputError
+from portllm.storage import manifests
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: patches on a base model, written as an adapter or as checkpoints.
+
+    `patches` and `base` are directories or hub ids. With `unmerge`, the patches are subtracted.
+    """
+
+    patches: list[str]
+    base: str
+    weights: list[float] | None = None
+    method: str = "direct"
+    parameters: dict[str, float | int] = field(default_factory=dict)
+    adapter: Path | None = None
+    checkpoints: list[Path] = field(default_factory=list)
+    unmerge: bool = False
+    threads: int | None = None
+    push_to_hub: str | None = None
+    dry_run: bool = False
+    allow_other_tokenizer: bool = False
+    hub_mirror: str | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace, **outputs: Any) -> "Request":
+        """The request of parsed options, of which a command may define only some."""
+        given = vars(arguments)
+        same = ("method", "threads", "push_to_hub", "dry_run", "allow_other_tokenizer")
+        options = {name: given[name] for name in (*same, "hub_mirror") if name in given}
+        return cls(
+            patches=arguments.patch,
+            base=arguments.base,
+            weights=given.get("weight"),
+            parameters=dict(given.get("parameter", ())),
+            names=dict(given.get("names", ())),
+            **options,
+            **outputs,
+        )
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether the hub is needed, for an upload or a download."""
+        inputs = (self.base, *self.patches)
+        remote = any(references.is_remote(text, self.hub_mirror) for text in inputs)
+        return remote or self.push_to_hub is not None
+
+    def check(self) -> None:
+        """Raise InputError for contradictory options, and for outputs that would destroy data."""
+        patches, outputs = len(self.patches), len(self.checkpoints)
+        if self.push_to_hub and outputs != 1:
+            raise InputError(
+                f"--push-to-hub uploads one merged checkpoint: {outputs} checkpoints to write, "
+                "expected one --output"
+            )
+        if self.weights and len(self.weights) != patches:
+            raise InputError(
+                f"--weight: {len(self.weights)} given, expected one for each of {patches} patches"
+            )
+        if outputs > 1 and outputs != patches:
+            raise InputError(
+                f"--output: {outputs} given, expected one (the sum of all patches) or one for each "
+                f"of {patches} patches"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"--threads: found {self.threads}, expected one or more")
+        inputs = [Path(text) for text in (self.base, *self.patches)]
+        _check_outputs([*self.checkpoints, *([self.adapter] if self.adapter else [])], inputs)
+
+
+def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError("two outputs are the same directory")
+    read = {path.resolve() for path in inputs}
+    for output in outputs:
+        place = output.resolve()
+        if any(place == path or place in path.parents for path in read):
+            raise InputError(f"{output}: contains an input; choose another directory")
+        if output.exists() and not (output.is_dir() and _is_replaceable(output)):
+            raise InputError(f"{output}: already exists and was not written by portllm")
+
+
+def _is_replaceable(directory: Path) -> bool:
+    """Whether a directory is empty or was written by this program."""
+    return (directory / manifests.NAME).exists() or not any(directory.iterdir())
