@@ -1,4 +1,4 @@
-"""Small result files of lm-eval, as someone else may have left them."""
+"""Write small result files of lm-eval, as an external study would publish them."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,10 @@ COUNT = 200
 
 
 def result(task: str, value: float, *, update: int, patch: str | None = None) -> dict[str, Any]:
-    """What lm-eval writes, less what nothing reads; `patch` is the directory of an adapter."""
+    """Return a result document of lm-eval with the keys that the importer reads.
+
+    `patch` is the directory of an adapter.
+    """
     scores: dict[str, Any] = {"alias": task}
     for metric in METRICS.get(task, ["acc,none"]):
         scores[metric] = value
@@ -63,7 +66,7 @@ def save(path: Path, document: dict[str, Any]) -> Path:
 
 
 def save_all(directory: Path, updates: int = 5) -> Path:
-    """Two tasks, un-patched, with the base's patch and with each version's own."""
+    """Save results of two tasks: un-patched, with the base's patch and with each version's own."""
     for update in range(updates):
         for task, name in (("boolq", "boolq"), ("gsm8k", "mathematics")):
             file = f"results_2026-06-0{update + 1}T10-00-00.5.json"

@@ -324,7 +324,7 @@ def test_items_that_were_cut_off_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="found 201 rows of cell 0, expected 200"):
         item_scores.read([path])
     samples.write_text("".join([*lines[:1], *lines[:1], *lines[2:]]))
-    with pytest.raises(InputError, match="item 199 is there more than once"):
+    with pytest.raises(InputError, match="found item 199 more than once"):
         item_scores.read([path])
     samples.unlink()
     with pytest.raises(InputError, match=r"t\.samples\.jsonl: no such file"):
@@ -339,7 +339,7 @@ def test_a_metric_that_is_no_mean_of_its_items_is_left_out_and_said(
     with caplog.at_level(logging.WARNING):
         result = item_scores.read([path])
     assert set(result["metric"]) == {"acc,none", "f1,none"}
-    assert "bits,none is not compared item by item: it is no mean of its items" in caplog.text
+    assert "bits,none has no paired tests: it is not the mean of its items" in caplog.text
     assert set(item_scores.read([write(tmp_path, ONE_SEED, metrics={"bits": 1.5})])["metric"]) == {
         *("acc,none", "f1,none", "bits,none"),
     }

@@ -1,4 +1,4 @@
-"""Results that someone else made: which cell a file speaks of, and what is left out."""
+"""External result files: the cell that each belongs to, and the files that are left out."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     return {**elsewhere.STUDY, "directory": str(directory), "files": ["**/*.json"], "seed": 1234}
 
 
-def place(settings: dict[str, Any], file: str) -> Path:
+def path_of(settings: dict[str, Any], file: str) -> Path:
     return Path(settings["directory"]) / file
 
 
@@ -59,30 +59,30 @@ def test_both_forms_of_model_args() -> None:
     assert imported_patterns.arguments(None) == {}
 
 
-def test_repetitions_are_seeds_of_what_has_no_patch_too(settings: dict[str, Any]) -> None:
+def test_repetitions_are_seeds_of_un_patched_versions_too(settings: dict[str, Any]) -> None:
     cell = {"match": {"path": r"^rep_(?P<seed>\d)/v(?P<applied_to>\d)/"}, "trained_on": "none"}
     settings |= {"cells": [cell], "rename": {"seed": {"1": "42", "2": "50"}}}
     for repetition in (1, 2):
         document = elsewhere.result("boolq", 0.5 + repetition / 10, update=1)
-        elsewhere.save(place(settings, f"rep_{repetition}/v1/results.json"), document)
+        elsewhere.save(path_of(settings, f"rep_{repetition}/v1/results.json"), document)
     table = imported.collect(settings, "theirs").scores
     assert table[["seed", "value"]].to_numpy().tolist() == [["42", 0.6], ["50", 0.7]]
 
 
 @pytest.mark.parametrize("dated", ["in the file", "in its name"])
-def test_of_two_files_the_newest_counts(settings: dict[str, Any], dated: str) -> None:
+def test_the_newest_file_of_a_cell_is_used(settings: dict[str, Any], dated: str) -> None:
     for day, value in (("09", 0.7), ("20", 0.8), ("11", 0.6)):
         document = elsewhere.result("boolq", value, update=1)
         if dated == "in the file":
-            # The names say the opposite.
+            # The dates in the names are in the opposite order.
             name = f"results_2026-06-{30 - int(day)}T10-00-00.json"
             document["date"] = 1_780_000_000.5 + 86_400 * int(day)
         else:
             name = f"results_2026-06-{day}T10-00-00.json"
             del document["date"]
-        elsewhere.save(place(settings, f"bare/v1/again/{name}"), document)
+        elsewhere.save(path_of(settings, f"bare/v1/again/{name}"), document)
     if dated == "in its name":
-        place(settings, "bare/v1/boolq/results_2026-06-02T10-00-00.5.json").unlink()
+        path_of(settings, "bare/v1/boolq/results_2026-06-02T10-00-00.5.json").unlink()
     result = imported.collect(settings, "theirs")
     table = result.scores
     cell = (table["task"] == "boolq") & (table["applied_to"] == "first")
@@ -111,33 +111,33 @@ BARE = "bare/v1/odd.json"
 UNUSABLE: dict[str, tuple[str, str, str]] = {
     "truncated": (BARE, json.dumps(edited())[:300], "invalid JSON"),
     "empty": (BARE, "", "invalid JSON"),
-    "not lm-eval's": (BARE, '{"r": 8}', "no result file of lm-eval: it has no 'results'"),
-    "a list": (BARE, "[]", "no result file of lm-eval"),
+    "not lm-eval's": (BARE, '{"r": 8}', "not a result file of lm-eval: no key 'results'"),
+    "a list": (BARE, "[]", "not a result file of lm-eval"),
     "another task": (
         BARE,
         json.dumps(elsewhere.result("humaneval", 0.5, update=1)),
-        "of another task: humaneval, which the study does not read",
+        "task humaneval is not part of the study",
     ),
-    "a task that the path denies": (
+    "a task that the path contradicts": (
         "patched/mathematics_42_t0/odd.json",
         json.dumps(elsewhere.result("boolq", 0.5, update=1, patch="/p")),
-        "of another task: boolq instead of gsm8k",
+        "found task boolq, expected gsm8k",
     ),
-    "a task that is not read": (
+    "a task that is not in the study": (
         "patched/sst2_42_t0/odd.json",
         json.dumps(elsewhere.result("sst2", 0.5, update=1, patch="/p")),
-        "of the task 'sst2', which the study does not read",
+        "task sst2 is not part of the study",
     ),
     "unknown version": (
         "bare/v9/odd.json",
         json.dumps(edited()),
-        "of the version '9', which the study does not read",
+        "version 9 is not part of the study",
     ),
     "no pattern": ("other/odd.json", json.dumps(edited()), "no entry of `cells` matches"),
-    "patch where none should be": (
+    "a patch of an un-patched version": (
         BARE,
         json.dumps(elsewhere.result("boolq", 0.5, update=1, patch="/p")),
-        "taken for an un-patched version, but it records a patch",
+        "matched as an un-patched version, but it records an adapter",
     ),
     "no number of items": (BARE, json.dumps(edited(n_samples=None)), "no number of items of boolq"),
     "no scores": (
@@ -159,10 +159,10 @@ UNUSABLE: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_left_out_and_named(settings: dict[str, Any], case: str) -> None:
+def test_an_unusable_file_is_left_out_with_its_reason(settings: dict[str, Any], case: str) -> None:
     file, content, reason = UNUSABLE[case]
     before = imported.collect(settings, "theirs").scores
-    path = place(settings, file)
+    path = path_of(settings, file)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     result = imported.collect(settings, "theirs")
@@ -174,43 +174,43 @@ def test_left_out_and_named(settings: dict[str, Any], case: str) -> None:
     assert any(note.startswith(f"Left out: {file} (") and reason in note for note in notes)
 
 
-def test_left_out_by_the_study(settings: dict[str, Any]) -> None:
+def test_files_in_leave_out_are_left_out(settings: dict[str, Any]) -> None:
     result = imported.collect({**settings, "leave_out": ["patched/boolq*/*"]}, "theirs")
     assert len(left_out(result)) == 5 + 4
-    assert set(left_out(result).values()) == {"as the study says"}
+    assert set(left_out(result).values()) == {"listed in leave_out"}
     (note,) = [note for note in imported.notes(result.files, "theirs") if "Left out" in note]
-    assert note.endswith("and 4 more (as the study says).")
+    assert note.endswith("and 4 more (listed in leave_out).")
 
 
-def test_no_usable_file_is_refused(settings: dict[str, Any]) -> None:
+def test_no_usable_file_is_an_error(settings: dict[str, Any]) -> None:
     with pytest.raises(
-        InputError, match=r"theirs: none of 28 files can be used; bare/v0.*: as the study"
+        InputError, match=r"theirs: none of 28 files can be used, e\.g\. bare/v0.*: listed in"
     ):
         imported.collect({**settings, "leave_out": ["**/*"]}, "theirs")
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "difference"),
     [
-        ({"versions": {"boolq": 3.0}}, "2.0 as the task's version in .*, 3.0 in"),
+        ({"versions": {"boolq": 3.0}}, "task version 2.0 in .*, 3.0 in"),
         ({"n_samples": {"boolq": {"effective": 100}}}, "200 items in .*, 100 in"),
-        ({"n_shot": {"boolq": 5}}, "0 examples in .*, 5 in"),
+        ({"n_shot": {"boolq": 5}}, "0 few-shot examples in .*, 5 in"),
     ],
 )
-def test_scores_that_cannot_be_compared(
-    settings: dict[str, Any], changes: dict[str, Any], result: str
+def test_scores_that_cannot_be_compared_are_errors(
+    settings: dict[str, Any], changes: dict[str, Any], difference: str
 ) -> None:
     document = {**edited(**changes), "date": 1_790_000_000}
-    elsewhere.save(place(settings, BARE), document)
-    with pytest.raises(InputError, match=f"theirs: scores of boolq cannot be .*: {result}"):
+    elsewhere.save(path_of(settings, BARE), document)
+    with pytest.raises(InputError, match=f"theirs: scores of boolq cannot be .*: {difference}"):
         imported.collect(settings, "theirs")
 
 
-def test_differing_conditions_are_told(settings: dict[str, Any]) -> None:
+def test_different_conditions_are_noted(settings: dict[str, Any]) -> None:
     config = {**edited()["config"], "batch_size": 1, "model_dtype": "torch.bfloat16"}
     document = {**edited(config=config), "date": 1_790_000_000}
     del document["lm_eval_version"]
-    elsewhere.save(place(settings, BARE), document)
+    elsewhere.save(path_of(settings, BARE), document)
     notes = list(imported.notes(imported.collect(settings, "theirs").files, "theirs"))
     assert "Conditions differ: batch size 1 or 64 in boolq." in notes
     assert "Conditions differ: precision bfloat16 or float16 in boolq." in notes
@@ -220,7 +220,7 @@ def test_differing_conditions_are_told(settings: dict[str, Any]) -> None:
 def test_a_missing_standard_error_stays_missing(settings: dict[str, Any]) -> None:
     values = {"acc,none": 0.5, "acc_stderr,none": "N/A"}
     document = {**edited(results={"boolq": values}), "date": 1_790_000_000}
-    elsewhere.save(place(settings, BARE), document)
+    elsewhere.save(path_of(settings, BARE), document)
     table = imported.collect(settings, "theirs").scores
     assert table[table["file"] == BARE]["stderr"].isna().tolist() == [True]
 
@@ -234,34 +234,34 @@ def changed(cell: int = 0, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (changed(match={"path": "(v"}), r"cells.0.match.path: '\(v' is no regular expression"),
+        (changed(match={"path": "(v"}), r"cells.0.match.path: '\(v' is not a regular expression"),
         (
             changed(match={"path": r"(?P<aplied_to>\d)"}),
-            "cells.0.match.path: no cell has a 'aplied_to'; nearest: applied_to",
+            "cells.0.match.path: unknown group 'aplied_to'; nearest: applied_to",
         ),
-        (changed(match={"path": "v"}), r"cells.0: nothing gives 'applied_to'; expected"),
-        (changed(applied_to="base"), "cells.0: 'applied_to' is given 2 times"),
+        (changed(match={"path": "v"}), r"cells.0: no 'applied_to'; expected"),
+        (changed(applied_to="base"), "cells.0: found 'applied_to' 2 times, expected once"),
         (
             changed(trained_on="bas"),
-            "cells.0.trained_on: no patch's version named 'bas'; nearest: base",
+            "cells.0.trained_on: found 'bas', expected a version; nearest: base",
         ),
-        (changed(1, task="x", match={"path": "x"}), "cells.1: nothing gives 'applied_to'"),
-        ({"models": ["m", "k"]}, "cells.0: nothing gives 'model'"),
+        (changed(1, task="x", match={"path": "x"}), "cells.1: no 'applied_to'"),
+        ({"models": ["m", "k"]}, "cells.0: no 'model'"),
         ({"versions": {"base": 0, "other": 0}}, "versions: base and other are both update 0"),
     ],
 )
-def test_patterns_that_cannot_be(settings: dict[str, Any], changes: Any, message: str) -> None:
+def test_invalid_patterns_are_errors(settings: dict[str, Any], changes: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         imported_patterns.rules({**settings, **changes})
 
 
-def test_a_directory_without_files_is_refused(settings: dict[str, Any]) -> None:
+def test_a_directory_without_matching_files_is_an_error(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"files: no file of .*elsewhere matches \*.jsn"):
         imported_patterns.find_files({**settings, "files": ["*.jsn"]})
 
 
 def own_result(path: Path, **changes: Any) -> Path:
-    """A result file of this study's: the patch of the first version on the third one."""
+    """Write a result file of this study: the patch of the first version on the third one."""
     metrics = {"acc,none": {"value": 0.7, "stderr": 0.03, "n": 200}}
     cell = {"trained_on": "first", "method": "direct", "seed": 42, "metrics": metrics}
     document = {
@@ -282,7 +282,9 @@ def reference(settings: dict[str, Any], tmp_path: Path) -> Path:
     return path
 
 
-def test_own_and_imported_scores_stand_in_one_table(reference: Path, tmp_path: Path) -> None:
+def test_own_and_imported_scores_are_collected_in_one_table(
+    reference: Path, tmp_path: Path
+) -> None:
     own = own_result(tmp_path / "own.json")
     table = score_table.collect([own], [reference])
     assert list(table.columns) == score_table.COLUMNS
@@ -295,12 +297,12 @@ def test_own_and_imported_scores_stand_in_one_table(reference: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cell": {"trained_on": "third"}}, "two files give one score, m boolq third third"),
-        ({"parameters": {"few_shot": 5}}, "boolq cannot be compared: 5 examples in .*own.json"),
-        ({"lm_eval": {"version": 1.0}}, "cannot be compared: 1.0 as the task's version in .*own"),
+        ({"cell": {"trained_on": "third"}}, "two files give the same score, m boolq third third"),
+        ({"parameters": {"few_shot": 5}}, "cannot be compared: 5 few-shot examples in .*own.json"),
+        ({"lm_eval": {"version": 1.0}}, "cannot be compared: task version 1.0 in .*own"),
     ],
 )
-def test_own_and_imported_scores_that_cannot_be_joined(
+def test_own_and_imported_scores_that_conflict_are_errors(
     reference: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     own = own_result(tmp_path / "own.json", **changes)

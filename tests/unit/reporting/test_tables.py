@@ -216,7 +216,7 @@ def _result(path: Path, version: float, items: int) -> Path:
         (
             2.0,
             7,
-            "of t cannot be compared: 1.0 as the task's version in .*base.json, 2.0 in .*v2.json",
+            "of t cannot be compared: task version 1.0 in .*base.json, 2.0 in .*v2.json",
         ),
         (
             1.0,

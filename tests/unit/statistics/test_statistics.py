@@ -59,7 +59,9 @@ def test_wilson_by_hand() -> None:
     assert statistics.proportion_interval(1.0, 10)[1] == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("aggregation", "theirs"), [("f1", f1_score), ("mcc", matthews_corrcoef)])
+@pytest.mark.parametrize(
+    ("aggregation", "reference"), [("f1", f1_score), ("mcc", matthews_corrcoef)]
+)
 def test_f1_and_mcc_equal_scikit_learn(aggregation: str, reference) -> None:
     pairs = answers(GOOD)
     result = statistics.score(pairs, aggregation)

@@ -1,7 +1,7 @@
-"""Comparisons of arms item by item, as numbers: differences, equivalence, flips, recovery, seeds.
+"""Compare arms item by item: differences, equivalence, flips, recovery, seeds.
 
-Settings are a table's: `arms`, `recovery` (which arms are which) and `statistics`. Values are in
-their metric's own unit.
+Settings are those of a table: `arms`, `recovery` (the role of each arm) and `statistics`. Values
+are in their metric's unit.
 """
 
 import math
@@ -25,7 +25,7 @@ TESTED = ("p_value", "p_inside", "p_outside")
 
 
 def _names(*kinds: type) -> list[str]:
-    """Columns that come from results of the statistics."""
+    """List the columns that come from result classes of the statistics."""
     return list(dict.fromkeys(field.name for kind in kinds for field in fields(kind)))
 
 
@@ -42,7 +42,10 @@ COMPARISONS = [
 
 
 class Arms:
-    """The runs of each arm at one place, by seed; an un-patched model's seed is `none`."""
+    """The runs of each arm by seed, for one model, version, task and metric.
+
+    The seed of an un-patched model is `none`.
+    """
 
     def __init__(self, rows: pandas.DataFrame) -> None:
         self.aggregation: str = rows["aggregation"].iloc[0]
@@ -54,42 +57,43 @@ class Arms:
         return arm in self._runs
 
     def together(self, *arms: str) -> list[Any]:
-        """Values of arms that share their items, with a column for each seed that they share.
+        """Return the values of several arms, (items, seeds) each, for the seeds that they share.
 
-        Raises InputError for other items, and where the arms have no seed in common.
+        Raises:
+            InputError: the arms have different items or no common seed.
         """
         seeded = [self._runs[arm] for arm in arms if score_table.NONE not in self._runs[arm]]
         common = [seed for seed in next(iter(seeded), {}) if all(seed in one for one in seeded)]
         if seeded and not common:
             first = next(iter(seeded[0].values()))
-            found = " and ".join(", ".join(one) for one in seeded)
-            raise InputError(f"{first.name}: {' and '.join(arms)} share no seed; found {found}")
-        chosen = [
+            listed = " and ".join(", ".join(one) for one in seeded)
+            raise InputError(f"{first.name}: {' and '.join(arms)} share no seed; found {listed}")
+        runs = [
             [self._runs[arm][seed] for seed in common if seed in self._runs[arm]]
             or [self._runs[arm][score_table.NONE]]
             for arm in arms
         ]
-        for one in chosen[1:]:
-            statistics.check_same_items(chosen[0][0], one[0])
-        return [statistics.stacked(one) for one in chosen]
+        for of_arm in runs[1:]:
+            statistics.check_same_items(runs[0][0], of_arm[0])
+        return [statistics.stacked(of_arm) for of_arm in runs]
 
     def seeds(self, arm: str) -> list[statistics.Run]:
-        """The runs of one arm."""
+        """List the runs of one arm."""
         return list(self._runs[arm].values())
 
 
 def places(results: list[Path], settings: Settings) -> Iterator[tuple[dict[str, str], Arms]]:
-    """Every model, version, task and metric of scoring jobs, with the runs of its arms."""
+    """Yield every model, version, task and metric of scoring jobs, with the runs of its arms."""
     table = score_table.selected(item_scores.read(results), settings)
     for key, rows in score_table.of_arms(table, settings["arms"]).groupby(PLACE, sort=False):
         yield dict(zip(PLACE, key, strict=True)), Arms(rows)
 
 
 def compare(results: list[Path], settings: Settings) -> pandas.DataFrame:
-    """Ported arms against re-fine-tuning and against no patch, on the same items.
+    """Compare the ported arms with re-fine-tuning and with zero-shot, on the same items.
 
-    A family, whose p-values Holm's method corrects, is all rows that compare the same two arms.
-    The margin is in points and holds for metrics that are shares; others have no verdict.
+    Holm's correction applies to the family of all rows that compare the same two arms. The margin
+    is in percentage points, so metrics that are not percentages have no verdict.
     """
     roles, stated = settings["recovery"], settings["statistics"]
     drawn = {"resamples": stated["resamples"], "seed": stated["seed"]}
@@ -102,8 +106,16 @@ def compare(results: list[Path], settings: Settings) -> pandas.DataFrame:
                     continue
                 first, second = arms.together(ported, other)
                 kind = arms.aggregation
-                found = statistics.difference(first, second, kind, level=stated["level"], **drawn)
-                row = {**place, "arm": ported, "against": other, **asdict(found), "margin": margin}
+                difference = statistics.difference(
+                    first, second, kind, level=stated["level"], **drawn
+                )
+                row = {
+                    **place,
+                    "arm": ported,
+                    "against": other,
+                    **asdict(difference),
+                    "margin": margin,
+                }
                 if not math.isnan(margin):
                     row |= asdict(statistics.equivalence(first, second, margin, kind, **drawn))
                 rows.append(row | _flips(second, first, kind, stated["level"]))
@@ -111,19 +123,19 @@ def compare(results: list[Path], settings: Settings) -> pandas.DataFrame:
 
 
 def _flips(before: Any, after: Any, aggregation: str, level: float) -> dict[str, float]:
-    """Flips of items that are right or wrong; nothing for items that have other values."""
+    """Return the flips of items that are correct or wrong; empty for items with other values."""
     right = [
         values if aggregation == "mean" else (values[..., 0] == values[..., 1]).astype(float)
         for values in (before, after)
     ]
     if not all(map(aggregations.is_binary, right)):
         return {}
-    found = asdict(statistics.flips(*right, level=level))
-    return {name: value for name, value in found.items() if name != "n"}
+    flips = asdict(statistics.flips(*right, level=level))
+    return {name: value for name, value in flips.items() if name != "n"}
 
 
 def _corrected(table: pandas.DataFrame, level: float) -> pandas.DataFrame:
-    """Add each family's adjusted p-values, its number of tests, and the verdicts."""
+    """Add adjusted p-values, the number of tests in the family, and verdicts."""
     for name in TESTED:
         for _, family in table.groupby(["arm", "against"]):
             known = family[name].dropna()
@@ -139,16 +151,16 @@ def _corrected(table: pandas.DataFrame, level: float) -> pandas.DataFrame:
 
 
 def recoveries(results: list[Path], settings: Settings) -> pandas.DataFrame:
-    """Recovery of the ported arm with its interval, at each place that has all three arms."""
+    """Return the recovery of the ported arm with its interval, wherever all three arms exist."""
     roles = settings["recovery"]
-    wanted = [roles[role] for role in ("ported", "zero_shot", "re_fine_tuned")]
+    required = [roles[role] for role in ("ported", "zero_shot", "re_fine_tuned")]
     rows = []
     for place, arms in places(results, settings):
-        if all(arm in arms for arm in wanted):
-            found = statistics.recovery(
-                *arms.together(*wanted), arms.aggregation, **settings["statistics"]
+        if all(arm in arms for arm in required):
+            recovery = statistics.recovery(
+                *arms.together(*required), arms.aggregation, **settings["statistics"]
             )
-            rows.append({**place, **asdict(found)})
+            rows.append({**place, **asdict(recovery)})
     return pandas.DataFrame(rows, columns=RECOVERIES)
 
 
@@ -158,31 +170,32 @@ def _has_other_scores(result: Path) -> bool:
 
 
 def intervals(results: list[Path], settings: Settings) -> pandas.DataFrame:
-    """Intervals, from their items, of scores that are no share of right items; means over seeds.
+    """Return bootstrap intervals of scores that are not proportions, averaged over seeds.
 
-    The seeds share their items, so that the mean's interval is no narrower than one seed's.
+    Averaged, because seeds share their items: the interval of the mean is no narrower than that of
+    one seed.
     """
     rows = []
-    # Most tasks have none, and reading items takes its time.
+    # Most tasks have only proportions, and reading items is slow.
     for place, arms in places(list(filter(_has_other_scores, results)), settings):
         if metrics.is_proportion(place["metric"]):
             continue
         for arm in settings["arms"]:
             if arm not in arms:
                 continue
-            found = pandas.DataFrame(
+            scores = pandas.DataFrame(
                 statistics.score(run.values, arms.aggregation, **settings["statistics"])
                 for run in arms.seeds(arm)
             )
-            ends = found[["low", "high"]].mean().to_dict()
-            rows.append({**place, "arm": arm, **ends, "interval": found["interval"].iloc[0]})
+            ends = scores[["low", "high"]].mean().to_dict()
+            rows.append({**place, "arm": arm, **ends, "interval": scores["interval"].iloc[0]})
     return pandas.DataFrame(rows, columns=INTERVALS)
 
 
 def seeds(results: list[Path], settings: Settings) -> pandas.DataFrame:
-    """Mean and deviation of arms with several seeds, and item noise beside seed noise.
+    """Return mean and standard deviation of arms with several seeds, with item and seed noise.
 
-    The latter is for scores that are means of their items.
+    The noise is split for scores that are means of their items.
     """
     rows = []
     for place, arms in places(results, settings):

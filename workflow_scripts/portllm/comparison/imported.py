@@ -1,7 +1,7 @@
-"""Results made elsewhere: lm-eval's result files that someone else made, read as scores.
+"""Import scores from external result files of lm-eval.
 
-What cannot be read, or is not of the study, is left out and named; of several files that speak of
-one cell, the newest counts.
+Files that cannot be read, or do not belong to the study, are left out and listed with the reason.
+If several files belong to one cell, the newest is used.
 """
 
 import json
@@ -21,7 +21,7 @@ from portllm.scoring import metrics
 from portllm.study import imported_patterns
 from portllm.study.imported_patterns import NAMES, CellPattern, SourceSettings, UnusableError
 
-# What moves a score and need not be equal; it is told where it differs within a task.
+# Conditions that may change a score; a note reports them if they differ within a task.
 CONDITIONS = {
     "batch_size": "batch size",
     "dtype": "precision",
@@ -34,55 +34,59 @@ USED, SUPERSEDED, LEFT_OUT = "used", "superseded", "left out"
 
 @dataclass(frozen=True)
 class ParsedResult:
-    """What one file says of one task: its row in the list of files, and its scores."""
+    """The scores of one task in one file, and their provenance: the row in the list of files."""
 
-    about: dict[str, Any]
+    provenance: dict[str, Any]
     scores: list[dict[str, Any]]
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """The names of the cell that it speaks of."""
-        return tuple(self.about[name] for name in NAMES)
+        """The names of the cell that the scores belong to."""
+        return tuple(self.provenance[name] for name in NAMES)
 
 
 @dataclass(frozen=True)
 class Imported:
-    """The scores of a source, what became of each of its files, and what readers must know."""
+    """The scores of a source, and the status of each of its files."""
 
     scores: pandas.DataFrame
     files: pandas.DataFrame
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a result file of lm-eval; UnusableError where it is none or is cut off."""
+    """Read a result file of lm-eval.
+
+    Raises:
+        UnusableError: the file is not valid JSON, or not a result file.
+    """
     try:
         document = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UnusableError(f"invalid JSON: {error}") from None
     for part in ("results", "versions", "config"):
         if not (isinstance(document, dict) and isinstance(document.get(part), dict)):
-            raise UnusableError(f"no result file of lm-eval: it has no {part!r}")
+            raise UnusableError(f"not a result file of lm-eval: no key {part!r}")
     return document
 
 
 def _tasks(document: dict[str, Any], names: dict[str, str], settings: SourceSettings) -> list[str]:
-    """The tasks of a file that are read: the cell's, else all that the source lists."""
-    there = list(document["results"])
-    listed = ", ".join(there) or "no task"
+    """List the tasks to read from a file: the cell's own, else those that the source lists."""
+    present = list(document["results"])
+    listed = ", ".join(present) or "none"
     if "task" in names:
-        if names["task"] not in there:
-            raise UnusableError(f"of another task: {listed} instead of {names['task']}")
+        if names["task"] not in present:
+            raise UnusableError(f"found task {listed}, expected {names['task']}")
         return [names["task"]]
-    wanted = [task for task in there if task in settings["tasks"]]
-    if not wanted:
-        raise UnusableError(f"of another task: {listed}, which the study does not read")
-    return wanted
+    requested = [task for task in present if task in settings["tasks"]]
+    if not requested:
+        raise UnusableError(f"task {listed} is not part of the study")
+    return requested
 
 
 def _date(document: dict[str, Any], path: Path) -> str:
-    """When a file's scores were made, in a form that sorts; empty where nothing says it.
+    """Return when the scores were measured, in ISO format, which sorts; "" if unknown.
 
-    lm-eval records the time (seconds since 1970) and writes it into the file's name.
+    lm-eval records the time in the document (seconds since 1970) and in the file's name.
     """
     recorded = document.get("date")
     if isinstance(recorded, int | float):
@@ -108,17 +112,21 @@ def _measured(document: dict[str, Any], task: str) -> dict[str, dict[str, Any]]:
     if not measured:
         raise UnusableError(f"no scores of {task}")
     if not all(math.isfinite(values["value"]) for values in measured.values()):
-        raise UnusableError(f"something other than numbers for scores of {task}")
+        raise UnusableError(f"found a score of {task} that is not a number")
     return measured
 
 
 def read_file(path: Path, rules: list[CellPattern], settings: SourceSettings) -> list[ParsedResult]:
-    """What a file says, one entry for each task that is read; UnusableError where nothing is."""
+    """Read the scores of a file, one entry per task.
+
+    Raises:
+        UnusableError: the file has no usable scores.
+    """
     document = read_result(path)
     config = document["config"]
     relative = path.relative_to(settings["directory"]).as_posix()
     cell = imported_patterns.name_cell(rules, relative, config.get("model_args"), settings)
-    found = []
+    parsed = []
     for task in _tasks(document, cell, settings):
         names = {**cell, "task": task, "file": relative}
         measured = _measured(document, task)
@@ -133,80 +141,98 @@ def read_file(path: Path, rules: list[CellPattern], settings: SourceSettings) ->
             "lm_eval": document.get("lm_eval_version"),
             "transformers": document.get("transformers_version"),
         }
-        about = {**names, "date": _date(document, path), **compared, **conditions}
+        provenance = {**names, "date": _date(document, path), **compared, **conditions}
         rows = [
             {**names, **compared, "metric": metric, **values} for metric, values in measured.items()
         ]
-        found.append(ParsedResult(about, rows))
-    return found
+        parsed.append(ParsedResult(provenance, rows))
+    return parsed
 
 
 def _read_all(settings: SourceSettings) -> tuple[list[ParsedResult], list[dict[str, Any]]]:
-    """What the files of a source say, and rows of the files that say nothing."""
+    """Read the files of a source; also return a row for every file that is left out."""
     rules = imported_patterns.rules(settings)
     directory = Path(settings["directory"])
-    refused = {path for part in settings.get("leave_out", ()) for path in directory.glob(part)}
-    found, others = [], []
+    excluded = {path for part in settings.get("leave_out", ()) for path in directory.glob(part)}
+    parsed, left_out = [], []
     for path in imported_patterns.find_files(settings):
         try:
-            if path in refused:
-                raise UnusableError("as the study says")
-            found += read_file(path, rules, settings)
+            if path in excluded:
+                raise UnusableError("listed in leave_out")
+            parsed += read_file(path, rules, settings)
         except UnusableError as error:
             relative = path.relative_to(directory).as_posix()
-            others.append({"file": relative, "status": LEFT_OUT, "reason": str(error)})
-    return found, others
+            left_out.append({"file": relative, "status": LEFT_OUT, "reason": str(error)})
+    return parsed, left_out
 
 
 def collect(settings: SourceSettings, name: str) -> Imported:
-    """Read a source's files.
+    """Read the files of a source.
 
-    `settings` are those of a source in a study, and `seed`, the seed of patches whose file says
-    none. The scores have the columns of the tidy table, then those that must be equal in a
-    comparison, and the file. Raises InputError, with the source's name, where no file can be used
-    or scores of one model and task cannot be compared.
+    Args:
+        settings: an entry of the study's `imported`, plus `seed`, the default seed of patches.
+        name: the source's name in the study, for messages.
+
+    Returns:
+        The scores, with the columns `score_table.SOURCED_COLUMNS`, and a row per file and task.
+
+    Raises:
+        InputError: no file can be used, or scores of one task cannot be compared.
     """
-    found, rows = _read_all(settings)
+    parsed, rows = _read_all(settings)
+
+    def age(entry: ParsedResult) -> tuple[str, str]:
+        return entry.provenance["date"], entry.provenance["file"]
+
     newest: dict[tuple[str, ...], ParsedResult] = {}
-    for entry in sorted(found, key=lambda entry: (entry.about["date"], entry.about["file"])):
+    for entry in sorted(parsed, key=age):
         newest[entry.cell] = entry
     if not newest:
         example = f"{rows[0]['file']}: {rows[0]['reason']}"
-        raise InputError(f"{name}: none of {len(rows)} files can be used; {example}")
-    for entry in found:
+        raise InputError(f"{name}: none of {len(rows)} files can be used, e.g. {example}")
+    for entry in parsed:
         is_newest = newest[entry.cell] is entry
-        reason = "" if is_newest else f"older than {newest[entry.cell].about['file']}"
+        reason = "" if is_newest else f"older than {newest[entry.cell].provenance['file']}"
         status = USED if is_newest else SUPERSEDED
-        rows.append({**entry.about, "status": status, "reason": reason})
+        rows.append({**entry.provenance, "status": status, "reason": reason})
 
-    def place(entry: ParsedResult) -> tuple[int, ...]:
-        about = entry.about
-        of_model, of_task = (settings[kind].index(about[kind[:-1]]) for kind in ("models", "tasks"))
-        return of_model, of_task, settings["versions"][about["applied_to"]]
+    def position(entry: ParsedResult) -> tuple[int, int, int]:
+        cell = entry.provenance
+        return (
+            settings["models"].index(cell["model"]),
+            settings["tasks"].index(cell["task"]),
+            settings["versions"][cell["applied_to"]],
+        )
 
-    measured = [row for entry in sorted(newest.values(), key=place) for row in entry.scores]
+    measured = [row for entry in sorted(newest.values(), key=position) for row in entry.scores]
     table = pandas.DataFrame(measured, columns=score_table.SOURCED_COLUMNS)
     score_table.check_comparable(table, name)
     files = pandas.DataFrame(rows, columns=FILE_COLUMNS, dtype=object).sort_values("file")
     return Imported(table, files)
 
 
-# More file names than these are counted, not listed.
-MOST_NAMED = 5
+# The number of file names to list; further ones are counted.
+LISTED_FILES = 5
 
 
 def _listed(names: Iterable[str]) -> str:
-    known = list(names)
-    more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
-    return ", ".join(known[:MOST_NAMED]) + more
+    files = list(names)
+    more = f" and {len(files) - LISTED_FILES} more" if len(files) > LISTED_FILES else ""
+    return ", ".join(files[:LISTED_FILES]) + more
 
 
 def notes(files: pandas.DataFrame, name: str, origin: str | None = None) -> Iterator[str]:
-    """Sentences for under a table: how many files of a source count, which do not and why."""
+    """Yield notes for below a table: how many files of a source are used, which are not and why.
+
+    Args:
+        files: the list of files from `collect`.
+        name: the source's name in the study.
+        origin: where the files come from.
+    """
     counts = files.drop_duplicates("file")["status"].value_counts()
-    whose = f" ({origin})" if origin else ""
+    source = f" ({origin})" if origin else ""
     yield (
-        f"Of {files['file'].nunique()} result files of {name}{whose}, {counts.get(USED, 0)} are "
+        f"Of {files['file'].nunique()} result files of {name}{source}, {counts.get(USED, 0)} are "
         f"used, {counts.get(SUPERSEDED, 0)} superseded by newer ones and "
         f"{counts.get(LEFT_OUT, 0)} left out."
     )
@@ -214,11 +240,11 @@ def notes(files: pandas.DataFrame, name: str, origin: str | None = None) -> Iter
         for reason, group in files[files["status"] == status].groupby("reason", sort=False):
             yield f"{word}: {_listed(group['file'])} ({reason})."
     used = files[files["status"] == USED].fillna("")
-    for column, what in CONDITIONS.items():
+    for column, condition in CONDITIONS.items():
         by_task = used.groupby("task", sort=False)[column].unique()
         differing = {task: values for task, values in by_task.items() if len(values) > 1}
         if differing:
-            found = sorted(
+            values = sorted(
                 {str(value) or "not recorded" for v in differing.values() for value in v}
             )
-            yield f"Conditions differ: {what} {' or '.join(found)} in {', '.join(differing)}."
+            yield f"Conditions differ: {condition} {' or '.join(values)} in {', '.join(differing)}."

@@ -1,8 +1,8 @@
-"""Per-item results of scoring jobs, as runs whose items can be compared.
+"""Read per-item scores of scoring jobs as runs whose items can be compared.
 
-A scoring job leaves two files: TASK.json, with its cells, their scores and the task's version in
-lm-eval, and beside it TASK.samples.jsonl, with a row for each cell, item and filter (fields in
-`portllm.scoring.hf`).
+A scoring job writes two files: TASK.json, with its cells, their scores and the task's version in
+lm-eval, and TASK.samples.jsonl, with a row per cell, item and filter (fields in
+`portllm.scoring.harness`).
 """
 
 import logging
@@ -23,53 +23,53 @@ from portllm.storage.files import read_json_lines
 log = logging.getLogger(__name__)
 
 COLUMNS = [*score_table.COLUMNS[:7], "aggregation", "run"]
-# Metrics that lm-eval makes from all items at once; others are means of theirs.
-TOGETHER = ("f1", "mcc")
-# A score and what its items give differ by rounding only.
+# Metrics that lm-eval computes from all items at once; other metrics are means of items.
+CORPUS_METRICS = ("f1", "mcc")
+# The largest rounding difference between a score and the value recomputed from its items.
 TOLERANCE = 1e-6
 
 Items = dict[tuple[str, str], list[tuple[int, str, Any]]]
 
 
 def samples_path(result: Path) -> Path:
-    """Where the items of a scoring job's result file are."""
+    """Return the samples file of a result file."""
     return result.with_suffix(".samples.jsonl")
 
 
 def _items(path: Path, cells: list[dict[str, Any]]) -> Items:
-    """Items by cell and metric: number, hash and value of each."""
-    wanted = {cell["key"]: cell for cell in cells}
-    found: Items = {}
-    counts = dict.fromkeys(wanted, 0)
+    """Read the items of each cell key and metric: number, hash and value of each."""
+    by_key = {cell["key"]: cell for cell in cells}
+    items: Items = {}
+    counts = dict.fromkeys(by_key, 0)
     for row in read_json_lines(path):
-        if row["cell"] not in wanted:
+        if row["cell"] not in by_key:
             continue
         counts[row["cell"]] += 1
         for metric, value in row["metrics"].items():
-            place = found.setdefault((row["cell"], f"{metric},{row['filter']}"), [])
-            place.append((row["doc_id"], row["doc_hash"], value))
+            of_metric = items.setdefault((row["cell"], f"{metric},{row['filter']}"), [])
+            of_metric.append((row["doc_id"], row["doc_hash"], value))
     for key, count in counts.items():
-        if count != wanted[key]["samples"]:
+        if count != by_key[key]["samples"]:
             raise InputError(
                 f"{path}: found {count} rows of cell {key}, expected "
-                f"{wanted[key]['samples']}; score it again"
+                f"{by_key[key]['samples']}; score it again"
             )
-    return found
+    return items
 
 
 def _aggregation(metric: str, values: list[Any], score: float, name: str) -> str | None:
-    """How items make the score; None where it is not known here."""
+    """Return the aggregation that gives the score from its items; None if none does."""
     kind = metric.partition(",")[0]
-    kind = kind if kind in TOGETHER and isinstance(values[0], list) else "mean"
+    kind = kind if kind in CORPUS_METRICS and isinstance(values[0], list) else "mean"
     try:
         items = aggregations.arm(numpy.asarray(values, dtype=float), kind)
-        again = float(aggregations.by_seed(items, kind)[0])
+        recomputed = float(aggregations.by_seed(items, kind)[0])
     except (InputError, TypeError, ValueError) as error:
-        log.warning("%s: %s is not compared item by item: %s", name, metric, error)
+        log.warning("%s: %s has no paired tests: %s", name, metric, error)
         return None
-    if math.isclose(again, score, rel_tol=0, abs_tol=TOLERANCE):
+    if math.isclose(recomputed, score, rel_tol=0, abs_tol=TOLERANCE):
         return kind
-    log.warning("%s: %s is not compared item by item: it is no mean of its items", name, metric)
+    log.warning("%s: %s has no paired tests: it is not the mean of its items", name, metric)
     return None
 
 
@@ -81,7 +81,7 @@ def _of_job(path: Path) -> list[dict[str, Any]]:
     rows = []
     for cell in result["cells"]:
         seed = score_table.NONE if cell["seed"] is None else str(cell["seed"])
-        place = "/".join(
+        name = "/".join(
             [
                 names["model"],
                 names["applied_to"],
@@ -92,21 +92,21 @@ def _of_job(path: Path) -> list[dict[str, Any]]:
             ]
         )
         for metric, measured in cell["metrics"].items():
-            found = sorted(items.get((cell["key"], metric), []), key=lambda item: item[0])
-            if not found:
-                log.warning("%s: %s has no items", place, metric)
+            of_metric = sorted(items.get((cell["key"], metric), []), key=lambda item: item[0])
+            if not of_metric:
+                log.warning("%s: %s has no items", name, metric)
                 continue
-            numbers, hashes, values = zip(*found, strict=True)
+            numbers, hashes, values = zip(*of_metric, strict=True)
             if len(set(numbers)) < len(numbers):
-                twice = next(n for n in numbers if numbers.count(n) > 1)
+                repeated = next(n for n in numbers if numbers.count(n) > 1)
                 raise InputError(
-                    f"{samples_path(path)}: {place}, {metric}: item {twice} is there more than once"
+                    f"{samples_path(path)}: {name}, {metric}: found item {repeated} more than once"
                 )
-            kind = _aggregation(metric, list(values), measured["value"], place)
+            kind = _aggregation(metric, list(values), measured["value"], name)
             if kind is None:
                 continue
             run = statistics.Run(
-                name=place,
+                name=name,
                 task_version=f"{task['version']} of {task['task']}",
                 items=tuple(f"{n} ({text[:12]})" for n, text in zip(numbers, hashes, strict=True)),
                 values=numpy.asarray(values, dtype=float),
@@ -126,11 +126,13 @@ def _of_job(path: Path) -> list[dict[str, Any]]:
 
 
 def read(results: Iterable[Path]) -> pandas.DataFrame:
-    """The runs of several scoring jobs: a row, with its `statistics.Run`, per cell and metric.
+    """Read the runs of scoring jobs: one row per cell and metric, with its `statistics.Run`.
 
-    Items are in the order of the task's documents. A metric that lm-eval makes from items in a way
-    that is not known here is left out, and the log says so. Raises InputError, naming the file, for
-    items that are missing or there twice.
+    Items are in the order of the task's documents. Metrics whose scores cannot be recomputed from
+    their items are left out with a warning.
+
+    Raises:
+        InputError: items are missing or repeated; names the file.
     """
     rows = [row for path in results for row in _of_job(path)]
     return pandas.DataFrame(rows, columns=COLUMNS)

@@ -1,4 +1,4 @@
-"""Published numbers beside ours: their source, the difference, and whether they can occur."""
+"""Compare scores with published ones: source, difference, and whether the value is possible."""
 
 from pathlib import Path
 
@@ -11,10 +11,12 @@ COLUMNS = [*KEYS, "value", "n", "source"]
 
 
 def read(path: Path) -> pandas.DataFrame:
-    """Read published values; an empty value is one that is not known.
+    """Read published values; an empty value is unknown.
 
-    `value` is in the metric's own unit (a share, not per cent), `n` the number of items.
-    Raises InputError for missing columns, or a value without a source.
+    `value` is in the metric's unit (a share, not per cent), `n` the number of items.
+
+    Raises:
+        InputError: a column is missing, or a value has no source.
     """
     table = pandas.read_csv(path, dtype=dict.fromkeys([*KEYS, "source"], str), comment="#")
     missing = [column for column in COLUMNS if column not in table]
@@ -27,9 +29,9 @@ def read(path: Path) -> pandas.DataFrame:
 
 
 def is_possible(value: float, items: float, digits: int = 4) -> bool:
-    """Whether a share, rounded to so many digits, is some number of right answers out of `items`.
+    """Whether a share, rounded to `digits`, is a whole number of correct answers out of `items`.
 
-    83.10 % is 59 of 71; 82.08 % is no number of 71.
+    0.8310 is 59 of 71; no number of 71 gives 0.8208.
     """
     right = round(value * items)
     return any(
@@ -40,7 +42,7 @@ def is_possible(value: float, items: float, digits: int = 4) -> bool:
 
 
 def beside(numbers: pandas.DataFrame, published: pandas.DataFrame) -> pandas.DataFrame:
-    """Our numbers with `published`, `difference`, `published_possible` and `published_source`."""
+    """Add `published`, `difference`, `published_possible` and `published_source` to scores."""
     renamed = published.rename(
         columns={"value": "published", "n": "published_n", "source": "published_source"}
     )

@@ -22,13 +22,17 @@ COLUMNS = [
     "n",
 ]
 NONE = "none"
-# What must be equal for scores of one task to be compared, and in what words.
-COMPARED = {"n": "items", "task_version": "as the task's version", "few_shot": "examples"}
+# Columns that must be equal for scores of one task to be compared, with a phrase for messages.
+COMPARED = {
+    "n": "{} items",
+    "task_version": "task version {}",
+    "few_shot": "{} few-shot examples",
+}
 SOURCED_COLUMNS = [*COLUMNS, "task_version", "few_shot", "file"]
 
 
 def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of one scoring job's result file."""
+    """Convert a scoring job's result file to rows of the table."""
     names = result["names"]
     return [
         {
@@ -45,11 +49,15 @@ def rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """Read a scoring job's result file; InputError, naming the key, where it is another file."""
+    """Read a scoring job's result file.
+
+    Raises:
+        InputError: the file lacks a key of a result file.
+    """
     result = read_json(path)
     for key in ("names", "lm_eval", "cells"):
         if not isinstance(result, dict) or key not in result:
-            raise InputError(f"{path}: not the result of a scoring job: it has no {key!r}")
+            raise InputError(f"{path}: not the result of a scoring job: no key {key!r}")
     return result
 
 
@@ -64,45 +72,51 @@ def _sourced(path: Path) -> list[dict[str, Any]]:
 
 
 def check_comparable(table: pandas.DataFrame, place: str) -> None:
-    """Refuse scores of one task that differ in what a comparison needs to be equal.
+    """Check that scores of one task have the same number of items, task version and few-shot.
 
-    `table` has `SOURCED_COLUMNS`; what a file does not record is not held against it. Raises
-    InputError that begins with `place` and names two files.
+    Args:
+        table: scores with `SOURCED_COLUMNS`; values that a file does not record are ignored.
+        place: the start of the error message.
+
+    Raises:
+        InputError: two files differ.
     """
     for task, group in table.groupby("task", sort=False):
-        for column, what in COMPARED.items():
+        for column, phrase in COMPARED.items():
             values = group[group[column].notna()].drop_duplicates(column)
             if len(values) > 1:
                 first, second = values.iloc[0], values.iloc[1]
                 raise InputError(
-                    f"{place}: scores of {task} cannot be compared: {first[column]} "
-                    f"{what} in {first['file']}, {second[column]} in {second['file']}"
+                    f"{place}: scores of {task} cannot be compared: "
+                    f"{phrase.format(first[column])} in {first['file']}, {second[column]} in "
+                    f"{second['file']}"
                 )
 
 
 def collect(results: Iterable[Path], imported: Iterable[Path] = ()) -> pandas.DataFrame:
-    """The scores of result files of this study, in their order, and imported ones after them.
+    """Collect the scores of result files and of imported CSV files, in this order.
 
-    Raises InputError where two files give one score, or scores that cannot be compared.
+    Raises:
+        InputError: two files give the same score, or scores of a task cannot be compared.
     """
     own = [row for path in results for row in _sourced(path)]
     parts = [pandas.DataFrame(own, columns=SOURCED_COLUMNS), *map(_read_text, imported)]
-    # Without rows, a part has no types that could be joined.
+    # An empty part has no column types to concatenate.
     table = pandas.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
     table["seed"] = table["seed"].astype(str)
     keys = COLUMNS[: COLUMNS.index("value")]
-    twice = table[table.duplicated(keys, keep=False)]
-    if len(twice):
-        group = twice.sort_values(keys, kind="stable")
+    repeated = table[table.duplicated(keys, keep=False)]
+    if len(repeated):
+        group = repeated.sort_values(keys, kind="stable")
         names = " ".join(str(group.iloc[0][key]) for key in keys)
         files = " and ".join(group["file"].iloc[:2])
-        raise InputError(f"two files give one score, {names}: {files}")
+        raise InputError(f"two files give the same score, {names}: {files}")
     check_comparable(table, "scores")
     return table[COLUMNS]
 
 
 def read(path: Path) -> pandas.DataFrame:
-    """Read the tidy table; names stay text."""
+    """Read the tidy table; names and seeds stay text."""
     return _read_text(path)
 
 
@@ -113,7 +127,7 @@ def _read_text(path: Path) -> pandas.DataFrame:
 
 
 def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:
-    """The scores that a table or figure selects by models, tasks, versions and metrics."""
+    """Select the scores of a table or figure by its models, tasks, versions and metrics."""
     kinds = {"models": "model", "tasks": "task", "versions": "applied_to", "metrics": "metric"}
     for key, column in kinds.items():
         if settings.get(key):
@@ -122,24 +136,28 @@ def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataF
 
 
 def of_arms(scores: pandas.DataFrame, arms: dict[str, dict[str, Any]]) -> pandas.DataFrame:
-    """The scores with the arm that each belongs to; a cell of two arms appears twice.
+    """Add the arm of each score; a cell that belongs to two arms appears twice.
 
-    `arms` are as in a study: which patches (`trained_on`), with which method. Versions keep the
-    order of the scores, arms their own.
+    Args:
+        scores: the tidy table.
+        arms: the study's arms, with `trained_on`, `applied_to` and `method`.
+
+    Returns:
+        Scores grouped by arm, in the order of `arms`; each group keeps the order of `scores`.
     """
     parts = []
     for arm, definition in arms.items():
         trained_on = definition["trained_on"]
         if trained_on == NONE:
-            chosen = scores["trained_on"] == NONE
+            in_arm = scores["trained_on"] == NONE
         elif trained_on == "same":
-            chosen = scores["trained_on"] == scores["applied_to"]
+            in_arm = scores["trained_on"] == scores["applied_to"]
         else:
-            chosen = scores["trained_on"] == trained_on
+            in_arm = scores["trained_on"] == trained_on
         if trained_on != NONE:
-            chosen &= scores["method"] == definition["method"]
-        chosen &= _applies(scores["applied_to"], definition["applied_to"])
-        parts.append(scores[chosen].assign(arm=arm))
+            in_arm &= scores["method"] == definition["method"]
+        in_arm &= _applies(scores["applied_to"], definition["applied_to"])
+        parts.append(scores[in_arm].assign(arm=arm))
     return pandas.concat(parts, ignore_index=True)
 
 
@@ -152,9 +170,10 @@ def _applies(versions: pandas.Series, selector: str | list[str]) -> pandas.Serie
 
 
 def over_seeds(scores: pandas.DataFrame) -> pandas.DataFrame:
-    """Mean over seeds of value and standard error, with the number of seeds.
+    """Average values and standard errors over seeds.
 
-    The seeds share their items, so that the mean's item noise is no smaller than one seed's.
+    Standard errors are averaged too: seeds share their items, so the mean has the same item noise
+    as a single seed.
     """
     keys = ["model", "task", "applied_to", "arm", "metric"]
     grouped = scores.groupby(keys, sort=False, as_index=False)
@@ -167,12 +186,16 @@ def over_seeds(scores: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def of_chosen_arms(path: Path, settings: dict[str, Any]) -> pandas.DataFrame:
-    """Scores of a table's or figure's arms, models, tasks and versions, as means over seeds."""
+    """Read the scores that a table or figure selects, with their arms, averaged over seeds."""
     return over_seeds(of_arms(selected(read(path), settings), settings["arms"]))
 
 
 def item_counts(scores: pandas.DataFrame) -> dict[tuple[str, str], int]:
-    """How many items each task and metric has; InputError where cells have different numbers."""
+    """Return the number of items of each task and metric.
+
+    Raises:
+        InputError: two cells have different numbers of items.
+    """
     counts = {}
     for pair, rows in scores.groupby(["task", "metric"]):
         if rows["n"].nunique() > 1:

@@ -1,6 +1,6 @@
-"""Scores over updates: how long a patch lasts.
+"""Analyse scores over updates: how long a patch lasts.
 
-The number of an update is a version's depth in the chain that it stands in, 0 for the base.
+The number of an update is a version's depth in its chain, 0 for the base.
 """
 
 from collections.abc import Iterator
@@ -19,26 +19,33 @@ SERIES = ["model", "task", "metric", "arm"]
 
 
 def numbers(source: Path, settings: Settings) -> pandas.DataFrame:
-    """Scores of every arm at every update, mean over seeds: one row for each arm and version.
+    """Return the score of every arm at every update, averaged over seeds.
 
-    Rows follow models, tasks, metrics and arms in the order of the scores and of the study, then
-    the updates. Versions of no known update are left out; InputError where nothing remains.
-    `settings` are those of a table or figure: its selection, `arms`, and `updates`, the number of
-    each model's versions.
+    Args:
+        source: the table of scores.
+        settings: those of a table or figure: its selection, `arms`, and `updates`, the number of
+            each version by model.
+
+    Returns:
+        One row per arm and version, sorted by model, task and metric (in the order of the scores),
+        arm (in the order of the study) and update. Versions without a number are left out.
+
+    Raises:
+        InputError: no score remains.
     """
     table = score_table.selected(score_table.read(source), settings)
-    found = score_table.over_seeds(score_table.of_arms(table, settings["arms"]))
+    scores = score_table.over_seeds(score_table.of_arms(table, settings["arms"]))
     known = settings["updates"]
-    pairs = zip(found["model"], found["applied_to"], strict=True)
-    found["update"] = [known.get(model, {}).get(version) for model, version in pairs]
-    found = found.dropna(subset="update").astype({"update": int})
-    if found.empty:
+    pairs = zip(scores["model"], scores["applied_to"], strict=True)
+    scores["update"] = [known.get(model, {}).get(version) for model, version in pairs]
+    scores = scores.dropna(subset="update").astype({"update": int})
+    if scores.empty:
         measured = ", ".join(dict.fromkeys(table["metric"])) or "none of the selection"
-        raise InputError(f"{source}: no score of the selection is of a known update ({measured})")
-    found["un_patched"] = [
-        settings["arms"][arm]["trained_on"] == score_table.NONE for arm in found["arm"]
+        raise InputError(f"{source}: no score of the selection belongs to an update ({measured})")
+    scores["un_patched"] = [
+        settings["arms"][arm]["trained_on"] == score_table.NONE for arm in scores["arm"]
     ]
-    # A stable sort by what comes first in the scores keeps their order.
+    # Ranks by first appearance, with a stable sort, keep the order of the scores.
     ranks = {
         **{column: _ranks(table[column]) for column in ("model", "task", "metric")},
         "arm": {arm: place for place, arm in enumerate(settings["arms"])},
@@ -47,7 +54,7 @@ def numbers(source: Path, settings: Settings) -> pandas.DataFrame:
     def rank(column: pandas.Series) -> pandas.Series:
         return column.map(ranks[column.name]) if column.name in ranks else column
 
-    return found.sort_values([*SERIES, "update"], key=rank, kind="stable", ignore_index=True)
+    return scores.sort_values([*SERIES, "update"], key=rank, kind="stable", ignore_index=True)
 
 
 def _ranks(column: pandas.Series) -> dict[str, int]:
@@ -55,7 +62,7 @@ def _ranks(column: pandas.Series) -> dict[str, int]:
 
 
 def _line(part: pandas.DataFrame, prefix: str, level: float) -> dict[str, Any]:
-    """Slope, interval and p of one arm's line; missing, with the reason, where it has too few."""
+    """Return slope, interval and p of one arm's line; with too few updates, only the reason."""
     try:
         line = statistics.trend(part["update"].to_numpy(), part["value"].to_numpy(), level)
     except InputError as error:
@@ -69,13 +76,13 @@ def _line(part: pandas.DataFrame, prefix: str, level: float) -> dict[str, Any]:
 
 
 def _gains(part: pandas.DataFrame, un_patched: pandas.DataFrame) -> pandas.DataFrame:
-    """An arm's gain over the un-patched model at each update that both were scored at."""
+    """Return an arm's gain over the un-patched model at each update that both have."""
     both = part.merge(un_patched, on="update", suffixes=("", "_un_patched"))
     return both.assign(value=both["value"] - both["value_un_patched"])[["update", "value"]]
 
 
 def _forecast(gains: pandas.DataFrame, share: float, level: float) -> dict[str, Any]:
-    """The update from which on an arm keeps less than a share of its first gain."""
+    """Forecast the update at which an arm keeps less than a share of its first gain."""
     if gains.empty:
         return {"forecast_refused": "no score of the un-patched model to gain on"}
     first = float(gains["value"].iloc[0])
@@ -83,18 +90,18 @@ def _forecast(gains: pandas.DataFrame, share: float, level: float) -> dict[str, 
     if first <= 0:
         return {**known, "forecast_refused": "no gain at the first update"}
     try:
-        found = statistics.forecast(
+        forecast = statistics.forecast(
             gains["update"].to_numpy(), gains["value"].to_numpy(), share * first, level
         )
     except InputError as error:
         return {**known, "forecast_refused": str(error)}
     return {
         **known,
-        "forecast": found.update,
-        "forecast_low": found.low,
-        "forecast_high": found.high,
-        "falling": found.falling,
-        "extrapolated": found.extrapolated,
+        "forecast": forecast.update,
+        "forecast_low": forecast.low,
+        "forecast_high": forecast.high,
+        "falling": forecast.falling,
+        "extrapolated": forecast.extrapolated,
     }
 
 
@@ -139,18 +146,23 @@ TREND_COLUMNS = [
 
 
 def trends(over_updates: pandas.DataFrame, share: float, level: float) -> pandas.DataFrame:
-    """A line through each arm's scores, and when its patch is worn out: one row for each arm.
+    """Fit a line through each arm's scores and forecast how long its patch lasts.
 
-    `over_updates` is what `numbers` gives, `level` that of all intervals; `n` is the number of the
-    task's items. Slopes are in the metric's unit per update; seeds are
-    averaged first, since what they share would count several times. `p_holm` is corrected over the
-    family of an arm: its slopes on all models, tasks and metrics of the table (`family` is their
-    number). `gain_slope` is that of the gain over the un-patched model, and `forecast` the update
-    from which on less than `share` of the first gain is left. What cannot be said is missing, with
-    its reason in `refused` or `forecast_refused`.
+    Args:
+        over_updates: the scores that `numbers` returns. Seeds are averaged before, because they
+            share items and would count them several times.
+        share: the share of the first gain below which a patch counts as worn out.
+        level: confidence level of all intervals.
+
+    Returns:
+        One row per arm. Slopes are in the metric's unit per update. `p_holm` is corrected over the
+        slopes of an arm on all models, tasks and metrics (`family` is their number). `gain_slope`
+        is the slope of the gain over the un-patched model, `forecast` the update at which less
+        than `share` of the first gain is left. Missing values have a reason in `refused` or
+        `forecast_refused`. `n` is the number of items.
     """
-    found = pandas.DataFrame(_arm_trends(over_updates, share, level)).reindex(columns=TREND_COLUMNS)
-    for _, arm in found[found["p"].notna()].groupby("arm"):
-        found.loc[arm.index, "p_holm"] = statistics.holm(arm["p"].tolist())
-        found.loc[arm.index, "family"] = len(arm)
-    return found
+    table = pandas.DataFrame(_arm_trends(over_updates, share, level)).reindex(columns=TREND_COLUMNS)
+    for _, arm in table[table["p"].notna()].groupby("arm"):
+        table.loc[arm.index, "p_holm"] = statistics.holm(arm["p"].tolist())
+        table.loc[arm.index, "family"] = len(arm)
+    return table

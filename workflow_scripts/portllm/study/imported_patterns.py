@@ -1,4 +1,4 @@
-"""Of which cell a result file speaks that someone else made: patterns, and what they find."""
+"""Map external result files to cells of the study, by patterns over paths and model arguments."""
 
 import re
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from portllm.study import matrix
 SourceSettings = dict[str, Any]
 
 NAMES = ("model", "applied_to", "trained_on", "method", "task", "seed")
-WORDS = {"applied_to": "version", "trained_on": "patch's version"}
+LABELS = {"applied_to": "version", "trained_on": "patch of version"}
 DIRECT = "direct"
 
 
 class UnusableError(Exception):
-    """Why a file is left out."""
+    """A file cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class CellPattern:
-    """Patterns that a file matches, by what they are searched in, and the names that it then has.
+    """An entry of `cells`: patterns that a file must match, and the names of its cell.
 
-    Names are those of a cell; more come from the groups of the patterns.
+    `patterns` are keyed by the text that they are searched in: `path`, `pretrained` or `peft`.
+    The groups of the patterns give further names.
     """
 
     patterns: dict[str, re.Pattern[str]]
@@ -34,10 +35,10 @@ def _compile(pattern: str, place: str) -> re.Pattern[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"{place}: {pattern!r} is no regular expression: {error}") from None
+        raise InputError(f"{place}: {pattern!r} is not a regular expression: {error}") from None
     for name in compiled.groupindex:
         if name not in NAMES:
-            raise InputError(f"{place}: no cell has a {name!r}; {nearest(name, NAMES)}")
+            raise InputError(f"{place}: unknown group {name!r}; {nearest(name, NAMES)}")
     return compiled
 
 
@@ -65,28 +66,31 @@ def _rule(settings: SourceSettings, number: int) -> CellPattern:
         given.append("model")
     for name in NAMES:
         if given.count(name) > 1:
-            raise InputError(f"{place}: {name!r} is given {given.count(name)} times")
+            raise InputError(f"{place}: found {name!r} {given.count(name)} times, expected once")
     for name in ("model", "applied_to", "trained_on"):
         if name not in given:
             raise InputError(
-                f"{place}: nothing gives {name!r}; expected it as a key, or as a group of a "
-                f"pattern, (?P<{name}>…)"
+                f"{place}: no {name!r}; expected it as a key, or as a group of a pattern, "
+                f"(?P<{name}>…)"
             )
     known = _known(settings)
     for name in names.keys() & known.keys():
         if names[name] not in known[name]:
-            expected = nearest(names[name], known[name])
-            what = WORDS.get(name, name)
-            raise InputError(f"{place}.{name}: no {what} named {names[name]!r}; {expected}")
+            kind = {"trained_on": "version", "applied_to": "version"}.get(name, name)
+            raise InputError(
+                f"{place}.{name}: found {names[name]!r}, expected a {kind}; "
+                f"{nearest(names[name], known[name])}"
+            )
     return CellPattern(patterns, names)
 
 
 def rules(settings: SourceSettings) -> list[CellPattern]:
-    """The rules of a source that name cells, checked.
+    """Compile and check the patterns of a source.
 
-    Raises InputError that begins with the key below the source: for what is no regular expression,
-    a group of another name than those of a cell, a name that nothing or several things give, one
-    that the source does not list, and two versions of one number.
+    Raises:
+        InputError: a pattern is not a regular expression; a group is not one of `NAMES`; a name is
+            missing, given more than once, or not listed by the source; two versions have the same
+            number. The message starts with the key below the source.
     """
     by_number: dict[int, str] = {}
     for version, number in settings["versions"].items():
@@ -97,21 +101,25 @@ def rules(settings: SourceSettings) -> list[CellPattern]:
 
 
 def find_files(settings: SourceSettings) -> list[Path]:
-    """The files of a source, sorted; InputError that begins with the key where there are none."""
+    """List the files of a source, sorted.
+
+    Raises:
+        InputError: the directory does not exist or no file matches; starts with the key.
+    """
     directory = Path(settings["directory"])
     if not directory.is_dir():
         origin = f"; get it from {settings['origin']}" if "origin" in settings else ""
         raise InputError(f"directory: no such directory: {directory}{origin}")
-    wanted = {path for pattern in settings["files"] for path in directory.glob(pattern)}
-    found = sorted(path for path in wanted if path.is_file())
-    if not found:
+    matches = {path for pattern in settings["files"] for path in directory.glob(pattern)}
+    files = sorted(path for path in matches if path.is_file())
+    if not files:
         patterns = ", ".join(settings["files"])
         raise InputError(f"files: no file of {directory} matches {patterns}")
-    return found
+    return files
 
 
 def arguments(model_args: Any) -> dict[str, str]:
-    """lm-eval's `model_args`, which it writes as a mapping or, earlier, as `key=value,…`."""
+    """Parse lm-eval's `model_args`, a mapping or, in older releases, `key=value,…`."""
     if isinstance(model_args, dict):
         return {str(name): str(value) for name, value in model_args.items()}
     pairs = (part.partition("=") for part in str(model_args or "").split(","))
@@ -120,9 +128,9 @@ def arguments(model_args: Any) -> dict[str, str]:
 
 def _captured(rules: list[CellPattern], subjects: dict[str, str]) -> dict[str, str]:
     for rule in rules:
-        found = [pattern.search(subjects[name]) for name, pattern in rule.patterns.items()]
-        groups = [match.groupdict() for match in found if match is not None]
-        if len(groups) == len(found):
+        matches = [pattern.search(subjects[name]) for name, pattern in rule.patterns.items()]
+        groups = [match.groupdict() for match in matches if match is not None]
+        if len(groups) == len(matches):
             captured = {name: value for group in groups for name, value in group.items() if value}
             return {**rule.names, **captured}
     raise UnusableError("no entry of `cells` matches")
@@ -131,10 +139,19 @@ def _captured(rules: list[CellPattern], subjects: dict[str, str]) -> dict[str, s
 def name_cell(
     rules: list[CellPattern], path: str, model_args: Any, settings: SourceSettings
 ) -> dict[str, str]:
-    """The names of the cell that a file speaks of; without `task` where no pattern gives it.
+    """Return the names of the cell that a file belongs to.
 
-    `path` is relative to the source's directory, `model_args` what lm-eval recorded. Raises
-    UnusableError where no rule matches, or for a name that the source does not list.
+    Args:
+        rules: the patterns of the source; the first that matches is used.
+        path: the file, relative to the source's directory.
+        model_args: as lm-eval recorded them.
+        settings: the source.
+
+    Returns:
+        Values of `NAMES`; without `task` if no pattern gives it.
+
+    Raises:
+        UnusableError: no pattern matches, or the source does not list a name.
     """
     given = arguments(model_args)
     subjects = {"path": path, **{name: given.get(name, "") for name in ("pretrained", "peft")}}
@@ -145,21 +162,21 @@ def name_cell(
     numbered = {str(number): version for version, number in settings["versions"].items()}
     for name in ("applied_to", "trained_on"):
         if name not in names:
-            raise UnusableError(f"the entry of `cells` that matches gives no {name!r}")
+            raise UnusableError(f"the matching entry of `cells` gives no {name!r}")
         names[name] = numbered.get(names[name], names[name])
     for name, options in _known(settings).items():
         if name in names and names[name] not in options:
-            what = WORDS.get(name, name)
-            raise UnusableError(f"of the {what} {names[name]!r}, which the study does not read")
+            label = LABELS.get(name, name)
+            raise UnusableError(f"{label} {names[name]} is not part of the study")
     if names["trained_on"] == matrix.SAME:
         names["trained_on"] = names["applied_to"]
     if names["trained_on"] == matrix.NONE:
         if given.get("peft"):
-            raise UnusableError("taken for an un-patched version, but it records a patch")
-        # A repetition has versions of its own, so that even what has no patch may have a seed.
+            raise UnusableError("matched as an un-patched version, but it records an adapter")
+        # Repetitions evolve the versions again, so un-patched versions may have a seed too.
         named = {"seed": matrix.NONE, **names, "method": matrix.NONE}
     else:
         named = {"method": DIRECT, "seed": str(settings["seed"]), **names}
     if not (named["seed"].isdecimal() or named["seed"] == matrix.NONE):
-        raise UnusableError(f"{named['seed']!r} for a seed")
+        raise UnusableError(f"found seed {named['seed']!r}, expected a number")
     return named
