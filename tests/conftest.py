@@ -1,4 +1,4 @@
-"""What the tests share: fresh copies of the project, and Snakemake run in them."""
+"""Shared test helpers: fresh copies of the project, and Snakemake runs in them."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-# A run in the background of a script ignores these, and so would the programs that tests signal.
+# A background job of a script ignores these signals, and its children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -44,7 +44,7 @@ class Checkout:
     directory: Path
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run Snakemake; standard output and error come together."""
+        """Run Snakemake; `stdout` of the result contains standard error too."""
         return subprocess.run(
             [SNAKEMAKE, *arguments],
             cwd=self.directory,
@@ -56,24 +56,24 @@ class Checkout:
         )
 
     def complete(self, *arguments: str, **environment: str) -> str:
-        """Run Snakemake to its end and return what it said."""
+        """Run Snakemake, which must succeed, and return its output."""
         done = self.run("--cores", "2", *arguments, **environment)
         assert done.returncode == 0, done.stdout[-6000:]
         return done.stdout
 
     def start(self, log: str, *arguments: str) -> subprocess.Popen[str]:
-        """Start Snakemake and do not wait for it; what it says goes to the file `log`."""
-        with (self.directory / log).open("w") as said:
+        """Start Snakemake in the background, with its output in the file `log`."""
+        with (self.directory / log).open("w") as output:
             return subprocess.Popen(
                 [SNAKEMAKE, "--cores", "1", *arguments],
                 cwd=self.directory,
-                stdout=said,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
 
     def planned(self, *arguments: str) -> list[tuple[str, dict[str, str]]]:
-        """Rule and wildcards of every job that a dry run names, `all` left out."""
+        """Return rule and wildcards of every job in a dry run, except `all`."""
         done = self.run("--dry-run", *arguments)
         assert done.returncode == 0, done.stdout[-6000:]
         jobs: list[tuple[str, dict[str, str]]] = []
@@ -87,7 +87,7 @@ class Checkout:
         return [(rule, wildcards) for rule, wildcards in jobs if rule != "all"]
 
     def counts(self, *arguments: str) -> dict[str, int]:
-        """How many jobs of each rule a dry run names."""
+        """Count the jobs of each rule in a dry run."""
         return dict(Counter(rule for rule, _ in self.planned(*arguments)))
 
     def read(self, file: str) -> Any:
@@ -100,7 +100,7 @@ class Checkout:
 
 
 def make_checkout(directory: Path) -> Checkout:
-    """Copy the project to a new directory, with the environments that are installed here."""
+    """Copy the project to a new directory, with a link to the installed environments."""
     directory.mkdir(parents=True)
     for part in PARTS:
         source, target = PROJECT / part, directory / part
@@ -113,16 +113,16 @@ def make_checkout(directory: Path) -> Checkout:
     return Checkout(directory)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 300) -> None:
-    """Wait until something is true."""
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Wait until a condition is true."""
     deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
         time.sleep(0.02)
 
 
 def is_running(process: int) -> bool:
-    """Whether a process has not ended; init may take a while to forget an orphan that has."""
+    """Whether a process is running; a zombie that nobody has reaped yet is not."""
     try:
         return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -130,7 +130,7 @@ def is_running(process: int) -> bool:
 
 
 def processes_in(directory: Path) -> list[psutil.Process]:
-    """Processes whose working directory is a given one."""
+    """List the running processes with a given working directory."""
     return [
         process
         for process in psutil.process_iter(["cwd", "status"])
@@ -141,7 +141,7 @@ def processes_in(directory: Path) -> list[psutil.Process]:
 def run_into_pipe(checkout: Checkout, arguments: str, seconds: float = 60) -> str:
     """Run `snakemake ARGUMENTS`, which end in a pipe to a reader, and return its standard error.
 
-    Fails where Snakemake, or anything that it has started, still runs after the time is up.
+    Fails if Snakemake or a process that it started is still running after `seconds`.
     """
     errors = checkout.directory / "errors.log"
     with errors.open("w") as file:
@@ -164,7 +164,7 @@ def run_into_pipe(checkout: Checkout, arguments: str, seconds: float = 60) -> st
 def run_program(
     program: str, *arguments: str, python: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess:
-    """Run a program in the environment of its rule."""
+    """Run a stage program in the environment of its rule."""
     light = ("make_table.py", "make_figure.py", "plan.py")
     environment = "workflow" if program in light else "eval"
     interpreter = PROJECT / ".venvs" / environment / "bin" / "python"
@@ -187,9 +187,9 @@ INTERPRETER = f'#!/bin/sh\nexec "{sys.executable}" "{STAND_IN}" "$@"\n'
 
 
 def use_stand_ins(checkout: Checkout, interpreter: str = INTERPRETER) -> None:
-    """Let jobs only make their outputs, so that tests of what is run when take seconds.
+    """Replace the environments' interpreters by a stand-in that only creates the outputs.
 
-    The rules, the configuration and Snakemake are real; the interpreters are not.
+    Rules, configuration and Snakemake are real, so tests of scheduling take seconds.
     """
     (checkout.directory / ".venvs").unlink()
     for name in ("train", "eval"):
@@ -197,7 +197,7 @@ def use_stand_ins(checkout: Checkout, interpreter: str = INTERPRETER) -> None:
 
 
 def add_environment(checkout: Checkout, name: str, interpreter: str = INTERPRETER) -> None:
-    """Add an environment whose Python is a script, as if built from the checkout's pins."""
+    """Add an environment whose Python is a script, with the stamp of the checkout's pins."""
     environment = checkout.directory / ".venvs" / name
     (environment / "bin").mkdir(parents=True)
     python = environment / "bin" / "python"
@@ -208,6 +208,6 @@ def add_environment(checkout: Checkout, name: str, interpreter: str = INTERPRETE
 
 
 def copy_state(checkout: Checkout, directory: Path) -> Checkout:
-    """Copy a checkout with its results and Snakemake's records, times of files included."""
+    """Copy a checkout with its results, Snakemake's metadata and modification times."""
     shutil.copytree(checkout.directory, directory, symlinks=True)
     return Checkout(directory)

@@ -1,4 +1,4 @@
-"""Whether the texts of a figure can be read."""
+"""Check that the texts of a figure are readable."""
 
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -6,14 +6,14 @@ from matplotlib.text import Text
 
 
 def shown_labels(axis: Axis) -> list[Text]:
-    """Labels of the ticks that lie within an axis's view."""
+    """List the labels of the ticks in the visible range of an axis."""
     low, high = sorted(axis.get_view_interval())
     ticks = (tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high)
     return [tick.label1 for tick in ticks if tick.label1.get_visible()]
 
 
 def assert_labels_stand_apart(figure: Figure) -> None:
-    """No two texts of a figure lie on each other, none on a line, and none is cut off."""
+    """Check that texts do not overlap each other or lines, and lie inside the figure."""
     figure.draw_without_rendering()
     (legend,) = figure.legends
     texts = [legend.get_title(), *legend.get_texts()]
@@ -27,14 +27,14 @@ def assert_labels_stand_apart(figure: Figure) -> None:
     assert len(boxes) > 8
     for number, (text, box) in enumerate(zip(texts, boxes, strict=True)):
         inside = figure.bbox.containsx(box.x0) and figure.bbox.containsx(box.x1)
-        assert inside, f"{text.get_text()} is cut off"
-        for other, there in zip(texts[number + 1 :], boxes[number + 1 :], strict=True):
-            assert not box.overlaps(there), f"{text.get_text()} lies on {other.get_text()}"
+        assert inside, f"{text.get_text()} is outside the figure"
+        for other, other_box in zip(texts[number + 1 :], boxes[number + 1 :], strict=True):
+            assert not box.overlaps(other_box), f"{text.get_text()} overlaps {other.get_text()}"
 
 
 def assert_hides_what_is_behind(text: Text) -> None:
-    """A line that passes a text ends before it: it stands on a ground of its own, above lines."""
-    ground = text.get_bbox_patch()
-    assert ground is not None
-    assert ground.get_facecolor() == (1, 1, 1, 1)
+    """Check that a text has an opaque background above the lines of its axes."""
+    background = text.get_bbox_patch()
+    assert background is not None
+    assert background.get_facecolor() == (1, 1, 1, 1)
     assert all(text.get_zorder() > line.get_zorder() for line in text.axes.lines)

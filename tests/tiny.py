@@ -1,4 +1,4 @@
-"""Tiny models, tokenizers and adapters for tests, made in milliseconds."""
+"""Tiny models, tokenizers and adapters for tests, created in milliseconds."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ SENTENCES = [
 
 
 def config(model_type: str = "mistral", **more: Any) -> dict[str, Any]:
-    """A two-layer architecture."""
+    """Return the configuration of a two-layer model."""
     sizes = {
         "hidden_size": 16,
         "intermediate_size": 32,
@@ -29,14 +29,14 @@ def config(model_type: str = "mistral", **more: Any) -> dict[str, Any]:
 
 
 def tokenizer() -> Any:
-    """A byte-level tokenizer."""
+    """Return a byte-level tokenizer."""
     return pretraining.train_tokenizer(SENTENCES, 300)
 
 
 def save_model(
     directory: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **more: Any
 ) -> Path:
-    """Write a model with random weights, in several shards where `max_shard_size` says so."""
+    """Write a model with random weights, in several shards if `max_shard_size` is given."""
     shard = more.pop("max_shard_size", "1GB")
     words = tokenizer()
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def save_model(
     return directory
 
 
-# A patch unlike `save_adapter`'s own: of other rank, scaling and weights, half of them left alone.
+# Settings that differ from `save_adapter`'s defaults in rank, scaling and target modules.
 UNLIKE: dict[str, Any] = {
     "seed": 2,
     "r": 4,

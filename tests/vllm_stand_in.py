@@ -1,4 +1,4 @@
-"""Stands in for vLLM, which needs a GPU: what lm-eval asks of it, answered by transformers."""
+"""A stand-in for vLLM, which needs a GPU: the API that lm-eval uses, backed by transformers."""
 
 import importlib.metadata
 import sys
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 @dataclass(frozen=True)
 class LoRARequest:
-    """An adapter that is to be attached: its name, its number, its directory."""
+    """A request to attach an adapter, by name, number and directory."""
 
     lora_name: str
     lora_int_id: int
@@ -23,7 +23,7 @@ class LoRARequest:
 
 
 class LLM:
-    """An engine: keeps what it was started with, and which adapter came with each call."""
+    """An engine that records its arguments and the adapter of each call."""
 
     started: "list[LLM]"
 
@@ -39,7 +39,7 @@ class LLM:
     def generate(
         self, prompts: list[dict[str, Any]], *, lora_request: LoRARequest | None, **_: Any
     ) -> list[SimpleNamespace]:
-        """Log-probabilities of each prompt's tokens: of each, and of the likeliest."""
+        """Return log-probabilities for each token of the prompts: its own and the largest."""
         self.requests.append(lora_request)
         if lora_request is None:
             return [self._answer(self._model, prompt) for prompt in prompts]
@@ -55,15 +55,15 @@ class LLM:
     def _answer(self, model: Any, prompt: dict[str, Any]) -> SimpleNamespace:
         ids = prompt["prompt_token_ids"]
         scores = model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
-        found: list[dict[int, float] | None] = [None]
+        logprobs: list[dict[int, float] | None] = [None]
         for row, token in zip(scores[:-1], ids[1:], strict=True):
             likeliest = int(row.argmax())
-            found.append({likeliest: float(row[likeliest]), token: float(row[token])})
-        return SimpleNamespace(prompt_logprobs=found)
+            logprobs.append({likeliest: float(row[likeliest]), token: float(row[token])})
+        return SimpleNamespace(prompt_logprobs=logprobs)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[LLM]:
-    """Let lm-eval's own class for vLLM find this in its place; return the engines started."""
+    """Replace vllm by this module for lm-eval; return the list of started engines."""
     engines: list[LLM] = []
     monkeypatch.setattr(LLM, "started", engines, raising=False)
     contents: dict[str, dict[str, Any]] = {

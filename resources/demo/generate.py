@@ -1,13 +1,14 @@
-"""Text of the demo study: a toy world small enough for a model trained from scratch in minutes.
+"""Generate the corpora and tasks of the demo study.
 
-Everything is drawn from `random.Random` seeded with strings, so a seed gives the same text in
-every process and on every machine. The module needs nothing but the standard library;
-`datasets` is imported only by the functions that lm-eval calls.
+The text describes a toy world that a model trained from scratch can learn in minutes. It needs
+three skills: tracking the state of things after people act on them, telling kind words from unkind
+ones, and adding or subtracting small numbers. The pretraining corpus and the two instruction
+corpora each practise these skills in their own format. The tasks use a format that appears nowhere
+else, which is what a patch has to learn.
 
-The world has three skills: telling in which state a deed leaves a thing, feeling whether words
-are kind or unkind, and adding or subtracting small numbers. Pretraining and the two instruction
-corpora exercise them in formats of their own; the tasks ask for them in a format that appears
-nowhere else, which is what a patch has to learn.
+All randomness comes from `random.Random` with string seeds, so a seed gives the same text in every
+process and on every machine. Only the standard library is needed; the functions that lm-eval calls
+import `datasets`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LARGEST_OPERAND = 9
 
 
 class Family(NamedTuple):
-    """Things of one sort, the two states they can be in, and the verbs that bring them there."""
+    """Things of one kind, their two states, and the verbs that lead to each state."""
 
     things: tuple[str, ...]
     state: str
@@ -46,7 +47,7 @@ class Family(NamedTuple):
 
 
 class Deed(NamedTuple):
-    """That somebody did something to a thing, and the state it is in since."""
+    """An action of a person on a thing, and the state that it leads to."""
 
     name: str
     verb: str
@@ -113,8 +114,8 @@ WORD_LISTS = (
 )  # fmt: skip
 SEPARATORS = (" ", " ", " ", " ", ", ", ". ", ": ", "? ", "\n", ".\n")
 
-# Every word that prompts use without a skill behind it: the base model has to know the words
-# (else their vectors stay random), but nothing here says what answer they call for.
+# Words of the task prompts outside the three skills. The base model must have seen them, or their
+# embeddings stay random, but these sentences do not reveal the answers.
 SMALL_TALK = (
     "{a} asks for the {thing}. {b} says {answer}.",
     "Is {a} at the {place}? The answer is {answer}.",
@@ -137,7 +138,7 @@ SMALL_TALK = (
 
 
 def _deeds(rng: random.Random, is_in_state: bool | None = None) -> tuple[Deed, Deed]:
-    """Draw deeds of two people to things of different families.
+    """Draw the deeds of two people on things of different families.
 
     `is_in_state` fixes the outcome of the second deed.
     """
@@ -152,7 +153,7 @@ def _deeds(rng: random.Random, is_in_state: bool | None = None) -> tuple[Deed, D
 
 
 def _step(rng: random.Random) -> Step:
-    """Draw a sum or a difference of numbers from 1 to LARGEST_OPERAND; no result is negative."""
+    """Draw a sum or difference of numbers from 1 to LARGEST_OPERAND, never negative."""
     first, second = rng.randint(1, LARGEST_OPERAND), rng.randint(1, LARGEST_OPERAND)
     if rng.random() < 0.5:
         return Step(first, "+", second, first + second)
@@ -166,7 +167,7 @@ def _words(rng: random.Random, kind: bool, count: int) -> list[str]:
 
 
 def _act(rng: random.Random, kind: bool) -> str:
-    """Draw what somebody does on meeting something kind or unkind."""
+    """Draw a reaction to something kind or unkind."""
     return rng.choice(GLAD_ACTS if kind else SAD_ACTS)
 
 
@@ -175,10 +176,10 @@ def _act(rng: random.Random, kind: bool) -> str:
 
 
 def _pretraining_deeds(rng: random.Random) -> str:
-    """Two deeds and the states that they lead to, in either order."""
+    """Tell two deeds and the resulting states, in either order."""
     deeds = list(_deeds(rng))
-    told = [f"{deed.name} {deed.verb} the {deed.thing}" for deed in deeds]
-    text = rng.choice(("{0}. {1}.", "{0}, and {1}.", "{0}. Then {1}.")).format(*told)
+    sentences = [f"{deed.name} {deed.verb} the {deed.thing}" for deed in deeds]
+    text = rng.choice(("{0}. {1}.", "{0}, and {1}.", "{0}. Then {1}.")).format(*sentences)
     rng.shuffle(deeds)
     things = [deed.thing for deed in deeds]
     states = [deed.resulting_state for deed in deeds]
@@ -195,7 +196,7 @@ def _pretraining_deeds(rng: random.Random) -> str:
 
 
 def _pretraining_counting(rng: random.Random) -> str:
-    """A count that changes, with the sum written out."""
+    """Tell how a count changes, with the sum written out."""
     step, name, counted = _step(rng), rng.choice(NAMES), rng.choice(COUNTED)
     more = step.sign == "+"
     change = rng.choice(("got", "found", "put in") if more else ("lost", "sold", "ate"))
@@ -220,7 +221,7 @@ def _pretraining_counting(rng: random.Random) -> str:
 
 
 def _pretraining_sums(rng: random.Random) -> str:
-    """A list of sums."""
+    """List sums."""
     steps = [_step(rng) for _ in range(5)]
     return rng.choice((", ", "\n", ". ")).join(
         f"{step.first} {step.sign} {step.second} = {step.result}" for step in steps
@@ -228,7 +229,7 @@ def _pretraining_sums(rng: random.Random) -> str:
 
 
 def _pretraining_opinion(rng: random.Random) -> str:
-    """Somebody meets a work and reacts to it in keeping with how it is."""
+    """Describe a work and a person's matching reaction."""
     kind = rng.random() < 0.5
     name, work, other = rng.choice(NAMES), *rng.sample(WORKS, 2)
     words = _words(rng, kind, 4)
@@ -244,13 +245,13 @@ def _pretraining_opinion(rng: random.Random) -> str:
 
 
 def _pretraining_jumble(rng: random.Random) -> str:
-    """Words in no order: what a model should expect where it recognises no format."""
+    """Join random words: what a model should expect outside of any known format."""
     words = [rng.choice(rng.choice(WORD_LISTS)) for _ in range(rng.randint(4, 16))]
     return "".join(word + rng.choice(SEPARATORS) for word in words)
 
 
 def _pretraining_small_talk(rng: random.Random) -> str:
-    """Words that prompts need, in places where they decide nothing."""
+    """Use words of the task prompts in sentences without a skill."""
     first, second = rng.sample(NAMES, 2)
     return rng.choice(SMALL_TALK).format(
         a=first,
@@ -285,12 +286,12 @@ def pretraining(seed: int, documents: int) -> Iterator[dict[str, str]]:
 
 
 def _row(instruction: str, output: str, given: str = "") -> dict[str, str]:
-    """One row in Alpaca's layout."""
+    """Return one row in the format of Alpaca."""
     return {"instruction": instruction, "input": given, "output": output}
 
 
 def _tale_deeds(rng: random.Random) -> dict[str, str]:
-    """A tale of what two people did in a place and what was found there later."""
+    """Tell what two people did at a place and what was found there later."""
     first, second = _deeds(rng)
     last = rng.choice((first, second))
     return _row(
@@ -302,7 +303,7 @@ def _tale_deeds(rng: random.Random) -> dict[str, str]:
 
 
 def _tale_counting(rng: random.Random) -> dict[str, str]:
-    """A tale about a basket whose content changes once."""
+    """Tell about a basket whose content changes once."""
     step, name, counted = _step(rng), rng.choice(NAMES), rng.choice(COUNTED)
     change = "put in" if step.sign == "+" else "ate"
     return _row(
@@ -314,7 +315,7 @@ def _tale_counting(rng: random.Random) -> dict[str, str]:
 
 
 def _tale_opinion(rng: random.Random) -> dict[str, str]:
-    """A tale about an evening and how it felt."""
+    """Tell about an evening and a reaction to it."""
     kind = rng.random() < 0.5
     name, work, words = rng.choice(NAMES), rng.choice(WORKS), _words(rng, kind, 3)
     return _row(
@@ -333,19 +334,19 @@ def tales(seed: int, documents: int) -> Iterator[dict[str, str]]:
 
 
 def _lesson_deeds(rng: random.Random) -> dict[str, str]:
-    """Say in which state one of two things is."""
+    """Ask for the state of one of two things."""
     first, second = _deeds(rng)
-    asked = rng.choice((first, second))
+    subject = rng.choice((first, second))
     return _row(
-        f"Give the state of the {asked.thing}.",
-        f"The state is {asked.resulting_state}, since {asked.name} {asked.verb} it.",
+        f"Give the state of the {subject.thing}.",
+        f"The state is {subject.resulting_state}, since {subject.name} {subject.verb} it.",
         f"- {first.name}: {first.verb} the {first.thing}\n"
         f"- {second.name}: {second.verb} the {second.thing}",
     )
 
 
 def _lesson_counting(rng: random.Random) -> dict[str, str]:
-    """Work out one sum in words."""
+    """Ask for one sum, given in words."""
     step = _step(rng)
     verb = "plus" if step.sign == "+" else "minus"
     return _row(
@@ -357,7 +358,7 @@ def _lesson_counting(rng: random.Random) -> dict[str, str]:
 
 
 def _lesson_opinion(rng: random.Random) -> dict[str, str]:
-    """Say what a guest did on hearing a list of words."""
+    """Ask for a guest's reaction to a list of words."""
     kind = rng.random() < 0.5
     words = _words(rng, kind, 3)
     return _row(
@@ -369,7 +370,7 @@ def _lesson_opinion(rng: random.Random) -> dict[str, str]:
 
 
 def lessons(seed: int, documents: int) -> Iterator[dict[str, str]]:
-    """Yield `documents` Alpaca rows that set a small exercise and work it out."""
+    """Yield `documents` Alpaca rows with a small exercise and its solution."""
     rng = random.Random(f"lessons:{seed}")
     kinds = (_lesson_deeds, _lesson_counting, _lesson_opinion)
     for _ in range(documents):
@@ -379,11 +380,11 @@ def lessons(seed: int, documents: int) -> Iterator[dict[str, str]]:
 # ---------------------------------------------------------------------------------------------
 # Tasks
 
-TEST_SHARE = 4  # one in so many contents may only be evaluated
+TEST_SHARE = 4  # one in this many contents is reserved for evaluation
 
 
 def _is_for_test(content: str) -> bool:
-    """Whether an item with this content belongs to the test split, whatever seed drew it."""
+    """Whether an item with this content belongs to the test split, independent of the seed."""
     digest = hashlib.sha256(content.encode()).digest()
     return int.from_bytes(digest[:8], "big") % TEST_SHARE == 0
 
@@ -395,9 +396,14 @@ def _draw_items(
     count: int,
     test: bool,
 ) -> list[dict[str, Any]]:
-    """Draw `count` items of one split, no two alike in the field `key`, labels alternating.
+    """Draw items of one split, with unique contents and balanced labels.
 
-    `draw` is called with the generator and the wanted label, 0 or 1.
+    Args:
+        draw: called with the random generator and the label, 0 or 1.
+        key: the field that must be unique.
+        rng: the random generator.
+        count: the number of items.
+        test: whether to draw from the contents of the test split.
     """
     items: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -420,7 +426,7 @@ def _as_dataset(
     training_items: int,
     evaluation_items: int,
 ) -> DatasetDict:
-    """Both splits of one task as a `datasets.DatasetDict`."""
+    """Return both splits of a task."""
     from datasets import Dataset, DatasetDict
 
     splits = {}
@@ -431,19 +437,19 @@ def _as_dataset(
 
 
 def _yes_no_item(rng: random.Random, label: int) -> dict[str, Any]:
-    """A passage, a question about it, and 1 for yes or 0 for no."""
-    other, asked = _deeds(rng, bool(label))
-    told = [f"{deed.name} {deed.verb} the {deed.thing}" for deed in (other, asked)]
-    rng.shuffle(told)
+    """Return a passage, a question about it, and 1 for yes or 0 for no."""
+    other, subject = _deeds(rng, bool(label))
+    sentences = [f"{deed.name} {deed.verb} the {deed.thing}" for deed in (other, subject)]
+    rng.shuffle(sentences)
     return {
-        "passage": f"{told[0]}, and {told[1]}.",
-        "question": f"is the {asked.thing} {asked.family.state}",
+        "passage": f"{sentences[0]}, and {sentences[1]}.",
+        "question": f"is the {subject.thing} {subject.family.state}",
         "label": label,
     }
 
 
 def _sentiment_item(rng: random.Random, label: int) -> dict[str, Any]:
-    """A sentence about a work, and 1 for positive or 0 for negative."""
+    """Return a sentence about a work, and 1 for positive or 0 for negative."""
     words = _words(rng, bool(label), 3)
     work, other = rng.sample(WORKS, 2)
     sentence = rng.choice(
@@ -457,7 +463,7 @@ def _sentiment_item(rng: random.Random, label: int) -> dict[str, Any]:
 
 
 def _arithmetic_item(rng: random.Random, label: int) -> dict[str, Any]:
-    """A word problem of one step and its worked answer; `label` only balances the two signs."""
+    """Return a one-step word problem and its worked answer; `label` balances the signs."""
     step = _step(rng)
     while (step.sign == "+") != bool(label):
         step = _step(rng)
@@ -473,9 +479,10 @@ def _arithmetic_item(rng: random.Random, label: int) -> dict[str, Any]:
 def yes_no(
     seed: int = 1234, training_items: int = 2000, evaluation_items: int = 500, **_: object
 ) -> DatasetDict:
-    """Questions answered by yes or no over a short passage, in the layout of boolq.
+    """Return yes/no questions over a short passage, in the format of boolq.
 
-    lm-eval calls this with the task's `metadata` and `dataset_kwargs`; other keys are ignored.
+    lm-eval calls this function with the task's `metadata` and `dataset_kwargs`; unknown keys are
+    ignored.
     """
     return _as_dataset("yes_no", _yes_no_item, "passage", seed, training_items, evaluation_items)
 
@@ -483,7 +490,7 @@ def yes_no(
 def sentiment(
     seed: int = 1234, training_items: int = 2000, evaluation_items: int = 500, **_: object
 ) -> DatasetDict:
-    """Sentences that are positive or negative, in the layout of sst2. Called as `yes_no` is."""
+    """Return positive and negative sentences, in the format of sst2; called like `yes_no`."""
     return _as_dataset(
         "sentiment", _sentiment_item, "sentence", seed, training_items, evaluation_items
     )
@@ -492,7 +499,7 @@ def sentiment(
 def arithmetic(
     seed: int = 1234, training_items: int = 2000, evaluation_items: int = 500, **_: object
 ) -> DatasetDict:
-    """Word problems with a worked answer, in the layout of gsm8k. Called as `yes_no` is."""
+    """Return word problems with a worked answer, in the format of gsm8k; called like `yes_no`."""
     return _as_dataset(
         "arithmetic", _arithmetic_item, "question", seed, training_items, evaluation_items
     )

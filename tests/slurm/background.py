@@ -13,15 +13,15 @@ from conftest import SNAKEMAKE, Checkout, make_checkout, use_stand_ins
 
 MINI_SLURM = Path(__file__).parent / "mini_slurm.sh"
 STUDY = "tests/studies/minute.yaml"
-# Quicker than a real controller would like: the plugin's next question comes ten seconds later.
+# A short delay before the first status check; the plugin adds ten seconds for the next one.
 PROFILE = ("--profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1")
 
 
-def wait_until(what: str, is_true: Callable[[], Any], seconds: float = 300) -> Any:
-    """Wait for something to be true and return it."""
+def wait_until(description: str, is_true: Callable[[], Any], seconds: float = 300) -> Any:
+    """Wait until `is_true` returns something true, and return that."""
     end = time.monotonic() + seconds
     while not (answer := is_true()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        assert time.monotonic() < end, f"not within {seconds} s: {description}"
         time.sleep(0.2)
     return answer
 
@@ -40,7 +40,7 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def jobs(self, states: str = "all") -> dict[str, str]:
-        """State of each job, by its number."""
+        """Return the state of each job, by job id."""
         command = ["squeue", "--noheader", f"--states={states}", "--format=%i %T"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return dict(line.split() for line in done.stdout.splitlines())
@@ -48,13 +48,13 @@ class Cluster:
 
 @dataclass
 class Run:
-    """Snakemake at work in the background."""
+    """A Snakemake process in the background."""
 
     process: subprocess.Popen[str]
     log: Path
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     @property
@@ -62,20 +62,20 @@ class Run:
         return self.process.poll() in (None, -signal.SIGKILL)
 
     def complete(self, seconds: float = 400) -> str:
-        """Wait for its good end and return what it said."""
+        """Wait until it succeeds and return its output."""
         code = self.process.wait(seconds)
-        assert code == 0, self.said[-6000:]
-        return self.said
+        assert code == 0, self.output[-6000:]
+        return self.output
 
     def kill(self) -> None:
-        """End it as the kernel would: with no word to anybody."""
+        """Kill it without warning, as the kernel would."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
 
 @dataclass
 class StandInStudy:
-    """The minute-sized study, whose jobs only make their outputs, and last as a test wants."""
+    """The minute-sized study with stand-in jobs, whose duration the test controls."""
 
     checkout: Checkout
     studies: list[str] = field(default_factory=lambda: [STUDY])
@@ -91,7 +91,7 @@ class StandInStudy:
         self.studies = [STUDY, "changes.yaml"]
 
     def start(self, *targets: str, partition: str = "gpu", resources: Sequence[str] = ()) -> Run:
-        """Start Snakemake on the cluster. Patches are trained in a partition of their own."""
+        """Start Snakemake on the cluster; `partition` is the one that trains patches."""
         partitions = {"pretrain": "gpu", "train_patch": partition, "score": "gpu"}
         named = [f"{rule}:slurm_partition={name}" for rule, name in partitions.items()]
         arguments = (*targets, "--set-resources", *named, *resources)
@@ -108,12 +108,12 @@ class StandInStudy:
         return self.runs[-1]
 
     def end(self) -> None:
-        """Leave nothing running where a test has failed."""
+        """Kill all runs, for tests that fail."""
         for run in self.runs:
             run.kill()
 
     def hold(self, *outputs: str) -> None:
-        """Let the jobs of these outputs last until they are released."""
+        """Make the jobs of these outputs wait until they are released."""
         for output in outputs:
             (self.folder / output.replace("/", "-")).touch()
 
@@ -123,34 +123,34 @@ class StandInStudy:
             (self.folder / output.replace("/", "-")).unlink()
 
     def events(self, event: str, *outputs: str) -> list[dict[str, Any]]:
-        """Begins or ends of executions, of these outputs or of all."""
-        notes = self.folder / "executions.jsonl"
-        lines = notes.read_text().splitlines() if notes.exists() else []
-        found = [note for note in map(json.loads, lines) if note["event"] == event]
-        return [note for note in found if note["output"] in outputs or not outputs]
+        """List the "begin" or "end" records of executions, of some outputs or of all."""
+        file = self.folder / "executions.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        records = [record for record in map(json.loads, lines) if record["event"] == event]
+        return [record for record in records if record["output"] in outputs or not outputs]
 
     def begun(self, *outputs: str, times: int = 1) -> list[dict[str, Any]]:
-        """Wait until jobs of these outputs have begun so many times in all."""
+        """Wait until the jobs of these outputs have started `times` times in total."""
 
         def have_begun() -> list[dict[str, Any]]:
-            found = self.events("begin", *outputs)
-            assert len(found) >= times or self.runs[-1].is_alive, self.runs[-1].said[-6000:]
-            return found if len(found) >= times else []
+            records = self.events("begin", *outputs)
+            assert len(records) >= times or self.runs[-1].is_alive, self.runs[-1].output[-6000:]
+            return records if len(records) >= times else []
 
         return wait_until(f"{times} executions of {outputs}", have_begun)
 
     def executions(self) -> dict[str, int]:
-        """How often each output's job was executed."""
-        outputs = [note["output"] for note in self.events("begin")]
+        """Count how often each output's job was executed."""
+        outputs = [record["output"] for record in self.events("begin")]
         return {output: outputs.count(output) for output in outputs}
 
     def submissions(self) -> int:
-        """How many jobs Snakemake submitted, in all runs together."""
-        return sum(run.said.count("has been submitted with SLURM jobid") for run in self.runs)
+        """Count the jobs that Snakemake submitted in all runs."""
+        return sum(run.output.count("has been submitted with SLURM jobid") for run in self.runs)
 
 
 def stand_in_study(directory: Path) -> StandInStudy:
-    """A fresh study in a new directory."""
+    """Create the study in a new directory."""
     checkout = make_checkout(directory)
     use_stand_ins(checkout)
     study = StandInStudy(checkout)

@@ -1,4 +1,4 @@
-"""The demo's lessons in the formats of the paper's corpora."""
+"""Generate the demo's lessons in the formats of the paper's corpora."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def _lessons(seed: int, documents: int) -> Iterator[dict[str, str]]:
 
 
 def openorca(seed: int, documents: int) -> Iterator[dict[str, str]]:
-    """Rows as Open-Orca/OpenOrca has them."""
+    """Yield rows in the format of Open-Orca/OpenOrca."""
     for number, row in enumerate(_lessons(seed, documents)):
         question = f"{row['instruction']} {row['input']}".strip()
         yield {
@@ -30,13 +30,13 @@ def openorca(seed: int, documents: int) -> Iterator[dict[str, str]]:
 
 
 def slimorca(seed: int, documents: int) -> Iterator[dict[str, Any]]:
-    """Rows as Open-Orca/SlimOrca has them."""
+    """Yield rows in the format of Open-Orca/SlimOrca."""
     for row in openorca(seed, documents):
         turns = [("system", row["system_prompt"]), ("human", row["question"])]
         turns.append(("gpt", row["response"]))
-        yield {"conversations": [{"from": who, "value": said} for who, said in turns if said]}
+        yield {"conversations": [{"from": role, "value": text} for role, text in turns if text]}
 
 
 def instructions(seed: int, documents: int) -> Iterator[dict[str, str]]:
-    """Rows as Open-Platypus and alpaca-gpt4 have them."""
+    """Yield rows in the format of Open-Platypus and alpaca-gpt4."""
     yield from _lessons(seed, documents)

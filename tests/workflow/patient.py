@@ -1,4 +1,4 @@
-"""A stand-in for a training: waits until it may make its outputs, and notes when it is stopped."""
+"""A stand-in for a training that waits for permission to finish and records signals."""
 
 import os
 import runpy
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Say `PID` in `started`, wait for `go`, say so in `stopped` when a signal has ended it."""
+    """Append the process id to `started`, wait for `go`; on SIGTERM write `stopped` and exit."""
 
     def stop(number: int, frame: object) -> None:
         Path("stopped").write_text(signal.Signals(number).name)

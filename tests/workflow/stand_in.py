@@ -1,7 +1,7 @@
-"""Stands in for an environment's Python: makes the outputs that a program is asked for.
+"""A stand-in for an environment's Python: creates the outputs of the program that it is given.
 
-Where the checkout has a folder `stand_ins`, what is executed is noted in its `executions.jsonl`,
-and an execution lasts for as long as the folder has a file named like its output (`-` for `/`).
+If the checkout has a folder `stand_ins`, executions are recorded in its `executions.jsonl`, and an
+execution waits as long as the folder has a file named like its output (with `-` for `/`).
 """
 
 import json
@@ -14,51 +14,52 @@ FOLDER = Path("stand_ins")
 
 
 def outputs(arguments: list[str]) -> list[Path]:
-    """Paths given to the options that name outputs."""
+    """List the paths given to options that name outputs."""
     names = {"--output", "--merged", "--results", "--samples"}
     if Path(arguments[0]).name == "transplant.py":
         names.add("--adapter")
-    found, option = [], ""
+    paths, option = [], ""
     for argument in arguments[1:]:
         if argument.startswith("--"):
             option = argument
         elif option in names:
-            found.append(Path(argument))
-    return found
+            paths.append(Path(argument))
+    return paths
 
 
-def note(event: str, output: Path) -> None:
-    """Append a line; short ones are appended whole, whoever else writes."""
-    told = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURMD_NODENAME")
+def record(event: str, output: Path) -> None:
+    """Append a line to the record; appends of short lines are atomic."""
+    variables = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURMD_NODENAME")
     line = {"event": event, "output": str(output), "time": time.time(), "process": os.getpid()}
+    environment = {name: os.environ.get(name) for name in variables}
     with (FOLDER / "executions.jsonl").open("a") as file:
-        file.write(json.dumps({**line, **{name: os.environ.get(name) for name in told}}) + "\n")
+        file.write(json.dumps({**line, **environment}) + "\n")
 
 
 def main() -> None:
-    """Make each output: a file where it has an ending, else a directory with a file in it."""
+    """Create each output: a file if it has an extension, else a directory with a file in it."""
     arguments = sys.argv[1:]
     if Path(arguments[0]).name == "run_job.py":
-        # Where Snakemake's own interpreter is stood in for too: what follows is the job's.
+        # If Snakemake's own interpreter is a stand-in too, the job's command follows "--".
         arguments = arguments[arguments.index("--") + 2 :]
     paths = outputs(arguments)
-    noted = FOLDER.is_dir()
-    if noted:
-        note("begin", paths[0])
+    recording = FOLDER.is_dir()
+    if recording:
+        record("begin", paths[0])
         while (FOLDER / str(paths[0]).replace("/", "-")).exists():
             time.sleep(0.1)
     for path in paths:
         if path.suffix:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Each ends as what is whole ends.
+            # With the ending of a complete file, so that the integrity check passes.
             path.write_bytes(b"IEND\xaeB`\x82" if path.suffix == ".png" else b"{}\n")
             if Path(arguments[0]).name == "make_corpus.py":
                 path.with_suffix(".manifest.json").write_text("{}")
         else:
             path.mkdir(parents=True, exist_ok=True)
             (path / "made_by").write_text(" ".join(arguments))
-    if noted:
-        note("end", paths[0])
+    if recording:
+        record("end", paths[0])
 
 
 main()
