@@ -229,3 +229,55 @@ def test_blames_the_file_that_the_key_comes_from(checkout: Checkout, tmp_path: P
     top.write_text("patch: {epoch: 3}\n")
     line = refusal(checkout, "--configfile", STUDY, str(top))
     assert f"{top}: patch.epoch: unknown key; nearest: epochs" in line
+
+
+def config_refusal(checkout: Checkout, *config_files: str) -> str:
+    """The one line with which config files are refused."""
+    done = checkout.run("--dry-run", "--configfile", *config_files)
+    assert done.returncode == 1
+    (line,) = (line for line in done.stdout.splitlines() if not line.startswith("Using workflow"))
+    return line
+
+
+@pytest.mark.parametrize(
+    ("overlay", "base"),
+    [
+        # The study that defines what the overlay names, else the default study.
+        ({"study": {"models": ["mistral-7b"]}}, "config/paper.yaml"),
+        ({"patch": {"rank": 4}}, "config.yaml"),
+    ],
+)
+def test_an_overlay_without_its_base(checkout: Checkout, overlay: Any, base: str) -> None:
+    checkout.write("mine.yaml", overlay)
+    assert config_refusal(checkout, "mine.yaml") == (
+        "error: mine.yaml: defines no models or tasks, only changes to a study; name the study "
+        f"first: --configfile {base} mine.yaml"
+    )
+    assert checkout.run("--dry-run", "--configfile", base, "mine.yaml").returncode == 0
+
+
+def test_two_overlays_without_their_base(checkout: Checkout) -> None:
+    checkout.write("mine.yaml", {"patch": {"rank": 4}})
+    line = config_refusal(checkout, "mine.yaml", "config/only_mistral.yaml")
+    assert line.endswith("--configfile config/paper.yaml mine.yaml config/only_mistral.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "config/papr.yaml",
+            None,
+            "--configfile config/papr.yaml: no such file; nearest: config/paper.yaml",
+        ),
+        ("config", None, "--configfile config: expected a file"),
+        ("mine.yaml", "patch: {rank: 4\nstudy: {}", "mine.yaml: does not parse as YAML: line 2"),
+        ("mine.yaml", "- patch", "mine.yaml: expected a mapping"),
+    ],
+)
+def test_config_files_that_cannot_be_read(
+    checkout: Checkout, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (checkout.directory / name).write_text(text)
+    assert config_refusal(checkout, "config.yaml", name).startswith(f"error: {message}")

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from portllm.errors import InputError, nearest
-from portllm.study import chains, checks, stage_settings
+from portllm.study import chains, checks, overlays, stage_settings
 from portllm.study.matrix import Config
 from portllm.study.settings import resolve
 from portllm.study.yaml_files import KeyOrigins, read_recipe, read_yaml
@@ -135,6 +135,7 @@ def load(
     """
     files = list(files)
     origins = KeyOrigins(files)
+    overlays.check_has_base(config, files, project=schema.parents[1])
     check_schema(config, read_yaml(schema, what=str(schema)), files)
     chains.expand(config, origins.at)
     checks.check_references(config, origins, task_library=task_library, device_limit=device_limit)
