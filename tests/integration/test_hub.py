@@ -1,4 +1,4 @@
-"""Fetching, with the hub's real clients, from a small hub on loopback."""
+"""Fetching with the hub's real clients from a small hub server on loopback."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model in several shards, among files that are not to be fetched."""
+    """A model in several shards, next to files that must not be fetched."""
     directory = tiny.save_model(tmp_path_factory.mktemp("hub") / "sharded", max_shard_size="15KB")
     assert len(list(directory.glob("model-*-of-*.safetensors"))) > 2
     for name in ("pytorch_model.bin", "flax_model.msgpack", "model.gguf", "modeling_odd.py"):
@@ -51,7 +51,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What looks like a model, of a size that the client fetches in several pieces."""
+    """A file that looks like a model and is large enough to be fetched in several pieces."""
     directory = tmp_path_factory.mktemp("hub") / "large"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(tiny.config()))
@@ -61,7 +61,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(hub: Hub, home: Path, token: str | None = None) -> dict[str, str]:
-    """The environment of a user with a hub's cache of their own."""
+    """Return the environment of a user with their own hub cache."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -78,7 +78,7 @@ def command(program: str, *arguments: str | Path) -> list[str]:
 def run(
     hub: Hub, tmp_path: Path, program: str, *arguments: str | Path, token: str | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program with an output, and what it says on both streams together."""
+    """Run a program with `--output`; `stdout` of the result contains both streams."""
     return subprocess.run(
         command(program, *arguments, "--output", tmp_path / "output"),
         env=environment(hub, tmp_path / "home", token),
@@ -91,7 +91,7 @@ def run(
 
 
 def error_of(done: subprocess.CompletedProcess[str], tmp_path: Path) -> str:
-    """The one line with which a program has failed, leaving no output."""
+    """Check that a program failed without output, and return its error line."""
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
@@ -102,7 +102,7 @@ def error_of(done: subprocess.CompletedProcess[str], tmp_path: Path) -> str:
 
 
 def assert_equal(directory: Path, original: Path) -> None:
-    """The directory holds weights, configuration and tokenizer of the original, and no more."""
+    """Check that a directory has exactly the weights, config and tokenizer of the original."""
     kept = ("*.json", "model.safetensors", "model-*-of-*.safetensors", "*.jinja")
     names = {path.name for pattern in kept for path in original.glob(pattern)}
     assert {path.name for path in directory.iterdir()} == names | {"manifest.json"}
@@ -131,7 +131,7 @@ def test_a_model_in_shards_is_fetched_and_its_commit_recorded(
         assert shard.stat().st_nlink == 2
 
 
-def test_a_second_fetch_takes_files_from_the_cache(hub: Hub, sharded: Path, tmp_path: Path) -> None:
+def test_a_second_fetch_uses_the_cache(hub: Hub, sharded: Path, tmp_path: Path) -> None:
     commit = hub.add("models", "owner/sharded", sharded).commit
     arguments = ("fetch_model.py", "--hub", "owner/sharded", "--revision", commit)
     assert run(hub, tmp_path, *arguments).returncode == 0
@@ -141,7 +141,7 @@ def test_a_second_fetch_takes_files_from_the_cache(hub: Hub, sharded: Path, tmp_
     assert_equal(tmp_path / "output", sharded)
 
 
-def test_a_cache_on_another_file_system_is_linked_by_name(
+def test_a_cache_on_another_file_system_is_linked_symbolically(
     hub: Hub, sharded: Path, tmp_path: Path
 ) -> None:
     shared_memory = Path("/dev/shm")
@@ -158,7 +158,7 @@ def test_a_cache_on_another_file_system_is_linked_by_name(
     assert "keep the hub's cache" in done.stdout
 
 
-def test_a_missing_model_a_missing_revision_and_a_malformed_id(
+def test_a_missing_model_a_missing_revision_and_a_malformed_id_are_errors(
     hub: Hub, sharded: Path, tmp_path: Path
 ) -> None:
     hub.add("models", "owner/sharded", sharded)
@@ -171,13 +171,15 @@ def test_a_missing_model_a_missing_revision_and_a_malformed_id(
     assert "a/b/c" in error_of(done, tmp_path)
 
 
-def test_a_hub_out_of_reach(hub: Hub, tmp_path: Path) -> None:
+def test_an_unreachable_hub_is_an_error(hub: Hub, tmp_path: Path) -> None:
     hub.port = 9  # where nobody listens
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/model")
     assert "from http://127.0.0.1:9: " in error_of(done, tmp_path)
 
 
-def test_a_gated_model_says_how_to_get_access(hub: Hub, sharded: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_gated_model_explains_how_to_get_access(
+    hub: Hub, sharded: Path, tmp_path: Path
+) -> None:
     hub.add("models", "owner/gated", sharded, gated=True)
     arguments = ("fetch_model.py", "--hub", "owner/gated")
     said = error_of(run(hub, tmp_path, *arguments), tmp_path)
@@ -190,7 +192,7 @@ def test_a_gated_model_says_how_to_get_access(hub: Hub, sharded: Path, tmp_path:
     assert "the hub rejects HF_TOKEN" in said
 
 
-def test_a_token_opens_a_gated_model_and_is_written_nowhere(
+def test_a_token_gives_access_to_a_gated_model_and_is_not_stored(
     hub: Hub, sharded: Path, tmp_path: Path
 ) -> None:
     hub.add("models", "owner/gated", sharded, gated=True)
@@ -208,7 +210,7 @@ def test_a_token_opens_a_gated_model_and_is_written_nowhere(
 
 
 def assert_resumed(hub: Hub, large: Path, tmp_path: Path) -> None:
-    """A further run fetches what is missing of a file, and no byte more."""
+    """Check that another run fetches exactly the missing bytes of a file."""
     hub.repair()
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
     assert done.returncode == 0, done.stdout
@@ -219,7 +221,7 @@ def assert_resumed(hub: Hub, large: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "home").rglob("*.incomplete"))
 
 
-def test_a_fetch_that_failed_half_way_is_resumed(hub: Hub, large: Path, tmp_path: Path) -> None:
+def test_a_failed_fetch_is_resumed(hub: Hub, large: Path, tmp_path: Path) -> None:
     hub.add("models", "owner/large", large)
     hub.break_after[SHARD] = BREAK
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
@@ -227,7 +229,7 @@ def test_a_fetch_that_failed_half_way_is_resumed(hub: Hub, large: Path, tmp_path
     assert_resumed(hub, large, tmp_path)
 
 
-def test_a_fetch_that_was_killed_half_way_is_resumed(hub: Hub, large: Path, tmp_path: Path) -> None:
+def test_a_killed_fetch_is_resumed(hub: Hub, large: Path, tmp_path: Path) -> None:
     hub.add("models", "owner/large", large)
     hub.break_after[SHARD], hub.hang = BREAK, True
     arguments = command(
@@ -245,7 +247,7 @@ def test_a_fetch_that_was_killed_half_way_is_resumed(hub: Hub, large: Path, tmp_
 
 
 def wait_for_bytes(home: Path, size: int) -> None:
-    """Wait until the client has written what it was sent."""
+    """Wait until the client has written the bytes that it received."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         if any(path.stat().st_size >= size for path in home.rglob("*.incomplete")):
@@ -254,7 +256,7 @@ def wait_for_bytes(home: Path, size: int) -> None:
     raise AssertionError("nothing was written")
 
 
-def test_what_arrived_damaged_is_fetched_again(hub: Hub, large: Path, tmp_path: Path) -> None:
+def test_a_corrupt_download_is_fetched_again(hub: Hub, large: Path, tmp_path: Path) -> None:
     hub.add("models", "owner/large", large)
     hub.break_after[SHARD] = BREAK
     run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
@@ -267,9 +269,7 @@ def test_what_arrived_damaged_is_fetched_again(hub: Hub, large: Path, tmp_path: 
     assert_equal(tmp_path / "output", large)
 
 
-def test_weights_that_are_cut_off_at_their_source_or_pickled_are_refused(
-    hub: Hub, large: Path, tmp_path: Path
-) -> None:
+def test_truncated_and_pickled_weights_are_errors(hub: Hub, large: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     cut.mkdir()
     (cut / "config.json").write_text("{}")
@@ -348,7 +348,9 @@ def test_a_corpus_from_the_hub_records_its_commit(
 
 
 @pytest.mark.slow
-def test_mistakes_in_a_corpus_from_the_hub(hub: Hub, questions: Path, tmp_path: Path) -> None:
+def test_a_missing_dataset_revision_or_column_is_an_error(
+    hub: Hub, questions: Path, tmp_path: Path
+) -> None:
     done = corpus(hub, tmp_path)
     assert error_of(done, tmp_path).startswith("the hub has no dataset 'owner/questions', or")
     repository = hub.add("datasets", "owner/questions", questions)

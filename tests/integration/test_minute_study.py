@@ -1,4 +1,4 @@
-"""A minute-sized study, for real, through every stage on CPU."""
+"""A minute-sized study that really runs every stage, on CPU."""
 
 import importlib.util
 import json
@@ -65,7 +65,7 @@ def test_every_cell_is_scored_once(results: Path) -> None:
     assert set(table["seed"]) == {"none", "1234"}
 
 
-def test_scores_are_the_means_of_their_items(results: Path) -> None:
+def test_scores_equal_the_means_of_their_items(results: Path) -> None:
     table = score_table.read(results / "scores.csv")
     for path in results.glob("scores/tiny/*/*.samples.jsonl"):
         rows = pandas.DataFrame(files.read_json_lines(path))
@@ -122,7 +122,7 @@ def test_tables_show_the_scores(results: Path) -> None:
             assert (results / "figures" / f"{figure}.{ending}").stat().st_size > 1000
 
 
-def test_a_chain_is_followed_from_update_to_update(results: Path) -> None:
+def test_tables_follow_a_chain_over_its_updates(results: Path) -> None:
     for number in (2, 3):
         evolved = files.read_json(results / f"models/tiny/update-{number}/manifest.json")
         parent = files.read_json(results / f"models/tiny/update-{number - 1}/manifest.json")
@@ -221,7 +221,7 @@ def test_snakemake_s_own_report_has_captions(finished: Checkout) -> None:
         assert result in page
 
 
-def test_manifests_say_what_was_made_from_what(results: Path) -> None:
+def test_manifests_record_inputs_and_outputs(results: Path) -> None:
     base = files.read_json(results / "models/tiny/base/manifest.json")
     patch_directory = results / "patches/tiny/base/demo_yes_no/seed1234"
     patch = files.read_json(patch_directory / "manifest.json")
@@ -246,7 +246,7 @@ def test_training_leaves_no_checkpoints_behind(results: Path) -> None:
     assert [path for path in (results / "checkpoints").rglob("*") if path.is_file()] == []
 
 
-def test_the_rendered_recipe_lies_beside_the_version(results: Path) -> None:
+def test_a_version_contains_its_rendered_recipe(results: Path) -> None:
     recipe = yaml.safe_load((results / "models/tiny/second/axolotl.yaml").read_text())
     assert recipe["base_model"] == "results/models/tiny/first"
     assert recipe["max_steps"] == 3
@@ -276,7 +276,7 @@ def test_the_merged_checkpoint_is_version_plus_patch(results: Path) -> None:
 
 
 def benchmark() -> ModuleType:
-    """The benchmark that scores both ways. Its name is also that of a package lm-eval uses."""
+    """Load benchmarks/evaluate.py, whose name is also that of a package that lm-eval uses."""
     path = PROJECT / "benchmarks" / "evaluate.py"
     spec = importlib.util.spec_from_file_location("evaluation_benchmark", path)
     assert spec
@@ -299,7 +299,7 @@ def benchmark() -> ModuleType:
     ],
     ids=["un-patched", "ported"],
 )
-def test_scores_are_lm_evals_own(
+def test_scores_equal_those_of_lm_evals_command_line(
     finished: Checkout, tmp_path: Path, adapter: str | None, cell: dict[str, str], tasks: str
 ) -> None:
     side_by_side = benchmark()
@@ -321,7 +321,7 @@ def test_scores_are_lm_evals_own(
 def score_again(
     study: Checkout, results: Path, *python: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the scoring program as the study does for one version and task; say what it imports."""
+    """Run the scoring program with the options of the study for one version and task."""
     patches = "results/patches/tiny/{}/demo_yes_no/seed1234"
     ports = "results/ports/tiny/base/second/demo_yes_no/{}/seed1234"
     command = [
@@ -345,7 +345,7 @@ def score_again(
     )
 
 
-def test_cells_that_are_known_load_nothing(finished: Checkout, tmp_path: Path) -> None:
+def test_reusing_all_cells_imports_nothing_heavy(finished: Checkout, tmp_path: Path) -> None:
     of_study = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
     results = tmp_path / "demo_yes_no.json"
     for ending in (".json", ".samples.jsonl"):
@@ -362,7 +362,7 @@ def test_cells_that_are_known_load_nothing(finished: Checkout, tmp_path: Path) -
     assert after == before
 
 
-def test_two_processes_score_as_one_does(finished: Checkout, tmp_path: Path) -> None:
+def test_two_processes_give_the_scores_of_one(finished: Checkout, tmp_path: Path) -> None:
     # Each would have a GPU of its own; here they meet on the CPU.
     results = tmp_path / "demo_yes_no.json"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -387,9 +387,7 @@ def test_two_processes_score_as_one_does(finished: Checkout, tmp_path: Path) -> 
         assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 
-def test_equal_seeds_evolve_to_equal_weights_and_others_do_not(
-    finished: Checkout, tmp_path: Path
-) -> None:
+def test_evolutions_are_equal_for_equal_seeds_only(finished: Checkout, tmp_path: Path) -> None:
     again = copy_state(finished, tmp_path / "again")
     target = again.directory / "results/models/tiny/first"
     weights = target / "model.safetensors"
@@ -419,7 +417,7 @@ def test_an_added_seed_scores_only_its_own_cells(finished: Checkout, tmp_path: P
     assert [cell["seed"] for cell in after["cells"]] == [None, 1234, 7]
 
 
-def test_a_result_that_was_cut_off_is_not_used(finished: Checkout, tmp_path: Path) -> None:
+def test_a_truncated_result_is_not_used(finished: Checkout, tmp_path: Path) -> None:
     copy = copy_state(finished, tmp_path / "cut")
     samples = copy.directory / "results/scores/tiny/base/demo_yes_no.samples.jsonl"
     whole = samples.read_text()

@@ -1,4 +1,4 @@
-"""The paper's recipes and tables, on three architectures, for real at toy size."""
+"""The paper's recipes and tables on three architectures, really run with tiny models."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ MODELS = ("mistral-7b", "llama-3.1-8b", "gemma-2-9b")
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """The finished study with one of its seven tasks."""
+    """Results of the finished study, with one of its seven tasks."""
     checkout = make_checkout(tmp_path_factory.mktemp("paper") / "checkout")
     checkout.write("one_task.yaml", {"study": {"tasks": ["gsm8k"]}})
     checkout.complete("--configfile", STUDY, "one_task.yaml")
@@ -46,7 +46,7 @@ def test_a_full_weight_evolution_has_no_adapter(results: Path) -> None:
     assert evolved["parameters"]["kind"] == "full"
 
 
-def test_every_table_of_the_paper_is_there(results: Path) -> None:
+def test_every_table_of_the_paper_is_built(results: Path) -> None:
     rows = {path.stem: len(pandas.read_csv(path)) for path in results.glob("tables/*.csv")}
     # Two metrics; the base has two arms, a later version three.
     assert rows == {

@@ -1,4 +1,4 @@
-"""lm-eval's unmodified sst2, rte and gsm8k, from a directory laid out like the hub."""
+"""lm-eval's unmodified sst2, rte and gsm8k, from a local mirror of the hub."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A patch that one checkout trained is scored in another, for real, through a shared cache."""
+"""A patch that one checkout trained is really scored in another, through a shared cache."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def only_arithmetic(checkout: Checkout) -> None:
     checkout.write("tests/studies/minute.yaml", study)
 
 
-def test_a_shared_patch_is_scored_and_can_be_made_anew(tmp_path: Path) -> None:
+def test_a_shared_patch_is_scored_and_can_be_retrained(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     place = {"SNAKEMAKE_OUTPUT_CACHE": str(tmp_path / "cache")}
     first, second = make_checkout(tmp_path / "first"), make_checkout(tmp_path / "second")

@@ -1,4 +1,4 @@
-"""Trainings that are killed or stopped in the middle, for real: nothing is lost or done twice."""
+"""Real trainings that are killed or stopped resume without losing or repeating work."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ Start = Callable[[Checkout, str], subprocess.Popen[str]]
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """All that trainings need, and trainings that are long enough to be interrupted often."""
+    """A checkout with all inputs of trainings that are long enough to be interrupted often."""
     checkout = make_checkout(tmp_path_factory.mktemp("survival") / "checkout")
     config = checkout.read(STUDY)
     config["patch"].update(max_steps=STEPS, checkpoint_steps=100)
@@ -43,7 +43,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a run that makes a target; whatever a test leaves running is killed."""
+    """Returns a function that starts a run of a target; kills leftovers at the end."""
     runs: list[subprocess.Popen[str]] = []
 
     def begin(checkout: Checkout, target: str) -> subprocess.Popen[str]:
@@ -60,7 +60,7 @@ def start() -> Iterator[Start]:
 
 
 def processes(checkout: Checkout, program: str) -> list[psutil.Process]:
-    """Processes of a program, not of its wrappers, that work in a checkout."""
+    """List the processes of a program in a checkout, without its wrappers."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -73,7 +73,7 @@ def processes(checkout: Checkout, program: str) -> list[psutil.Process]:
 
 
 def checkpoint(checkout: Checkout, stage: str, step: int) -> Path | None:
-    """The last whole checkpoint of a training, if it has come as far as a step."""
+    """Return the last complete checkpoint of a training if it is at or after a step."""
     seals = (checkout.directory / "results/checkpoints" / stage).rglob(resuming.SEAL)
     found = [seal.parent for seal in seals if step_of(seal.parent) >= step]
     return max(found, default=None, key=step_of)
@@ -89,11 +89,11 @@ def said(checkout: Checkout, log: str) -> str:
 
 
 def stopped_after(text: str) -> int:
-    """The step after which a training says that it was stopped."""
+    """Return the step after which a training reports that it was stopped."""
     return int(text.rpartition("stopped after step ")[2].split()[0])
 
 
-def test_an_interrupted_patch_is_the_same_patch(
+def test_an_interrupted_patch_training_gives_the_same_patch(
     ready: Checkout, tmp_path: Path, start: Start
 ) -> None:
     whole = copy_state(ready, tmp_path / "whole")
@@ -163,7 +163,7 @@ def test_an_interrupted_patch_is_the_same_patch(
     assert [path for path in left if path.is_file()] == []
 
 
-def test_an_interrupted_evolution_is_the_same_version(
+def test_an_interrupted_evolution_gives_the_same_version(
     ready: Checkout, tmp_path: Path, start: Start
 ) -> None:
     whole = copy_state(ready, tmp_path / "whole")
@@ -203,7 +203,7 @@ def test_an_interrupted_evolution_is_the_same_version(
     assert after["content_hash"] == before["content_hash"], "the weights are the same in every bit"
 
 
-def test_truncated_results_are_made_again(ready: Checkout, tmp_path: Path) -> None:
+def test_truncated_results_are_rebuilt(ready: Checkout, tmp_path: Path) -> None:
     study = copy_state(ready, tmp_path / "study")
     base = study.directory / "results/models/tiny/base"
     weights = base / "model.safetensors"

@@ -1,4 +1,4 @@
-"""Studies on a real SLURM, and what clusters do to them."""
+"""Studies on a real SLURM controller, and failures of jobs, nodes and the controller."""
 
 import os
 import subprocess
@@ -24,19 +24,19 @@ BASE = "results/models/tiny/base"
 PATCH = "results/patches/tiny/base/demo_yes_no/seed{}"
 SCORE = "results/scores/tiny/base/demo_yes_no.json"
 
-Story = Callable[[StandInStudy, Cluster], None]
-STORIES: dict[str, Story] = {}
+Scenario = Callable[[StandInStudy, Cluster], None]
+SCENARIOS: dict[str, Scenario] = {}
 
 
-def story(tell: Story) -> Story:
-    """Tell this story along with the others: each waits most of the time."""
-    STORIES[tell.__name__] = tell
-    return tell
+def scenario(run: Scenario) -> Scenario:
+    """Run this test together with the others, because each mostly waits."""
+    SCENARIOS[run.__name__] = run
+    return run
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The cluster, from the first test to the last."""
+    """The cluster for all tests."""
     root = tmp_path_factory.mktemp("cluster")
     cluster = Cluster({**os.environ, "MINI_SLURM": str(root)})
     try:
@@ -47,18 +47,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def told(
+def started(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[None]]]:
-    """All stories, begun at once."""
-    studies = {name: stand_in_study(tmp_path_factory.mktemp(name) / "it") for name in STORIES}
-    with ThreadPoolExecutor(len(STORIES)) as pool:
-        yield {name: pool.submit(tell, studies[name], cluster) for name, tell in STORIES.items()}
+    """All registered tests, started at once."""
+    studies = {name: stand_in_study(tmp_path_factory.mktemp(name) / "it") for name in SCENARIOS}
+    with ThreadPoolExecutor(len(SCENARIOS)) as pool:
+        yield {name: pool.submit(run, studies[name], cluster) for name, run in SCENARIOS.items()}
     for study in studies.values():
         study.end()
 
 
-@story
+@scenario
 def four_gpus_each_for_one_job_at_a_time(study: StandInStudy, cluster: Cluster) -> None:
     patches = [PATCH.format(seed) for seed in range(6)]
     study.hold(*patches)
@@ -93,7 +93,7 @@ def four_gpus_each_for_one_job_at_a_time(study: StandInStudy, cluster: Cluster) 
         assert all(end < begin for (_, end), (begin, _) in pairwise(held))
 
 
-@story
+@scenario
 def a_cancelled_job_is_run_again(study: StandInStudy, cluster: Cluster) -> None:
     patch = PATCH.format(1234)
     study.hold(patch)
@@ -109,7 +109,7 @@ def a_cancelled_job_is_run_again(study: StandInStudy, cluster: Cluster) -> None:
     assert study.executions()[BASE] == study.executions()[SCORE] == 1
 
 
-@story
+@scenario
 def a_job_past_its_time_limit_is_run_again(study: StandInStudy, cluster: Cluster) -> None:
     patch = PATCH.format(1234)
     study.hold(patch)
@@ -125,7 +125,7 @@ def a_job_past_its_time_limit_is_run_again(study: StandInStudy, cluster: Cluster
     assert study.executions()[BASE] == study.executions()[SCORE] == 1
 
 
-@story
+@scenario
 def a_job_of_a_node_that_is_gone_is_requeued(study: StandInStudy, cluster: Cluster) -> None:
     patch = PATCH.format(1234)
     study.hold(patch)
@@ -144,7 +144,7 @@ def a_job_of_a_node_that_is_gone_is_requeued(study: StandInStudy, cluster: Clust
     assert study.submissions() == 3
 
 
-@story
+@scenario
 def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> None:
     patches = [PATCH.format(seed) for seed in range(4)]
     study.hold(*patches)
@@ -177,7 +177,7 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
 
 
 def test_the_minute_study_gives_the_scores_of_a_local_run(
-    told: dict[str, Future[None]], cluster: Cluster, tmp_path: Path
+    started: dict[str, Future[None]], cluster: Cluster, tmp_path: Path
 ) -> None:
     here, there = make_checkout(tmp_path / "here"), make_checkout(tmp_path / "there")
     compared = ("scores.csv", "tables/main.csv", "tables/recovery.csv")
@@ -206,15 +206,15 @@ def test_the_minute_study_gives_the_scores_of_a_local_run(
     assert "Nothing to be done" in there.complete("--configfile", STUDY)
 
 
-@pytest.mark.parametrize("name", STORIES)
-def test_story(name: str, told: dict[str, Future[None]]) -> None:
-    told[name].result()
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_behaviour_on_the_cluster(name: str, started: dict[str, Future[None]]) -> None:
+    started[name].result()
 
 
-def test_a_restarted_controller_disturbs_nothing(
-    told: dict[str, Future[None]], cluster: Cluster, tmp_path: Path
+def test_a_controller_restart_does_not_affect_a_run(
+    started: dict[str, Future[None]], cluster: Cluster, tmp_path: Path
 ) -> None:
-    for future in told.values():
+    for future in started.values():
         future.exception()
     study = stand_in_study(tmp_path / "checkout")
     patch = PATCH.format(1234)

@@ -1,4 +1,4 @@
-"""Every wrong input that can be known is refused in one line, before any job starts."""
+"""Bad input is reported in one line before any job starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -183,7 +183,7 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
 
 
 def refusal(checkout: Checkout, *arguments: str) -> str:
-    """Run a study that must be refused; return the line that says why."""
+    """Run an invalid study and return the error line."""
     done = checkout.run("--cores", "1", *arguments)
     assert done.returncode != 0
     lines = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
@@ -194,7 +194,7 @@ def refusal(checkout: Checkout, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_refused_in_one_line(checkout: Checkout, case: str) -> None:
+def test_bad_input_is_reported_in_one_line(checkout: Checkout, case: str) -> None:
     change, expected = CASES[case]
     config = checkout.read(STUDY)
     change(config)
@@ -204,14 +204,14 @@ def test_refused_in_one_line(checkout: Checkout, case: str) -> None:
         assert part in line
 
 
-def test_recipe_that_does_not_parse(checkout: Checkout) -> None:
+def test_a_recipe_that_does_not_parse(checkout: Checkout) -> None:
     recipe = checkout.directory / "config" / "axolotl" / "demo_lora.yaml"
     recipe.write_text("datasets: [\nlearning_rate: 1\n")
     line = refusal(checkout)
     assert "config/axolotl/demo_lora.yaml: does not parse as YAML: line 3" in line
 
 
-def test_model_directory_without_weights(checkout: Checkout) -> None:
+def test_a_model_directory_without_weights(checkout: Checkout) -> None:
     model = checkout.directory / "bare"
     model.mkdir()
     (model / "config.json").write_text("{}")
@@ -224,7 +224,7 @@ def test_model_directory_without_weights(checkout: Checkout) -> None:
     assert "pytorch_model.bin is a pickle" in line
 
 
-def test_blames_the_file_that_the_key_comes_from(checkout: Checkout, tmp_path: Path) -> None:
+def test_errors_name_the_file_that_contains_the_key(checkout: Checkout, tmp_path: Path) -> None:
     top = tmp_path / "top.yaml"
     top.write_text("patch: {epoch: 3}\n")
     line = refusal(checkout, "--configfile", STUDY, str(top))

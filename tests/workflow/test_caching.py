@@ -1,4 +1,4 @@
-"""Which jobs an edit triggers, and which it does not."""
+"""The jobs that an edit triggers, and those that it does not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ PATCHED = {**MEASURED, "collect_scores": 1, "make_table": 10, "make_figure": 5, 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """The default study, with every job done by a stand-in, tables included."""
+    """The default study, finished by stand-ins for all programs."""
     checkout = make_checkout(tmp_path_factory.mktemp("finished") / "checkout")
     use_stand_ins(checkout)
     # Tables and figures run in Snakemake's own interpreter, on scores that stand-ins can't make.
@@ -47,7 +47,7 @@ def edit(study: Checkout, change: Callable[[Any], None]) -> None:
     study.write(STUDY, config)
 
 
-def test_nothing_changed(study: Checkout) -> None:
+def test_no_change_triggers_no_job(study: Checkout) -> None:
     assert "Nothing to be done" in study.complete("--dry-run")
 
 
@@ -55,12 +55,12 @@ def test_more_gpus_change_nothing(study: Checkout) -> None:
     assert study.planned("--cores", "all", "--resources", "gpu=4") == []
 
 
-def test_touched_and_reformatted_configuration_changes_nothing(study: Checkout) -> None:
+def test_a_touched_and_reformatted_configuration_changes_nothing(study: Checkout) -> None:
     edit(study, lambda config: None)
     assert study.planned() == []
 
 
-def test_learning_rate_of_patches(study: Checkout) -> None:
+def test_the_learning_rate_retrains_patches(study: Checkout) -> None:
     edit(study, lambda config: config["patch"].update(learning_rate=0.0123))
     assert study.counts() == {"train_patch": 17, "transplant": 21, "score": 17, **PATCHED}
 
@@ -70,7 +70,7 @@ def test_more_frequent_checkpoints_change_nothing(study: Checkout) -> None:
     assert study.planned() == []
 
 
-def test_new_task(study: Checkout) -> None:
+def test_a_new_task_adds_its_jobs(study: Checkout) -> None:
     def add(config: Any) -> None:
         config["tasks"]["again"] = {**config["tasks"]["demo_yes_no"], "lm_eval": "demo_yes_no"}
 
@@ -88,7 +88,7 @@ def test_new_task(study: Checkout) -> None:
     assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
 
 
-def test_new_evolution(study: Checkout) -> None:
+def test_a_new_evolution_adds_its_jobs(study: Checkout) -> None:
     def add(config: Any) -> None:
         first = next(iter(config["evolutions"].values()))
         config["evolutions"]["further"] = {**first, "seed": 7}
@@ -103,7 +103,7 @@ def test_new_evolution(study: Checkout) -> None:
     assert places == {"further"}
 
 
-def test_recipe_of_one_evolution(study: Checkout) -> None:
+def test_a_recipe_redoes_its_evolution(study: Checkout) -> None:
     config = study.read(STUDY)
     parent = next(name for name, value in config["evolutions"].items() if value.get("from"))
     parent = config["evolutions"][parent]["from"]
@@ -125,7 +125,7 @@ def test_recipe_of_one_evolution(study: Checkout) -> None:
     assert {wildcards["applied_to"] for rule, wildcards in jobs if rule == "score"} == evolved
 
 
-def test_added_seed(study: Checkout) -> None:
+def test_an_added_seed_adds_its_jobs(study: Checkout) -> None:
     edit(study, lambda config: config.update(study={"seeds": [1234, 99]}))
     jobs = study.planned()
     # With a second seed there is a table of seeds.
@@ -139,22 +139,22 @@ def test_added_seed(study: Checkout) -> None:
     assert {wildcards["seed"] for wildcards in trained} == {"99"}
 
 
-def test_figure_style_redraws_only_the_figure(study: Checkout) -> None:
+def test_a_figures_style_redraws_only_it(study: Checkout) -> None:
     edit(study, lambda config: config["figures"]["recovery"].update(width=5))
     assert study.counts() == {"make_figure": 1, "make_report": 1}
 
 
-def test_caption_changes_no_job(study: Checkout) -> None:
+def test_a_caption_triggers_no_job(study: Checkout) -> None:
     (study.directory / "report" / "table.rst").write_text("Other words.")
     assert study.planned() == []
 
 
-def test_changed_table_rebuilds_only_it(study: Checkout) -> None:
+def test_a_changed_table_rebuilds_only_it(study: Checkout) -> None:
     edit(study, lambda config: config["tables"]["main"].update(tasks=["demo_yes_no"]))
     assert study.counts() == {"make_table": 1, "make_report": 1}
 
 
-def test_what_counts_as_a_gain_redoes_only_what_states_recovery(study: Checkout) -> None:
+def test_the_minimum_gain_redoes_only_tables_with_recovery(study: Checkout) -> None:
     edit(study, lambda config: config.update(recovery={"minimum_gain": 0.1}))
     assert study.counts() == {"make_table": 1, "make_figure": 1, "make_report": 1}
 
@@ -171,7 +171,7 @@ def test_what_counts_as_a_gain_redoes_only_what_states_recovery(study: Checkout)
         ),
     ],
 )
-def test_a_setting_of_the_statistics_redoes_only_what_uses_it(
+def test_a_statistics_setting_redoes_only_its_users(
     study: Checkout, setting: dict[str, float], tables: list[str], figures: list[str]
 ) -> None:
     edit(study, lambda config: config.update(statistics=setting))
@@ -183,17 +183,17 @@ def test_a_setting_of_the_statistics_redoes_only_what_uses_it(
     assert {rule for rule, _ in jobs} <= {"make_table", "make_figure", "make_report"}
 
 
-def test_batch_size_of_scoring_scores_again(study: Checkout) -> None:
+def test_the_batch_size_of_scoring_scores_again(study: Checkout) -> None:
     edit(study, lambda config: config["scoring"].update(batch_size=7))
     assert study.counts() == {"score": 17, "measure_loss_slice": 2, **LAST, "make_figure": 4}
 
 
-def test_points_of_loss_slices_measure_only_them(study: Checkout) -> None:
+def test_points_of_loss_slices_redo_only_loss_slices(study: Checkout) -> None:
     edit(study, lambda config: config.update(loss_slices={"points": 5}))
     assert study.counts() == {"measure_loss_slice": 2, "make_figure": 1, "make_report": 1}
 
 
-def test_a_further_multiple_of_the_patch(study: Checkout) -> None:
+def test_a_new_method_ports_and_scores_only_itself(study: Checkout) -> None:
     def add(config: Any) -> None:
         config["methods"]["triple"] = {"kind": "scaled", "scale": 3}
         config["arms"]["ported-triple"] = {**config["arms"]["ported-double"], "method": "triple"}
@@ -212,12 +212,12 @@ def test_another_backend_scores_again_in_its_own_environment(study: Checkout) ->
     assert all(" --gpus 1 " in line and " --backend vllm " in line for line in commands)
 
 
-def test_more_gpus_for_scoring_score_nothing_again(study: Checkout) -> None:
+def test_more_gpus_for_scoring_trigger_no_job(study: Checkout) -> None:
     edit(study, lambda config: config.update(resources={"score": {"gpu": 4}}))
     assert study.planned() == []
 
 
-def test_task_definition_redoes_that_task(study: Checkout) -> None:
+def test_a_task_definition_redoes_that_task(study: Checkout) -> None:
     file = study.directory / "resources" / "demo" / "demo_sentiment.yaml"
     file.write_text(file.read_text() + "\n# another thought\n")
     jobs = study.planned()

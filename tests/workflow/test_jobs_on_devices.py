@@ -1,4 +1,4 @@
-"""Jobs on a machine's devices: who sees which, what is refused, what stops with Snakemake."""
+"""Jobs on a machine with several devices: leases, limits, and the end of Snakemake."""
 
 import signal
 import subprocess
@@ -35,7 +35,7 @@ def study(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def let(study: Checkout, environment: str, script: str) -> None:
-    """Let the programs of an environment do what a shell script says."""
+    """Replace the Python of an environment by a shell script."""
     interpreter = study.directory / ".venvs" / environment / "bin" / "python"
     stand_in = interpreter.with_name("stand-in")
     interpreter.rename(stand_in)
@@ -53,7 +53,7 @@ def lines(file: Path) -> list[str]:
     return file.read_text().splitlines() if file.exists() else []
 
 
-def test_devices_are_shared_out(study: Checkout) -> None:
+def test_each_job_gets_its_own_devices(study: Checkout) -> None:
     for environment in ("train", "eval"):
         let(study, environment, RECORDING)
     set_resources(study, evolve={"gpu": 2}, base={"gpu": 0})
@@ -86,8 +86,8 @@ def test_devices_are_shared_out(study: Checkout) -> None:
         assert all(one[1] <= other[0] for one, other in pairwise(held)), name
 
 
-def test_the_number_of_devices_decides_an_evolution(study: Checkout) -> None:
-    """A recipe's batch is that of each device; how many the run may use says nothing."""
+def test_the_number_of_devices_retrains_an_evolution(study: Checkout) -> None:
+    """A recipe's batch size is per device; the run's limit of devices does not matter."""
     target = "results/models/demo/lessons"
     study.complete(target, "--resources", "gpu=1")
     set_resources(study, evolve={"mem_mb": 5000, "threads": 2})
@@ -98,7 +98,9 @@ def test_the_number_of_devices_decides_an_evolution(study: Checkout) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, 4])
-def test_more_devices_than_the_run_may_use(study: Checkout, limit: int) -> None:
+def test_requesting_more_devices_than_the_run_may_use_is_an_error(
+    study: Checkout, limit: int
+) -> None:
     set_resources(study, evolve={"gpu": 8})
     line = refusal(study, "--resources", f"gpu={limit}")
     assert "config.yaml: resources.evolve.gpu: found 8" in line
@@ -106,28 +108,28 @@ def test_more_devices_than_the_run_may_use(study: Checkout, limit: int) -> None:
 
 
 @pytest.mark.parametrize("rule", ["evolve", "score"])
-def test_more_devices_by_hand_than_the_run_may_use(study: Checkout, rule: str) -> None:
+def test_set_resources_above_the_limit_is_an_error(study: Checkout, rule: str) -> None:
     options = ("--resources", "gpu=4", "--set-resources", f"{rule}:gpu=8")
     assert f"--set-resources {rule}:gpu=8: the run may use 4 devices" in refusal(study, *options)
     fewer = study.run("--dry-run", "--resources", "gpu=4", "--set-resources", f"{rule}:gpu=4")
     assert fewer.returncode == 0
 
 
-def test_more_devices_than_there_are(study: Checkout) -> None:
+def test_requesting_more_devices_than_exist_is_an_error(study: Checkout) -> None:
     set_resources(study, evolve={"gpu": 5})
     done = study.run("results/models/demo/lessons", "--cores", "1")
     assert done.returncode != 0
     assert f"error: gpu=5: found 4 devices to draw from ({', '.join(POOL)})" in done.stdout
 
 
-def test_several_devices_for_a_patch(study: Checkout) -> None:
+def test_several_devices_for_a_patch_are_an_error(study: Checkout) -> None:
     set_resources(study, patch={"gpu": 2})
     line = refusal(study)
     assert "config.yaml: resources.patch.gpu: found 2, but this stage uses one device" in line
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
-def test_jobs_stop_when_snakemake_is_gone(study: Checkout, number: int) -> None:
+def test_jobs_stop_when_snakemake_is_killed(study: Checkout, number: int) -> None:
     let(study, "train", LONG)
     patches = [
         f"results/patches/demo/base/demo_{task}/seed1234" for task in ("arithmetic", "yes_no")

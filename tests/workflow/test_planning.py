@@ -1,4 +1,4 @@
-"""`snakemake plan`: what it says is what Snakemake would do, and it leaves nothing behind."""
+"""`snakemake plan` reports the jobs that Snakemake would run, and writes nothing."""
 
 from pathlib import Path
 
@@ -17,14 +17,14 @@ def plan(checkout: Checkout, *arguments: str) -> str:
 
 
 def stages(text: str) -> dict[str, tuple[int, int, int, int]]:
-    """Jobs, cached, to run and GPU jobs of each stage, from the first table."""
+    """Parse jobs, cached, to run and GPU jobs of each stage from the first table."""
     table = text.split("Jobs and disk\n")[1].split("\n\n")[0].splitlines()[2:]
     rows = (line.replace(" (temporary)", "").split() for line in table)
     return {row[0]: tuple(map(int, row[1:5])) for row in rows}
 
 
 def files(checkout: Checkout) -> set[str]:
-    """Everything in a checkout but Snakemake's own records and logs."""
+    """List everything in a checkout except Snakemake's metadata and logs."""
     return {
         str(path.relative_to(checkout.directory))
         for path in checkout.directory.rglob("*")
@@ -40,12 +40,12 @@ def to_run(text: str) -> dict[str, int]:
     "study",
     ["config.yaml", "config/paper.yaml", "config/real_small.yaml", "config/temporal.yaml"],
 )
-def test_counts_are_those_of_a_dry_run(checkout: Checkout, study: str) -> None:
+def test_counts_equal_those_of_a_dry_run(checkout: Checkout, study: str) -> None:
     text = plan(checkout, "--configfile", study)
     assert to_run(text) == checkout.counts("--configfile", study)
 
 
-def test_nothing_is_made_and_no_environment_is_needed(checkout: Checkout) -> None:
+def test_plan_writes_nothing_and_needs_no_environment(checkout: Checkout) -> None:
     (checkout.directory / ".venvs").unlink()
     before = files(checkout)
     text = plan(checkout)
@@ -53,7 +53,7 @@ def test_nothing_is_made_and_no_environment_is_needed(checkout: Checkout) -> Non
     assert to_run(text) == checkout.counts()
 
 
-def test_what_is_cached_and_what_is_outdated(checkout: Checkout, tmp_path: Path) -> None:
+def test_cached_and_outdated_jobs_are_counted(checkout: Checkout, tmp_path: Path) -> None:
     use_stand_ins(checkout)
     everything = stages(plan(checkout))
     checkout.complete("--until", "train_patch")
@@ -77,7 +77,7 @@ def test_options_reach_the_plan(checkout: Checkout, tmp_path: Path) -> None:
     assert stages(text)["train_patch"][0] == 8
 
 
-def test_the_paper_is_priced_from_files_of_the_repository(checkout: Checkout) -> None:
+def test_the_papers_study_is_estimated_offline(checkout: Checkout) -> None:
     text = plan(checkout, "--configfile", "config/paper.yaml")
     for number in ("7,241,732,096", "6,738,415,616", "8,030,261,248", "9,241,705,984"):
         assert number in text
@@ -86,7 +86,7 @@ def test_the_paper_is_priced_from_files_of_the_repository(checkout: Checkout) ->
     assert "arXiv 2205.05198" in text
 
 
-def test_an_unknown_model_is_said_to_be_unknown(checkout: Checkout) -> None:
+def test_an_unknown_model_is_reported(checkout: Checkout) -> None:
     config = checkout.read("config.yaml")
     config["models"]["demo"]["base"] = {"hub": "someone/something-new"}
     checkout.write("config.yaml", config)
@@ -96,7 +96,7 @@ def test_an_unknown_model_is_said_to_be_unknown(checkout: Checkout) -> None:
     assert "+ ?" in text
 
 
-def test_a_broken_study_is_refused_as_ever(checkout: Checkout) -> None:
+def test_an_invalid_study_is_an_error(checkout: Checkout) -> None:
     config = checkout.read("config.yaml")
     config["evolutions"]["tales"]["corpus"] = "tails"
     checkout.write("config.yaml", config)
@@ -119,7 +119,7 @@ def test_a_study_ten_times_the_papers_is_planned(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("pipe", ["| true", "| head -n 1", "2>&1 | head -n 60"])
-def test_a_plan_whose_reader_leaves_ends_quietly(checkout: Checkout, pipe: str) -> None:
+def test_plan_ends_quietly_when_its_reader_closes(checkout: Checkout, pipe: str) -> None:
     use_stand_ins(checkout)
     # With 60 lines the reader leaves after the table, and the end of the job cannot be reported.
     errors = run_into_pipe(checkout, f"plan --configfile {MINUTE} {pipe}")

@@ -1,4 +1,4 @@
-"""The programs, by hand."""
+"""The stage programs, run by hand."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_help_explains_and_loads_nothing_heavy(program: str) -> None:
     assert not imported & set(HEAVY)
 
 
-def test_transplant_refuses_what_does_not_fit_in_one_line(tmp_path: Path) -> None:
+def test_an_adapter_that_does_not_fit_is_reported_in_one_line(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
@@ -59,7 +59,7 @@ def test_transplant_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "merged" / "tokenizer.json").exists()
 
 
-def test_a_port_by_itself_needs_no_torch(tmp_path: Path) -> None:
+def test_porting_without_merging_needs_no_torch(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     arguments = ("--patch", adapter, "--version", model, "--method", "random_direction")
@@ -73,7 +73,7 @@ def test_a_port_by_itself_needs_no_torch(tmp_path: Path) -> None:
     assert not imported & (set(HEAVY) - {"numpy"})
 
 
-def test_a_wrong_parameter_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_parameter_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     done = run_program(

@@ -1,4 +1,4 @@
-"""Studies of results that someone else made, in whole or in part."""
+"""Studies of imported scores, alone or together with own scores."""
 
 import copy
 import json
@@ -39,7 +39,7 @@ def study(checkout: Checkout) -> Checkout:
     return checkout
 
 
-def test_tables_and_figures_from_nothing_else(study: Checkout) -> None:
+def test_a_study_of_imported_scores_only(study: Checkout) -> None:
     study.complete("--configfile", STUDY)
     results = study.directory / "results"
     lines = (results / "tables" / "temporal.md").read_text().splitlines()
@@ -80,7 +80,7 @@ def test_tables_and_figures_from_nothing_else(study: Checkout) -> None:
     assert "allowbreak" in (results / "tables" / "temporal.tex").read_text()
 
 
-def test_beside_scores_of_the_study(study: Checkout) -> None:
+def test_imported_scores_together_with_own_scores(study: Checkout) -> None:
     top = study.read(STUDY)
     theirs = copy.deepcopy(top["imported"]["theirs"])
     theirs |= {"models": ["theirs"], "versions": {"base": 0, "tales": 1, "tales-then-lessons": 2}}
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_refused_in_one_line(study: Checkout, case: str) -> None:
+def test_bad_settings_are_reported_in_one_line(study: Checkout, case: str) -> None:
     changes, expected = REFUSED[case]
     config = study.read(STUDY)
     config["imported"]["theirs"] |= changes
@@ -142,7 +142,7 @@ def assert_refused(study: Checkout, expected: list[str], *files: str) -> None:
         ),
     ],
 )
-def test_names_of_tables_are_held_against_what_is_imported(
+def test_unknown_names_in_tables_of_imported_scores_are_errors(
     study: Checkout, section: str, settings: dict[str, Any], expected: list[str]
 ) -> None:
     config = study.read(STUDY)
@@ -151,18 +151,18 @@ def test_names_of_tables_are_held_against_what_is_imported(
     assert_refused(study, expected)
 
 
-def test_a_study_of_nothing_is_refused(study: Checkout) -> None:
+def test_a_study_without_models_is_an_error(study: Checkout) -> None:
     study.write(STUDY, SHOWN)
     assert_refused(study, ["study.yaml: the key 'models' is missing"])
 
 
-def test_two_versions_of_one_update_are_refused(study: Checkout) -> None:
+def test_two_versions_of_the_same_update_are_an_error(study: Checkout) -> None:
     study.write(STUDY, {"figures": {"everything": {"kind": "lifetime"}}})
     expected = ["figures.everything", "tales and lessons are both update 1 of demo", "`versions`"]
     assert_refused(study, expected, "config.yaml", STUDY)
 
 
-def test_an_update_of_two_numbers_is_refused(study: Checkout) -> None:
+def test_a_version_with_two_update_numbers_is_an_error(study: Checkout) -> None:
     config = study.read(STUDY)
     theirs = config["imported"]["theirs"]
     theirs |= {"models": ["demo"], "versions": {"base": 0, "lessons": 3}}
@@ -171,7 +171,7 @@ def test_an_update_of_two_numbers_is_refused(study: Checkout) -> None:
     assert_refused(study, expected, "config.yaml", STUDY)
 
 
-def test_without_its_files_the_published_study_says_where_they_are(checkout: Checkout) -> None:
+def test_without_its_files_the_published_study_names_their_source(checkout: Checkout) -> None:
     assert_refused(checkout, ["no such directory", "arXiv 2607.20301"], PUBLISHED)
 
 
@@ -186,7 +186,7 @@ REAL = next((Path(place).resolve() for place in PLACES if place and Path(place).
     REAL is None,
     reason="PORTLLM_PUBLISHED names no directory: rep_1_fw of the follow-up study's repository",
 )
-def test_the_published_files(checkout: Checkout) -> None:
+def test_the_published_files_give_the_published_table(checkout: Checkout) -> None:
     checkout.write("where.yaml", {"imported": {"follow-up": {"directory": str(REAL)}}})
     checkout.complete("--configfile", PUBLISHED, "where.yaml")
     results = checkout.directory / "results" / "published_temporal"

@@ -1,4 +1,4 @@
-"""How often a failed job is tried is the command line's say, and each attempt asks for more."""
+"""The command line sets the number of retries, and each attempt requests more resources."""
 
 from conftest import Checkout
 
@@ -17,7 +17,7 @@ for each in workflow.rules:
 
 
 def with_every_rule(checkout: Checkout) -> None:
-    """Let the study have a model and a patch from the hub and a prepared dataset too."""
+    """Extend the study by a model and a patch from the hub and a prepared dataset."""
     study = checkout.read(STUDY)
     study["models"]["brought"] = {
         "base": {"hub": "someone/model"},
@@ -29,7 +29,7 @@ def with_every_rule(checkout: Checkout) -> None:
 
 
 def asked(checkout: Checkout, attempt: int) -> dict[tuple[str, str], dict[str, str]]:
-    """What each job asks for at an attempt, by its rule and its outputs."""
+    """Return the requests of each job at an attempt, by rule and outputs."""
     done = checkout.run("--dry-run", "--attempt", str(attempt), "--configfile", STUDY)
     assert done.returncode == 0, done.stdout[-4000:]
     jobs: dict[tuple[str, str], dict[str, str]] = {}
@@ -45,7 +45,7 @@ def asked(checkout: Checkout, attempt: int) -> dict[tuple[str, str], dict[str, s
     return jobs
 
 
-def test_every_rule_asks_for_more_at_each_attempt(checkout: Checkout) -> None:
+def test_every_rule_requests_more_at_each_attempt(checkout: Checkout) -> None:
     with_every_rule(checkout)
     first, third = asked(checkout, 1), asked(checkout, 3)
     assert first.keys() == third.keys()
@@ -59,7 +59,7 @@ def test_every_rule_asks_for_more_at_each_attempt(checkout: Checkout) -> None:
         assert third[rule, output].get("gpu") == resources.get("gpu")
 
 
-def test_no_rule_says_how_often_it_is_tried(checkout: Checkout) -> None:
+def test_no_rule_sets_retries(checkout: Checkout) -> None:
     (checkout.directory / "retries.smk").write_text(SHOW_RETRIES)
     said = checkout.run("--snakefile", "retries.smk", "--dry-run", "--configfile", STUDY).stdout
     shown = [line.split()[2:] for line in said.splitlines() if line.startswith("retries of ")]

@@ -1,4 +1,4 @@
-"""One run at a time on the results; runs that are stopped or killed leave nothing to clear away."""
+"""Only one run at a time uses the results; stopped or killed runs need no cleanup."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PATIENT = Path(__file__).with_name("patient.py")
 
 @pytest.fixture
 def study(tmp_path: Path) -> Checkout:
-    """A study whose trainings wait for a file called `go`; nothing else takes time."""
+    """A study of stand-ins whose trainings wait for a file called `go`."""
     checkout = make_checkout(tmp_path / "checkout")
     use_stand_ins(checkout)
     interpreter = checkout.directory / ".venvs/train/bin/python"
@@ -38,7 +38,7 @@ def study(tmp_path: Path) -> Checkout:
 
 @pytest.fixture
 def start(study: Checkout) -> Iterator[Callable[[], subprocess.Popen[str]]]:
-    """Starts a run and waits until its training is going on."""
+    """Returns a function that starts a run and waits until its training has started."""
     runs = []
 
     def begin() -> subprocess.Popen[str]:
@@ -63,11 +63,11 @@ def training(study: Checkout) -> int:
 
 
 def made(said: str) -> list[str]:
-    """Rules of the jobs that a run reports as started."""
+    """List the rules of the jobs that a run reports as started."""
     return re.findall(r"\] start (\w+)", said)
 
 
-def test_a_second_run_says_so_and_stops(
+def test_a_second_run_stops_with_a_message(
     study: Checkout, start: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     first = start()
@@ -166,12 +166,12 @@ def test_a_killed_run_needs_no_unlocking(
 
 
 def damage_manifest(directory: Path) -> None:
-    """Write a manifest that promises more than lies there, as if the file had been cut off."""
+    """Write a manifest with a larger size than the file has, as if it had been truncated."""
     sizes = {"made_by": (directory / "made_by").stat().st_size + 1000}
     (directory / "manifest.json").write_text(json.dumps({"sizes": sizes}))
 
 
-def test_damaged_results_are_named_and_made_again(study: Checkout) -> None:
+def test_damaged_results_are_reported_and_rebuilt(study: Checkout) -> None:
     (study.directory / "go").touch()
     scores = "results/scores/tiny"
     # The second one scores a port of the patch, but does not need the patch itself any more.

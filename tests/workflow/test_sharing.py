@@ -1,4 +1,4 @@
-"""Two checkouts that share a cache train each thing once; the key covers what changes a result."""
+"""Checkouts that share a cache train everything once; the key covers all that changes a result."""
 
 import json
 import os
@@ -25,7 +25,7 @@ SHARED = {"models/tiny/base", *EVOLVED} | {
 
 
 def moved(output: str) -> set[str]:
-    """What a run has trained and moved to the cache, below results/."""
+    """Return the outputs that a run moved to the cache, relative to results/."""
     return set(re.findall(r"Moving output file results/(\S+) to cache", output))
 
 
@@ -35,7 +35,7 @@ def fresh(directory: Path) -> Checkout:
     return checkout
 
 
-# What is made of models and patches, which no stand-in can make.
+# Rules downstream of models and patches, which stand-ins cannot produce.
 REST = (
     "score",
     "measure_norms",
@@ -58,7 +58,7 @@ def finish(checkout: Checkout, cache: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache in which a first checkout has left the minute-sized study."""
+    """A cache with the minute-sized study of a first checkout."""
     directory = tmp_path_factory.mktemp("sharing")
     (directory / "cache").mkdir()
     assert moved(finish(fresh(directory / "first"), directory / "cache")) == SHARED
@@ -92,7 +92,7 @@ def less_memory(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("edit", [unlike_scoring, other_place, less_memory])
-def test_what_changes_no_result_changes_no_key(
+def test_settings_that_do_not_change_results_share(
     cache: Path, second: Checkout, edit: Callable[[dict[str, Any]], None]
 ) -> None:
     config = second.read(STUDY)
@@ -134,7 +134,7 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], None], set[str]]] = [
 
 
 @pytest.mark.parametrize(("edit", "expected"), CHANGES)
-def test_what_changes_a_result_changes_its_key(
+def test_settings_that_change_a_result_do_not_share(
     cache: Path,
     second: Checkout,
     edit: Callable[[dict[str, Any]], None],
@@ -161,8 +161,8 @@ def test_changed_training_code_shares_nothing(cache: Path, second: Checkout) -> 
 
 
 @pytest.mark.parametrize("where", ["made", "fetched"])
-def test_a_damaged_entry_is_made_again(tmp_path: Path, where: str) -> None:
-    """Noticed in the checkout that made it and in one that links it, and handed out no more."""
+def test_a_damaged_entry_is_rebuilt(tmp_path: Path, where: str) -> None:
+    """Damage is found in the checkout that built the entry and in one that links it."""
     cache = tmp_path / "cache"
     cache.mkdir()
     made, fetched = fresh(tmp_path / "made"), fresh(tmp_path / "fetched")
@@ -185,7 +185,7 @@ def test_a_damaged_entry_is_made_again(tmp_path: Path, where: str) -> None:
     assert (third.directory / patch / "made_by").stat().st_size == whole
 
 
-def test_devices_are_part_of_the_place(tmp_path: Path) -> None:
+def test_machines_with_and_without_gpus_share_nothing(tmp_path: Path) -> None:
     places = set()
     for with_devices in (False, True):
         environment = {output_cache.VARIABLE: str(tmp_path)}
@@ -195,7 +195,7 @@ def test_devices_are_part_of_the_place(tmp_path: Path) -> None:
 
 
 def test_a_changed_local_model_changes_the_key(tmp_path: Path, cache: Path) -> None:
-    """The contents of a model that is linked, not its place, decide what is trained on it."""
+    """The key of what is trained on a linked model covers its contents, not its path."""
     outputs = []
     for number, content in enumerate((b"one", b"two", b"one")):
         checkout = fresh(tmp_path / str(number))
@@ -211,20 +211,20 @@ def test_a_changed_local_model_changes_the_key(tmp_path: Path, cache: Path) -> N
     assert outputs == [SHARED - {"models/tiny/base"}, SHARED - {"models/tiny/base"}, set()]
 
 
-def test_a_cache_without_a_place_is_refused(second: Checkout) -> None:
+def test_cache_without_a_directory_is_an_error(second: Checkout) -> None:
     done = second.run("--cores", "1", "--cache", "--configfile", STUDY, SNAKEMAKE_OUTPUT_CACHE="")
     assert done.returncode != 0
     assert "--cache needs SNAKEMAKE_OUTPUT_CACHE: found nothing" in done.stdout
 
 
-def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     environment = {output_cache.VARIABLE: str(tmp_path / "file")}
     with pytest.raises(InputError, match="cannot create"):
         output_cache.prepare(environment, PROJECT / "workflow_scripts")
 
 
-def test_the_place_is_not_extended_twice(tmp_path: Path) -> None:
+def test_an_inherited_cache_path_is_not_extended_again(tmp_path: Path) -> None:
     environment = {output_cache.VARIABLE: str(tmp_path)}
     output_cache.prepare(environment, PROJECT / "workflow_scripts")
     once = dict(environment)

@@ -1,4 +1,4 @@
-"""Every study in the repository can be planned, and plans what its configuration says."""
+"""Every study in the repository plans exactly the jobs of its configuration."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ DEFAULT_ARMS = {
 
 
 def chains_of(config: dict) -> dict[str, list[str]]:
-    """Names of the evolutions that each entry stands for."""
+    """Map each entry to the names of its evolutions."""
     found = {}
     for name, definition in config["evolutions"].items():
         count = definition.get("updates")
@@ -49,7 +49,7 @@ def selected(settings: dict, chains: dict[str, list[str]], model: str, place: tu
 
 
 def expected_counts(config: dict) -> dict[str, int]:
-    """Jobs of a study without releases, counted from its text alone."""
+    """Count the jobs of a study without releases from its configuration alone."""
     chosen = config.get("study", {})
     tasks = chosen.get("tasks", list(config["tasks"]))
     seeds = len(chosen.get("seeds", [0]))
@@ -120,19 +120,19 @@ def expected_counts(config: dict) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("study", WHOLE)
-def test_dry_run(checkout: Checkout, study: str) -> None:
+def test_every_study_plans_the_expected_jobs(checkout: Checkout, study: str) -> None:
     config = yaml.safe_load((PROJECT / study).read_text())
     assert checkout.counts("--configfile", study) == expected_counts(config)
 
 
-def test_one_model_of_the_paper(checkout: Checkout) -> None:
+def test_the_papers_study_can_be_limited_to_one_model(checkout: Checkout) -> None:
     config = yaml.safe_load((PROJECT / "config/paper.yaml").read_text())
     config["study"]["models"] = ["mistral-7b"]
     top = "config/only_mistral.yaml"
     assert checkout.counts("--configfile", ON_TOP[top], top) == expected_counts(config)
 
 
-def test_the_first_hour_is_short_and_apart(checkout: Checkout) -> None:
+def test_the_first_hour_study_is_short_and_separate(checkout: Checkout) -> None:
     top = "config/first_hour.yaml"
     done = checkout.run("--dry-run", "--configfile", ON_TOP[top], top)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -144,14 +144,14 @@ def test_the_first_hour_is_short_and_apart(checkout: Checkout) -> None:
 
 
 def existing_patch_and_release(checkout: Checkout) -> None:
-    """Put a release and patches where the example study looks for them."""
+    """Create the release and patches that the example study uses."""
     config = checkout.read(EXISTING)["models"]["mine"]
     release = tiny.save_model(checkout.directory / config["releases"]["lessons"]["path"])
     for patch in config["patches"].values():
         tiny.save_adapter(checkout.directory / patch["path"], release)
 
 
-def test_with_what_exists_nothing_is_trained(checkout: Checkout) -> None:
+def test_existing_patches_and_releases_train_nothing(checkout: Checkout) -> None:
     existing_patch_and_release(checkout)
     assert checkout.counts("--configfile", EXISTING) == {
         "fetch_model": 1,
@@ -166,7 +166,7 @@ def test_with_what_exists_nothing_is_trained(checkout: Checkout) -> None:
     }
 
 
-def test_an_existing_patch_that_does_not_fit_is_refused(checkout: Checkout) -> None:
+def test_an_existing_patch_that_does_not_fit_is_an_error(checkout: Checkout) -> None:
     existing_patch_and_release(checkout)
     other = tiny.save_model(checkout.directory / "other", intermediate_size=48)
     config = checkout.read(EXISTING)
@@ -179,7 +179,7 @@ def test_an_existing_patch_that_does_not_fit_is_refused(checkout: Checkout) -> N
     assert f"does not fit {other.name}: it changes model.layers.0.mlp" in line
 
 
-def test_a_named_study_stands_by_itself(checkout: Checkout) -> None:
+def test_a_named_study_has_its_own_results(checkout: Checkout) -> None:
     jobs = checkout.planned("--configfile", "config/real_small.yaml")
     default = checkout.read("config.yaml")
     named = {wildcards.get("model") for _, wildcards in jobs}
@@ -198,7 +198,7 @@ def test_studies_compose(checkout: Checkout, tmp_path: Path) -> None:
 
 
 def examples(page: str) -> list[str]:
-    """The YAML blocks of a page."""
+    """List the YAML blocks of a page."""
     return re.findall(r"^```yaml\n(.*?)^```", (PROJECT / page).read_text(), re.M | re.S)
 
 
@@ -289,7 +289,7 @@ def test_a_chain_is_evolved_for_its_tasks_alone(checkout: Checkout, tmp_path: Pa
         assert counts["transplant"] == 3 + updates + (7 if updates else 0)
 
 
-def test_a_chain_can_be_chosen_and_cut_short(checkout: Checkout, tmp_path: Path) -> None:
+def test_a_chain_can_be_selected_and_shortened(checkout: Checkout, tmp_path: Path) -> None:
     only = tmp_path / "only.yaml"
     only.write_text(
         "study: {evolutions: [update-2]}\narms: {ported-half: {applied_to: update-2}}\n"
@@ -298,7 +298,7 @@ def test_a_chain_can_be_chosen_and_cut_short(checkout: Checkout, tmp_path: Path)
     assert (counts["evolve"], counts["score"]) == (2, 5)
 
 
-def test_an_evolution_brings_its_parents(checkout: Checkout, tmp_path: Path) -> None:
+def test_an_evolution_needs_its_parents(checkout: Checkout, tmp_path: Path) -> None:
     only = tmp_path / "only.yaml"
     only.write_text("study: {evolutions: [tales-then-lessons]}\n")
     counts = checkout.counts("--configfile", "config.yaml", str(only))

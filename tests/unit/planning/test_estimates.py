@@ -1,4 +1,4 @@
-"""The plan's formulae by hand and against what PyTorch, transformers and PEFT really make."""
+"""The plan's formulas, checked by hand and against PyTorch, transformers and PEFT."""
 
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,14 @@ def test_parts_of_a_training_by_hand() -> None:
     assert parts["activations"] == 32 * 4 * 256 * layer
 
 
-def test_checkpointing_keeps_inputs_and_one_layer() -> None:
+def test_gradient_checkpointing_keeps_layer_inputs_and_one_layer() -> None:
     training = TrainingMemory(1, 128, 2, 2, checkpointing=True)
     layer = 128 * formulas.activations_of_layer(MISTRAL, 2)
     expected = 2 * 128 * 4096 * 32 + layer
     assert formulas.training_bytes(MISTRAL, training)["activations"] == expected
 
 
-def test_all_weights_in_sixteen_bits() -> None:
+def test_full_training_in_sixteen_bits() -> None:
     parts = formulas.training_bytes(MISTRAL, TrainingMemory(1, 1, 2, 2))
     assert parts["weights"] == parts["gradients"] == 7_241_732_096 * 2
     assert parts["optimiser"] == 7_241_732_096 * 8
@@ -63,7 +63,7 @@ def test_parts_of_a_scoring_by_hand() -> None:
 
 
 def saved_bytes(model_type: str, dtype: torch.dtype, *, lora: bool) -> float:
-    """Bytes a token and layer that autograd keeps, parameters and logits left out."""
+    """Return the bytes per token and layer that autograd keeps, without parameters and logits."""
     batch, length = 2, 64
     config = AutoConfig.for_model(model_type, **SHAPE, use_cache=False)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -88,7 +88,7 @@ def saved_bytes(model_type: str, dtype: torch.dtype, *, lora: bool) -> float:
 @pytest.mark.parametrize("model_type", ["mistral", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])
-def test_activations_are_what_autograd_keeps(
+def test_activations_equal_what_autograd_keeps(
     model_type: str, dtype: torch.dtype, lora: bool
 ) -> None:
     known = formulas.architecture({"model_type": model_type, **SHAPE})
@@ -98,7 +98,7 @@ def test_activations_are_what_autograd_keeps(
     assert counted == pytest.approx(saved_bytes(model_type, dtype, lora=lora), rel=0.05)
 
 
-def test_the_demo_patch_costs_what_was_measured() -> None:
+def test_the_demo_patch_matches_the_measured_memory() -> None:
     """The default study's patches peaked at 774 to 788 MB on two cores, without a GPU."""
     study = configuration.load(
         yaml_files.read_yaml(PROJECT / "config.yaml", what="config.yaml"),
@@ -114,7 +114,7 @@ def test_the_demo_patch_costs_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_checkpoint_bytes_are_those_of_files(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_checkpoint_bytes_equal_file_sizes(tmp_path: Path, dtype: torch.dtype) -> None:
     tiny.save_model(tmp_path / "model", dtype=dtype, hidden_size=256, intermediate_size=512)
     version = estimates.obtained_version(
         {"path": str(tmp_path / "model")}, tmp_path / "none", {}, None
@@ -125,7 +125,7 @@ def test_checkpoint_bytes_are_those_of_files(tmp_path: Path, dtype: torch.dtype)
     assert version.linked
 
 
-def test_adapter_bytes_are_those_of_files(tmp_path: Path) -> None:
+def test_adapter_bytes_equal_file_sizes(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
     adapter = tiny.save_adapter(tmp_path / "adapter", model, r=8)
     known = estimates.obtained_version(
@@ -135,7 +135,7 @@ def test_adapter_bytes_are_those_of_files(tmp_path: Path) -> None:
     assert 4 * formulas.lora_parameters(known, 8) == pytest.approx(file.stat().st_size, rel=0.05)
 
 
-def test_what_is_unknown_is_said() -> None:
+def test_unknown_sizes_are_reported() -> None:
     with pytest.raises(UnknownError, match="someone/model"):
         estimates.obtained_version({"hub": "someone/model"}, Path("none"), {}, None)
     with pytest.raises(UnknownError, match="model_type mamba"):
@@ -148,7 +148,7 @@ def recipe(**more: Any) -> dict[str, Any]:
     return {"micro_batch_size": 2, "sequence_len": 512, "bf16": "auto", **more}
 
 
-def test_an_evolution_is_read_from_its_recipe() -> None:
+def test_an_evolution_is_estimated_from_its_recipe() -> None:
     full = formulas.evolution_training(recipe(gradient_checkpointing=True), gpu=True)
     assert (full.batch, full.length, full.width, full.targets) == (2, 512, 2, None)
     assert full.checkpointing
@@ -159,7 +159,7 @@ def test_an_evolution_is_read_from_its_recipe() -> None:
     assert (quantised.weight_bytes, quantised.optimizer_bytes) == (0.5, 2)
 
 
-def test_disk_while_an_evolution_trains() -> None:
+def test_disk_usage_of_a_running_evolution() -> None:
     total = 7_241_732_096
     none = recipe(save_strategy="no")
     assert formulas.evolution_work_bytes(MISTRAL, none, gpu=True) == 0

@@ -1,4 +1,4 @@
-"""The architectures that the plan knows and its formulae, against transformers and PEFT.
+"""The plan's known architectures and formulas, checked against transformers and PEFT.
 
 Models are built on the meta device: their shapes are real, their weights are not there.
 """
@@ -50,7 +50,7 @@ def test_every_known_model_is_tested() -> None:
 
 
 @pytest.mark.parametrize("hub", PUBLISHED)
-def test_counts_of_the_real_models(hub: str) -> None:
+def test_parameter_counts_of_real_models(hub: str) -> None:
     config = KNOWN[hub.lower()]
     total, patch = PUBLISHED[hub]
     model = build(config)
@@ -61,20 +61,20 @@ def test_counts_of_the_real_models(hub: str) -> None:
 
 
 @pytest.mark.parametrize("config", SMALL)
-def test_counts_of_small_models(config: dict[str, Any]) -> None:
+def test_parameter_counts_of_small_models(config: dict[str, Any]) -> None:
     model = build(config)
     known = formulas.architecture(config)
     assert formulas.parameters(known) == model.num_parameters()
     assert formulas.lora_parameters(known, 3) == trainable(model, 3)
 
 
-def test_counts_of_named_projections() -> None:
+def test_parameter_counts_of_selected_projections() -> None:
     named = ["q_proj", "v_proj"]
     known = formulas.architecture(SMALL[0])
     assert formulas.lora_parameters(known, 4, named) == trainable(build(SMALL[0]), 4, named)
 
 
 @pytest.mark.parametrize("model_type", formulas.DEFAULTS)
-def test_absent_keys_are_what_transformers_assumes(model_type: str) -> None:
+def test_missing_keys_default_as_in_transformers(model_type: str) -> None:
     config = AutoConfig.for_model(model_type).to_dict() | {"dtype": None}
     assert formulas.architecture(config) == formulas.architecture({"model_type": model_type})

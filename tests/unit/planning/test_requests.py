@@ -1,4 +1,4 @@
-"""What jobs ask for: the study's word, what follows from the model, and growth with attempts."""
+"""Resource requests: from the study or estimated from the model, growing with each attempt."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def priced(
     recipe: dict[str, Any] | None = None,
     **settings: Any,
 ) -> estimates.PricedStudy:
-    """A study of one model, one task and one evolution, known by its configuration alone."""
+    """A study of one model, of which only the configuration is known, one task, one evolution."""
     config = {
         "models": {"m": {"base": {"hub": hub}}},
         "tasks": {"sst2": {}},
@@ -38,7 +38,7 @@ def priced(
     )
 
 
-def test_the_study_has_the_last_word(tmp_path: Path) -> None:
+def test_the_study_overrides_estimates(tmp_path: Path) -> None:
     study = priced(tmp_path, patch={"mem_mb": 123, "threads": 7, "runtime": 5, "gpu": 0})
     asked = {
         name: requests.wanted(study, "train_patch", NAMES, name, 99) for name in ("mem_mb", "gpu")
@@ -48,7 +48,7 @@ def test_the_study_has_the_last_word(tmp_path: Path) -> None:
     assert requests.wanted(study, "train_patch", NAMES, "runtime", 99, attempt=3) == 15
 
 
-def test_what_retries_ask_for_grows(tmp_path: Path) -> None:
+def test_requests_grow_with_each_attempt(tmp_path: Path) -> None:
     study = priced(tmp_path)
     for name in ("mem_mb", "runtime"):
         first, second = (requests.wanted(study, "train_patch", NAMES, name, 1, a) for a in (1, 2))
@@ -71,7 +71,7 @@ RULES = [
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
+def test_memory_requests_cover_the_weights(tmp_path: Path, rule: str) -> None:
     names = {**NAMES, "version": "v", "applied_to": "v"}
     asked = requests.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
     large = requests.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
@@ -87,7 +87,7 @@ def test_memory_covers_the_weights(tmp_path: Path, rule: str) -> None:
     assert asked % 500 == 0
 
 
-def test_every_rule_asks_in_its_own_name() -> None:
+def test_every_rule_requests_resources_under_its_own_name() -> None:
     asked = {}
     for file in sorted((PROJECT / "rules").glob("*.smk")):
         for text in re.split(r"^(?=(?:rule|checkpoint) )", file.read_text(), flags=re.M):
@@ -98,7 +98,7 @@ def test_every_rule_asks_in_its_own_name() -> None:
     assert {name: names for name, names in asked.items() if names - {name}} == {}
 
 
-def test_measurements_are_set_by_their_stage(tmp_path: Path) -> None:
+def test_measurements_take_the_resources_of_their_stage(tmp_path: Path) -> None:
     study = priced(tmp_path, analyse={"mem_mb": 123, "gpu": 2})
     names = {**NAMES, "applied_to": "v"}
     for rule in ("measure_geometry", "measure_norms", "measure_loss_slice"):
@@ -106,7 +106,7 @@ def test_measurements_are_set_by_their_stage(tmp_path: Path) -> None:
     assert requests.wanted(study, "measure_loss_slice", names, "gpu", 1) == 2
 
 
-def test_without_a_gpu_the_host_holds_everything(tmp_path: Path) -> None:
+def test_without_a_gpu_host_memory_covers_everything(tmp_path: Path) -> None:
     with_gpu = requests.wanted(priced(tmp_path), "train_patch", NAMES, "mem_mb", 1)
     alone = requests.wanted(priced(tmp_path, patch={"gpu": 0}), "train_patch", NAMES, "mem_mb", 1)
     assert alone > 2 * with_gpu
@@ -118,7 +118,7 @@ def test_an_unknown_model_gets_the_rule_s_default(tmp_path: Path) -> None:
     assert requests.wanted(study, "train_patch", NAMES, "runtime", 720) == 720
 
 
-def test_sharded_evolutions_ask_for_the_devices_that_they_fill(tmp_path: Path) -> None:
+def test_sharded_evolutions_request_as_many_devices_as_they_need(tmp_path: Path) -> None:
     names = {"model": "m", "version": "v"}
     plain = priced(tmp_path, recipe={"bf16": True, "sequence_len": 512})
     assert requests.wanted(plain, "evolve", names, "gpu", 1) == 1

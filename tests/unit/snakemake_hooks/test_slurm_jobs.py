@@ -1,4 +1,4 @@
-"""What a run does about jobs of runs before it that were killed."""
+"""A run handles SLURM jobs that a killed run left behind."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def line(number: int, state: str, name: str, wildcards: str) -> str:
     return f"{number}|{state}|1:02|{name}_6f0c-11|rule_patch_wildcards_{wildcards}\n"
 
 
-def test_jobs_on_the_same_results_are_told_from_others(tmp_path: Path) -> None:
+def test_only_jobs_on_the_same_results_are_listed(tmp_path: Path) -> None:
     here, there = (slurm.job_prefix("portllm", tmp_path / name) for name in ("here", "there"))
     listing = (
         line(7, "RUNNING", here, "base_with|bar")
@@ -28,7 +28,7 @@ def test_jobs_on_the_same_results_are_told_from_others(tmp_path: Path) -> None:
 
 @pytest.fixture
 def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for commands that replaces the path."""
+    """A folder of commands that replaces PATH."""
     folder = tmp_path / "commands"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -40,7 +40,7 @@ def command(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_what_runs_is_waited_for_and_what_waits_is_cancelled(tmp_path: Path, squeue: Path) -> None:
+def test_running_jobs_are_awaited_and_pending_jobs_cancelled(tmp_path: Path, squeue: Path) -> None:
     mine = slurm.job_prefix("portllm", tmp_path)
     listings = [
         line(1, "RUNNING", mine, "a") + line(2, "PENDING", mine, "b"),
@@ -68,7 +68,7 @@ def test_what_runs_is_waited_for_and_what_waits_is_cancelled(tmp_path: Path, squ
     assert pauses == sorted(pauses)
 
 
-def test_a_controller_that_does_not_answer(tmp_path: Path, squeue: Path) -> None:
+def test_an_unresponsive_controller_is_an_error(tmp_path: Path, squeue: Path) -> None:
     command(squeue, "squeue", "echo slurm_load_jobs error: no contact >&2; exit 1")
     said: list[str] = []
     with pytest.raises(InputError, match="SLURM does not answer squeue"):
@@ -76,6 +76,6 @@ def test_a_controller_that_does_not_answer(tmp_path: Path, squeue: Path) -> None
     assert [text.partition(" (")[0] for text in said] == ["SLURM does not answer"]
 
 
-def test_no_slurm_at_all(tmp_path: Path, squeue: Path) -> None:
+def test_slurm_that_is_not_installed_is_an_error(tmp_path: Path, squeue: Path) -> None:
     with pytest.raises(InputError, match="no squeue here: is this a login node"):
         slurm.finish_earlier_jobs(tmp_path, print)

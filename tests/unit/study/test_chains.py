@@ -1,4 +1,4 @@
-"""Chains of updates, from their one entry in a study to the evolutions that they stand for."""
+"""Chains of updates: one entry in a study becomes a series of evolutions."""
 
 import copy
 from typing import Any
@@ -64,7 +64,7 @@ def test_a_chain_becomes_its_updates(config: dict[str, Any]) -> None:
     }
 
 
-def test_the_name_of_a_chain_stands_for_its_updates(config: dict[str, Any]) -> None:
+def test_a_chain_name_selects_all_its_updates(config: dict[str, Any]) -> None:
     chains.expand(config, place)
     assert config["study"]["evolutions"] == [*UPDATES, "side"]
     assert config["models"]["m"]["evolutions"] == UPDATES
@@ -74,7 +74,7 @@ def test_the_name_of_a_chain_stands_for_its_updates(config: dict[str, Any]) -> N
     assert config["figures"]["one"]["versions"] == ["month-2"]
 
 
-def test_only_the_tasks_of_an_evolution_are_scored_on_it(config: dict[str, Any]) -> None:
+def test_an_evolution_is_scored_on_its_own_tasks_only(config: dict[str, Any]) -> None:
     chains.expand(config, place)
     scored = {task: [cell.applied_to for cell in _bare(config, task)] for task in ("t", "u")}
     assert scored == {"t": ["base", *UPDATES, "side"], "u": ["base", "side"]}
@@ -85,7 +85,7 @@ def _bare(config: dict[str, Any], task: str) -> list[matrix.Cell]:
 
 
 @pytest.mark.parametrize("kind", ["evolutions", "corpora"])
-def test_a_name_that_is_taken_is_refused(config: dict[str, Any], kind: str) -> None:
+def test_a_duplicate_name_is_an_error(config: dict[str, Any], kind: str) -> None:
     taken = {"evolutions": "month-2", "corpora": "news-2-of-3"}[kind]
     config[kind][taken] = copy.deepcopy(next(iter(config[kind].values())))
     message = rf"^study\.yaml: {kind}\.{taken}: this name is taken by .* '(month|news)'$"
@@ -93,7 +93,7 @@ def test_a_name_that_is_taken_is_refused(config: dict[str, Any], kind: str) -> N
         chains.expand(config, place)
 
 
-def test_parts_of_a_corpus_share_no_row_and_leave_none_out(tmp_path: Any) -> None:
+def test_parts_partition_a_corpus(tmp_path: Any) -> None:
     (tmp_path / "text.txt").write_text("\n".join(map(str, range(11))))
     source = {"files": [str(tmp_path / "text.txt")], "limit": 10}
     parts = [

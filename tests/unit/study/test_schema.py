@@ -1,4 +1,4 @@
-"""The schema explains every key of a study, as the documentation promises."""
+"""The schema describes every key of a study."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ SCHEMA = yaml_files.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
 
 
 def keys(node: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every key that a part of the schema names, with what the schema says of it."""
+    """Yield every key of a part of the schema, with its definition."""
     for name, part in node.get("properties", {}).items():
         yield f"{place}.{name}", part
         yield from keys(part, f"{place}.{name}")
@@ -21,7 +21,7 @@ def keys(node: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]
             yield from keys(others, f"{place}.*")
 
 
-def test_every_key_is_explained() -> None:
+def test_every_key_has_a_description() -> None:
     found = list(keys(SCHEMA, ""))
     for name, part in SCHEMA["$defs"].items():
         found += keys(part, name)
@@ -29,7 +29,7 @@ def test_every_key_is_explained() -> None:
     assert [place for place, part in found if not part.get("description")] == []
 
 
-def test_every_method_and_parameter_is_named_with_its_default() -> None:
+def test_every_method_parameter_is_in_the_schema_with_its_default() -> None:
     explained = SCHEMA["properties"]["methods"]["additionalProperties"]["properties"]
     used = set()
     for kind in methods.known():

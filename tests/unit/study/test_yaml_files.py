@@ -15,7 +15,7 @@ def test_a_recipe_must_be_a_mapping(tmp_path: Path) -> None:
         read_recipe([path])
 
 
-def test_later_recipes_lie_on_top(tmp_path: Path) -> None:
+def test_later_recipes_override_earlier_ones(tmp_path: Path) -> None:
     (tmp_path / "corpus.yaml").write_text("datasets: [{type: alpaca}]\nsequence_len: 64\n")
     (tmp_path / "training.yaml").write_text("sequence_len: 128\nadapter: lora\n")
     recipe = read_recipe([tmp_path / "corpus.yaml", tmp_path / "training.yaml"])

@@ -1,4 +1,4 @@
-"""The recipe that Axolotl is given, and the checkpoint that is made of what it leaves."""
+"""The recipe for Axolotl, its process, and the checkpoint made from its output."""
 
 import argparse
 import os
@@ -36,7 +36,7 @@ def rendered(recipe: dict, overrides: dict | None = None) -> dict:
     )
 
 
-def test_the_workflow_fills_in_what_only_it_knows() -> None:
+def test_paths_seed_and_plugin_are_added_to_a_recipe() -> None:
     final = rendered({"datasets": [{"type": "alpaca"}], "learning_rate": 1})
     assert final["base_model"] == "results/models/m/base"
     assert final["datasets"] == [
@@ -48,13 +48,13 @@ def test_the_workflow_fills_in_what_only_it_knows() -> None:
     assert final["learning_rate"] == 1
 
 
-def test_overrides_win_and_any_key_passes() -> None:
+def test_overrides_win_and_unknown_keys_pass() -> None:
     final = rendered({"learning_rate": 1}, {"learning_rate": 2, "deepspeed": "zero3.json"})
     assert final["learning_rate"] == 2
     assert final["deepspeed"] == "zero3.json"
 
 
-def test_the_users_own_datasets_and_plugins_stay() -> None:
+def test_the_recipes_datasets_and_plugins_are_kept() -> None:
     mixed = [{"path": "other/data", "type": "completion"}, {"type": "alpaca"}]
     final = rendered({"datasets": mixed, "plugins": ["theirs.Plugin"]})
     assert final["datasets"][0] == mixed[0]
@@ -62,14 +62,14 @@ def test_the_users_own_datasets_and_plugins_stay() -> None:
     assert final["plugins"] == ["theirs.Plugin", evolution.PLUGIN]
 
 
-def test_telemetry_and_hub_are_off(tmp_path: Path) -> None:
+def test_telemetry_and_hub_access_are_off(tmp_path: Path) -> None:
     environment = evolution.environment(tmp_path / "cost.json")
     assert environment["AXOLOTL_DO_NOT_TRACK"] == "1"
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert environment["PYTHONHASHSEED"] == "0"
 
 
-def test_several_devices_go_through_the_launcher() -> None:
+def test_several_devices_use_the_launcher() -> None:
     recipe = Path("axolotl.yaml")
     for devices in (0, 1):
         assert evolution.command("train", recipe, devices)[3:] == ["--launcher", "python"]
@@ -86,7 +86,7 @@ def test_several_devices_go_through_the_launcher() -> None:
 
 
 @pytest.mark.parametrize(("visible", "expected"), [("", 0), ("a", 1), ("a,b,c", 3)])
-def test_as_many_processes_as_devices(
+def test_axolotl_starts_one_process_per_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, expected: int
 ) -> None:
     asked = []
@@ -119,7 +119,7 @@ def test_launchers_are_found(tmp_path: Path) -> None:
     assert path.split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
-def test_cost_is_that_of_all_processes(tmp_path: Path) -> None:
+def test_costs_of_all_processes_are_combined(tmp_path: Path) -> None:
     cost_file = tmp_path / "cost.json"
     assert evolution.read_cost(cost_file) == {}
     for rank, peaks in enumerate([[70, 0, 5], [0, 90, 0], [0, 0, 80]]):
@@ -130,13 +130,13 @@ def test_cost_is_that_of_all_processes(tmp_path: Path) -> None:
 
 
 def run_instead(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
-    """Run Python code in Axolotl's place."""
+    """Run Python code instead of Axolotl."""
     words = [sys.executable, "-c", code]
     monkeypatch.setattr(evolution, "command", lambda *_: words)
     evolution.run("train", tmp_path / "axolotl.yaml", cost_file=tmp_path / "cost.json")
 
 
-def test_what_axolotl_says_is_passed_on(
+def test_the_output_of_axolotl_is_passed_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "cost.3.json").write_text("of an earlier attempt")
@@ -162,14 +162,14 @@ def test_what_axolotl_says_is_passed_on(
         ),
     ],
 )
-def test_why_axolotl_failed(
+def test_a_failure_of_axolotl_names_its_cause(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         run_instead(monkeypatch, tmp_path, code)
 
 
-def test_a_lost_process_of_axolotls_is_not_waited_for(
+def test_an_orphan_of_axolotl_does_not_block(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = """
@@ -184,7 +184,7 @@ os._exit(3)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_a_full_checkpoint_is_made(tmp_path: Path, kind: str) -> None:
+def test_the_result_is_a_full_checkpoint(tmp_path: Path, kind: str) -> None:
     model = tiny.save_model(tmp_path / "model")
     if kind == "lora":
         trained = tiny.save_adapter(tmp_path / "trained", model)
@@ -216,14 +216,14 @@ def test_movement_against_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert movement.movement(base, base)["relative"] == 0
 
 
-def test_movement_names_what_differs(tmp_path: Path) -> None:
+def test_movement_needs_equal_shapes(tmp_path: Path) -> None:
     base = tiny.save_model(tmp_path / "base")
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
-    with pytest.raises(InputError, match=r"mlp.* has shape \[.*48.*\], \[.*32.*\] in"):
+    with pytest.raises(InputError, match=r"mlp.* with shape \[.*48.*\], expected \[.*32.*\] as in"):
         movement.movement(base, wider)
 
 
-def test_checkpoints_are_written_unless_the_recipe_says_when() -> None:
+def test_checkpoints_are_saved_unless_the_recipe_sets_an_interval() -> None:
     final = rendered({})
     assert (final["save_steps"], final["save_total_limit"]) == (resuming.SAVE_STEPS, resuming.KEPT)
     for own in ({"save_steps": 7}, {"saves_per_epoch": 2}, {"save_strategy": "no"}):
@@ -235,7 +235,7 @@ def test_checkpoints_are_written_unless_the_recipe_says_when() -> None:
     assert rendered({"save_strategy": None}, {"save_total_limit": 5})["save_total_limit"] == 5
 
 
-def test_how_often_checkpoints_are_written_decides_no_weights() -> None:
+def test_the_checkpoint_interval_does_not_change_the_key() -> None:
     recipe = {"learning_rate": 1, "save_steps": 7, "save_total_limit": 1}
     assert evolution.decisive(recipe) == evolution.decisive({"learning_rate": 1})
     assert evolution.decisive(recipe) != evolution.decisive({"learning_rate": 2})
@@ -243,7 +243,7 @@ def test_how_often_checkpoints_are_written_decides_no_weights() -> None:
 
 @pytest.fixture
 def axolotl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program that stands where Axolotl would; it is empty."""
+    """An empty program at the path of Axolotl."""
     program = tmp_path / "bin" / "axolotl"
     program.parent.mkdir()
     program.touch(mode=0o755)
@@ -260,7 +260,7 @@ while :; do sleep 0.05; done
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_axolotl_and_is_no_success(
+def test_a_signal_reaches_axolotl_and_fails_the_job(
     axolotl: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     axolotl.write_text(STOPPABLE)
@@ -278,7 +278,7 @@ def test_a_signal_reaches_axolotl_and_is_no_success(
     assert signal.getsignal(number) == before
 
 
-def test_a_failure_on_a_full_disk_says_so(
+def test_a_full_disk_is_named_as_the_cause(
     axolotl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     axolotl.write_text("#!/bin/sh\nexit 3\n")

@@ -1,4 +1,4 @@
-"""Trainings of several processes, and processes that a training has forked."""
+"""Signals in trainings with several processes and in processes that a training forks."""
 
 import multiprocessing
 import os
@@ -44,7 +44,7 @@ def _blocked(told: multiprocessing.Queue) -> None:
     told.put(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))
 
 
-def test_workers_leave_signals_to_the_training(tmp_path: Path) -> None:
+def test_data_workers_ignore_signals(tmp_path: Path) -> None:
     interruption, control, told = Interruption(lambda: 0.0), TrainerControl(), FORK.Queue()
     arguments = SimpleNamespace(output_dir=str(tmp_path))
     state = SimpleNamespace(global_step=0, max_steps=1)

@@ -1,4 +1,4 @@
-"""Encoding of training examples, and trainings that repeat."""
+"""Encoding of training examples, and reproducible trainings."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_siz
 
 
 def lm_eval_split(prompt: str, completion: str) -> tuple[list[int], list[int]]:
-    """How lm-eval splits context and continuation."""
+    """Split context and continuation as lm-eval does."""
     model = SimpleNamespace(backend="causal", tokenizer=TOKENIZER, add_bos_token=None)
     model.prefix_token_id = TOKENIZER.bos_token_id
     model.tok_encode = lambda text, **more: HFLM.tok_encode(model, text, **more)
@@ -30,7 +30,7 @@ def lm_eval_split(prompt: str, completion: str) -> tuple[list[int], list[int]]:
 @settings(max_examples=100, deadline=None)
 @given(prompt=TEXT.filter(str.strip), completion=TEXT)
 @example(prompt="e", completion="rs").via("a token reaches over the border")
-def test_the_loss_is_on_what_lm_eval_scores(prompt: str, completion: str) -> None:
+def test_the_loss_covers_the_tokens_that_lm_eval_scores(prompt: str, completion: str) -> None:
     context, continuation = lm_eval_split(prompt, completion)
     assume(continuation)
     encoded = patch_training.encode(TOKENIZER, prompt, completion, LoraSettings(max_length=10_000))
@@ -41,9 +41,7 @@ def test_the_loss_is_on_what_lm_eval_scores(prompt: str, completion: str) -> Non
 
 
 @pytest.mark.parametrize(("prompt", "completion"), [("e", "r"), ("th", "e")])
-def test_a_completion_that_one_token_shares_with_the_prompt_is_learnt(
-    prompt: str, completion: str
-) -> None:
+def test_a_token_that_spans_prompt_and_completion_is_learned(prompt: str, completion: str) -> None:
     context, continuation = lm_eval_split(prompt, completion)
     assert not continuation
     encoded = patch_training.encode(TOKENIZER, prompt, completion, LoraSettings())
@@ -52,7 +50,7 @@ def test_a_completion_that_one_token_shares_with_the_prompt_is_learnt(
     assert encoded["labels"] == [IGNORED] * len(context) + learnt
 
 
-def test_long_prompts_lose_their_start_not_the_completion() -> None:
+def test_long_prompts_are_truncated_at_their_start() -> None:
     whole = patch_training.encode(TOKENIZER, "word " * 50 + "end:", " yes", LoraSettings())
     cut = patch_training.encode(
         TOKENIZER, "word " * 50 + "end:", " yes", LoraSettings(max_length=12)
@@ -104,7 +102,7 @@ def _train(model: Path, work: Path, **more: object) -> tuple[dict[str, torch.Ten
     return factors, metrics
 
 
-def test_equal_seeds_give_equal_patches_and_others_do_not(tmp_path: Path) -> None:
+def test_patches_are_equal_for_equal_seeds_only(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     first, _ = _train(model, tmp_path / "a", seed=1)
     again, _ = _train(model, tmp_path / "b", seed=1)
@@ -115,7 +113,7 @@ def test_equal_seeds_give_equal_patches_and_others_do_not(tmp_path: Path) -> Non
     assert all("lora_" in name for name in first)
 
 
-def test_an_interrupted_training_resumes_to_the_same_patch(
+def test_a_resumed_training_gives_the_same_patch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.save_model(tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Models from scratch: ordinary checkpoints, equal for equal seeds."""
+"""Models trained from scratch: ordinary checkpoints, equal for equal seeds."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=60))
-def test_the_tokenizer_round_trips_any_text_but_its_special_tokens(text: str) -> None:
+def test_the_tokenizer_round_trips_any_text_without_special_tokens(text: str) -> None:
     assume(not any(special in text for special in TOKENIZER.all_special_tokens))
     ids = TOKENIZER.encode(text)
     assert ids[0] == TOKENIZER.bos_token_id
@@ -46,7 +46,7 @@ def _pretrained(seed: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     return model.state_dict(), losses
 
 
-def test_training_learns_and_repeats() -> None:
+def test_pretraining_learns_and_is_reproducible() -> None:
     first, losses = _pretrained(1)
     again, _ = _pretrained(1)
     other, _ = _pretrained(2)
@@ -62,11 +62,11 @@ def test_training_learns_and_repeats() -> None:
         ({"model_type": "mistral", "vocab_size": 10}, "vocab_size"),
     ],
 )
-def test_wrong_configurations_are_refused(config: dict, message: str) -> None:
+def test_invalid_configurations_are_errors(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pretraining.build_model(config, TOKENIZER)
 
 
-def test_texts_too_short_for_a_block_are_refused() -> None:
+def test_too_little_text_for_a_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="do not fill"):
         pretraining.pack(["short"], TOKENIZER, 1000)

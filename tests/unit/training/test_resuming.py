@@ -1,4 +1,4 @@
-"""Checkpoints of interrupted trainings: only whole ones are used, by one process at a time."""
+"""Checkpoints of interrupted trainings: only complete ones are used, by one process at a time."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def test_the_last_checkpoint_is_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*FILES, resuming.SEAL])
 @pytest.mark.parametrize("damage", ["cut off", "missing"])
-def test_a_damaged_one_is_named_and_the_one_before_it_used(
+def test_a_damaged_checkpoint_is_reported_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
     write_checkpoint(tmp_path, 5)
@@ -61,7 +61,7 @@ def test_a_damaged_one_is_named_and_the_one_before_it_used(
     assert not checkpoint.exists()
 
 
-def test_one_that_was_never_finished_is_not_used(tmp_path: Path) -> None:
+def test_an_unfinished_checkpoint_is_not_used(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 10, sealed=False)
     assert resuming.last_complete(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
@@ -76,7 +76,7 @@ def _train(work: Path, record: Path, seconds: float) -> None:
         shutil.rmtree(work)
 
 
-def test_one_process_at_a_time_trains_the_same(tmp_path: Path) -> None:
+def test_a_second_process_waits_for_the_same_training(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     record = tmp_path / "record"
     processes = [
@@ -91,7 +91,7 @@ def test_one_process_at_a_time_trains_the_same(tmp_path: Path) -> None:
     assert events == ["begin", "end"] * 4
 
 
-def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     record = tmp_path / "record"
     process = context.Process(target=_train, args=(tmp_path / "work", record, 600))

@@ -1,4 +1,4 @@
-"""Files written past the page cache: every byte, on file systems that help and that do not."""
+"""Files written past the page cache, on file systems with and without direct I/O."""
 
 import errno
 import fcntl
@@ -20,14 +20,14 @@ real_write = os.pwrite
 
 
 def without_direct_writes(file: int, content: memoryview, offset: int) -> int:
-    """As on a file system that says only when it is written to that it knows none."""
+    """Simulate a file system that rejects direct I/O only on the first write."""
     if fcntl.fcntl(file, fcntl.F_GETFL) & direct_io.DIRECT:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     return real_write(file, content, offset)
 
 
 def in_small_steps(file: int, content: memoryview, offset: int) -> int:
-    """As any system may: less than it was given, and not up to a page's end."""
+    """Simulate short writes that do not end at a page boundary."""
     if fcntl.fcntl(file, fcntl.F_GETFL) & direct_io.DIRECT:
         return real_write(file, content[: direct_io.PAGE], offset)
     return real_write(file, content[:1000], offset)
@@ -66,7 +66,7 @@ def test_every_byte_is_written_and_hashed(
     assert open_files() == before
 
 
-def test_writes_are_direct_where_they_can_be(
+def test_writes_bypass_the_page_cache_where_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     direct = []
@@ -92,7 +92,7 @@ def test_writes_are_direct_where_they_can_be(
 
 
 @pytest.mark.parametrize("parts", [1, 10])
-def test_a_write_that_fails_is_raised_and_nothing_stays_open(
+def test_a_failed_write_raises_and_closes_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: int
 ) -> None:
     def full(file: int, content: memoryview, offset: int) -> int:
@@ -113,7 +113,7 @@ def test_a_write_that_fails_is_raised_and_nothing_stays_open(
     assert open_files() == before
 
 
-def test_a_file_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError), writers() as threads:
         NewFile(tmp_path / "file", threads, hashed=False)

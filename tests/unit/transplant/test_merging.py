@@ -1,4 +1,4 @@
-"""Merging: against float64, against PEFT, and against a process that is killed at any byte."""
+"""Merging: checked against float64 and PEFT, and killed at any byte."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ FLOAT32_ROUNDOFF = 2.0**-24
 
 
 def write_checkpoint(directory: Path, tensors: dict[str, torch.Tensor], shards: int) -> Path:
-    """A checkpoint of any tensors, dealt out to shards; the weights' metadata is kept too."""
+    """Write a checkpoint of arbitrary tensors over several shards, with metadata."""
     directory.mkdir()
     (directory / "config.json").write_text('{"architectures": ["AnyModel"]}')
     names = list(tensors)
@@ -63,14 +63,14 @@ def random_adapter(
 
 
 def exact_change(adapter: Adapter, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Δ in float64, and the sum of its terms' magnitudes."""
+    """Return Δ in float64, and the sum of the magnitudes of its terms."""
     delta = edits.deltas_of(adapter)[name]
     b, a = torch.from_numpy(delta.b).double(), torch.from_numpy(delta.a).double()
     return delta.factor * (b @ a), abs(delta.factor) * (b.abs() @ a.abs())
 
 
 def steps_apart(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """How many numbers of their dtype two tensors lie apart."""
+    """Count the representable numbers between the elements of two tensors."""
     integers = {2: torch.int16, 4: torch.int32}[found.dtype.itemsize]
     lowest = torch.iinfo(integers).min
 
@@ -158,7 +158,7 @@ PEFT_OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def gap(model: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> tuple[float, float]:
-    """Largest difference of logits, merged against attached, and how large these are."""
+    """Return the largest difference of merged and attached logits, and their magnitude."""
     tokens = torch.arange(3, 40)[None]
     with torch.inference_mode():
         base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
@@ -170,7 +170,7 @@ def gap(model: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> tuple[f
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
 @pytest.mark.parametrize("options", PEFT_OPTIONS.values(), ids=PEFT_OPTIONS)
 @pytest.mark.filterwarnings("ignore:Model .*tie")
-def test_equals_peft_in_float32(tmp_path: Path, model_type: str, options: dict) -> None:
+def test_merging_equals_peft_in_float32(tmp_path: Path, model_type: str, options: dict) -> None:
     model = tiny.save_model(tmp_path / "model", model_type=model_type, max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **options)
     directory = tmp_path / "merged"
@@ -195,7 +195,7 @@ def test_equals_peft_in_float32(tmp_path: Path, model_type: str, options: dict) 
             torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
 
 
-def test_transposed_weights_equal_pefts(tmp_path: Path) -> None:
+def test_transposed_weights_equal_peft(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", model_type="gpt2")
     for name, options in {"plain": {}, "dora": {"use_dora": True}}.items():
         adapter = tiny.save_adapter(tmp_path / name, model, **options)
@@ -217,7 +217,7 @@ def test_transposed_weights_equal_pefts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "most"), [(torch.float32, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.06)]
 )
-def test_merged_logits_are_near_attached_ones(
+def test_merged_logits_are_close_to_attached_ones(
     tmp_path: Path, dtype: torch.dtype, most: float
 ) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=dtype)
@@ -235,7 +235,7 @@ def test_merged_logits_are_near_attached_ones(
     assert difference < change / 3
 
 
-def test_keeps_shards_headers_and_untouched_weights(tmp_path: Path) -> None:
+def test_shards_headers_and_other_weights_are_kept(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16, max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["q_proj"])
     found = merged(model, tmp_path / "merged", edits.edits_of(adapters.load(adapter)))
@@ -257,7 +257,7 @@ def test_keeps_shards_headers_and_untouched_weights(tmp_path: Path) -> None:
     assert index == (model / checkpoints.INDEX).read_bytes()
 
 
-def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
+def test_recorded_hashes_equal_those_of_the_files(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", max_shard_size="10KB")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model))
     directory = tmp_path / "merged"
@@ -271,7 +271,7 @@ def test_hashes_are_those_of_the_files(tmp_path: Path) -> None:
     }
 
 
-def test_an_untied_output_layer_is_in_index_and_configuration(tmp_path: Path) -> None:
+def test_untying_the_output_layer_updates_index_and_config(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", model_type="gemma2", max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["lm_head"])
     found = merged(
@@ -315,7 +315,7 @@ def test_several_patches_in_one_pass(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_several_patches_read_each_shard_once(
+def test_each_shard_is_read_once_for_several_patches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16, max_shard_size="10KB")
@@ -349,7 +349,7 @@ def test_several_patches_read_each_shard_once(
 
 
 def peak_of_merging(directory: Path, matrices: int) -> int:
-    """Peak memory of the program that merges into a model of so many matrices of 8 MiB."""
+    """Return the peak memory of merging into a model with `count` matrices of 8 MiB."""
     shape = (2048, 2048)
     names = [f"layers.{index}.proj.weight" for index in range(matrices)]
     weights = {name: torch.zeros(shape, dtype=torch.bfloat16) for name in names}
@@ -402,7 +402,7 @@ def test_a_weighted_sum(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(dtype=st.sampled_from(DTYPES), size=st.floats(1e-3, 10), seed=st.integers(0, 2**31))
-def test_unmerging_comes_back_to_within_its_bound(
+def test_unmerging_restores_weights_within_its_error_bound(
     tmp_path_factory: pytest.TempPathFactory, dtype: torch.dtype, size: float, seed: int
 ) -> None:
     directory = tmp_path_factory.mktemp("case")
@@ -423,7 +423,7 @@ def test_unmerging_comes_back_to_within_its_bound(
     shutil.rmtree(directory)
 
 
-def test_what_is_no_sum_cannot_be_taken_back(tmp_path: Path) -> None:
+def test_only_additive_patches_can_be_unmerged(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     for options in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}):
         adapter = tiny.save_adapter(tmp_path / "adapter", model, **options)
@@ -431,7 +431,7 @@ def test_what_is_no_sum_cannot_be_taken_back(tmp_path: Path) -> None:
             edits.edits_of(adapters.load(adapter), weight=-1.0)
 
 
-def test_weights_of_a_loaded_model_are_put_back_bit_by_bit(tmp_path: Path) -> None:
+def test_weights_of_a_loaded_model_are_restored_bit_for_bit(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16)
     changes = edits.edits_of(adapters.load(tiny.save_adapter(tmp_path / "adapter", model)))
     expected = merged(model, tmp_path / "merged", changes)
@@ -447,7 +447,7 @@ def test_weights_of_a_loaded_model_are_put_back_bit_by_bit(tmp_path: Path) -> No
     assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())
 
 
-def test_a_sum_that_float16_cannot_hold_is_named(tmp_path: Path) -> None:
+def test_a_float16_overflow_is_an_error(tmp_path: Path) -> None:
     name = "layer.weight"
     model = write_checkpoint(tmp_path / "model", {name: torch.ones(4, 4).half()}, 1)
     adapter = random_adapter(torch.Generator().manual_seed(0), {name: (4, 4)}, 2, 1e6)
@@ -455,7 +455,7 @@ def test_a_sum_that_float16_cannot_hold_is_named(tmp_path: Path) -> None:
         merged(model, tmp_path / "merged", edits.edits_of(adapter))
 
 
-def test_what_cannot_be_added_is_named(tmp_path: Path) -> None:
+def test_incompatible_patches_are_errors(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     name = "layer.weight"
     whole = write_checkpoint(tmp_path / "ints", {name: torch.ones(4, 4).to(torch.int8)}, 1)
@@ -470,7 +470,7 @@ def test_what_cannot_be_added_is_named(tmp_path: Path) -> None:
         edits.edits_of(adapter)
 
 
-def test_a_full_disk_is_said_before_anything_is_written(
+def test_too_little_disk_space_is_an_error_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.save_model(tmp_path / "model")
@@ -485,7 +485,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "model"]
 
 
-def test_a_disk_that_fills_up_leaves_nothing(
+def test_a_disk_that_fills_up_leaves_no_partial_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.save_model(tmp_path / "model", max_shard_size="10KB")
@@ -508,7 +508,7 @@ def test_a_disk_that_fills_up_leaves_nothing(
 
 
 def _merge_until(byte: int, model: Path, adapter: Path, target: Path) -> None:
-    """Merge in this process and kill it when it has written so many bytes."""
+    """Merge in this process and kill it after a number of written bytes."""
     real, left = os.pwrite, [byte]
 
     def write(file: int, content: memoryview, offset: int) -> int:
@@ -526,7 +526,7 @@ def _merge_until(byte: int, model: Path, adapter: Path, target: Path) -> None:
         merging.merge_many(Checkpoint(model), {directory: changes}, threads=1)
 
 
-def test_killed_at_any_byte_nothing_half_done_is_a_checkpoint(tmp_path: Path) -> None:
+def test_a_merge_killed_at_any_byte_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     results = tmp_path / "results"
@@ -550,7 +550,7 @@ def test_killed_at_any_byte_nothing_half_done_is_a_checkpoint(tmp_path: Path) ->
     AutoModelForCausalLM.from_pretrained(results / "merged")
 
 
-def test_a_cut_off_shard_is_named(tmp_path: Path) -> None:
+def test_a_truncated_shard_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     weights = model / "model.safetensors"
     whole = weights.read_bytes()
@@ -560,7 +560,7 @@ def test_a_cut_off_shard_is_named(tmp_path: Path) -> None:
             _ = Checkpoint(model).shapes
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_a_missing_shard_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", max_shard_size="10KB")
     gone = Checkpoint(model).shard_paths[1]
     shutil.move(gone, tmp_path / "elsewhere")

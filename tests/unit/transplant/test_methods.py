@@ -1,4 +1,4 @@
-"""Methods that act on changes themselves, and the ports that hold their recipes."""
+"""Methods that transform dense changes, and the ports that store their recipes."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def changes(count: int = 3, shape: tuple[int, int] = (6, 5)) -> list[numpy.ndarr
 
 
 def ties_by_the_paper(taken: list[numpy.ndarray], kept: int, scale: float) -> numpy.ndarray:
-    """Algorithm 1 of arXiv 2306.01708, number by number."""
+    """Compute algorithm 1 of arXiv 2306.01708 element by element."""
     vectors = []
     for change in taken:
         flat = change.ravel().astype(float)
@@ -41,7 +41,7 @@ def ties_by_the_paper(taken: list[numpy.ndarray], kept: int, scale: float) -> nu
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("density", [0.2, 0.5, 1])
-def test_ties_is_the_papers(count: int, density: float) -> None:
+def test_ties_equals_algorithm_1(count: int, density: float) -> None:
     taken = changes(count)
     found = methods.get("ties").apply("w", taken, density=density, scale=0.7)
     expected = ties_by_the_paper(taken, round(30 * density), 0.7)
@@ -61,7 +61,7 @@ def test_ties_with_one_patch_trims_it() -> None:
     assert equal.sum() == 10
 
 
-def test_dare_keeps_the_mean_and_is_seeded() -> None:
+def test_dare_keeps_the_mean_and_is_reproducible() -> None:
     (change,) = changes(1, (400, 300))
     apply = methods.get("dare").apply
     found = apply("w", [change], drop=0.9, seed=3)
@@ -89,7 +89,7 @@ def test_dare_keeps_the_mean_and_is_seeded() -> None:
         ("scaled", {"scale": float("nan")}, r"scaled\.scale: found nan, expected a number"),
     ],
 )
-def test_a_wrong_parameter_is_named(kind: str, parameters: dict, message: str) -> None:
+def test_an_invalid_parameter_is_an_error(kind: str, parameters: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         methods.check(kind, parameters)
 
@@ -108,7 +108,7 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
-def test_a_dense_port_holds_its_recipe_and_no_adapter(tmp_path: Path) -> None:
+def test_a_dense_port_stores_a_recipe_instead_of_an_adapter(tmp_path: Path) -> None:
     model, patches = pair(tmp_path)
     port, merged, again = (tmp_path / name for name in ("port", "merged", "again"))
     method = ("--method", "ties", "--parameter", "density=0.5")
@@ -142,7 +142,7 @@ def test_a_dense_port_holds_its_recipe_and_no_adapter(tmp_path: Path) -> None:
     assert checked == 14
 
 
-def test_scoring_adds_a_dense_port_to_the_weights_and_takes_it_off(tmp_path: Path) -> None:
+def test_scoring_adds_a_dense_port_and_removes_it_again(tmp_path: Path) -> None:
     from portllm.scoring import hf
 
     model, patches = pair(tmp_path, dtype=torch.bfloat16)
@@ -162,7 +162,7 @@ def test_scoring_adds_a_dense_port_to_the_weights_and_takes_it_off(tmp_path: Pat
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
-def test_a_portfolio_is_one_checkpoint_or_one_each(tmp_path: Path) -> None:
+def test_several_patches_give_one_checkpoint_or_one_each(tmp_path: Path) -> None:
     model, patches = pair(tmp_path)
     one, two, both = (tmp_path / name for name in ("one", "two", "both"))
     start = ("--version", model, "--patch", *patches)
@@ -204,7 +204,7 @@ def test_a_portfolio_is_one_checkpoint_or_one_each(tmp_path: Path) -> None:
         (["--merged", "a", "--method", "tis"], "no transplant method 'tis'; nearest: ties"),
     ],
 )
-def test_contradictions_are_named(
+def test_contradictory_options_are_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     from portllm.cli import transplant
@@ -225,7 +225,7 @@ def test_contradictions_are_named(
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
 
 
-def test_a_dense_port_is_applied_as_it_is(tmp_path: Path) -> None:
+def test_a_dense_port_is_applied_unchanged(tmp_path: Path) -> None:
     model, patches = pair(tmp_path)
     port = tmp_path / "port"
     run("--version", model, "--patch", patches[0], "--method", "dare", "--adapter", port)
@@ -241,7 +241,7 @@ def test_a_dense_port_is_applied_as_it_is(tmp_path: Path) -> None:
         ports.read(port)
 
 
-def test_what_is_no_sum_is_ported_as_it_is_only(tmp_path: Path) -> None:
+def test_patches_that_are_not_additive_are_ported_by_direct_only(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model, use_dora=True))
     assert ports.transplanted(adapter, "direct", {}).tensors.keys() == adapter.tensors.keys()
@@ -251,7 +251,7 @@ def test_what_is_no_sum_is_ported_as_it_is_only(tmp_path: Path) -> None:
         ports.transplanted(adapter, "dare", {})
 
 
-def test_a_ported_dora_attaches_as_the_original(tmp_path: Path) -> None:
+def test_a_ported_dora_attaches_like_the_original(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, use_dora=True)
     run("--version", model, "--patch", adapter, "--adapter", tmp_path / "port")

@@ -1,4 +1,4 @@
-"""Uploading a merged checkpoint: what is asked of the hub's client."""
+"""Uploading a merged checkpoint with the hub's client."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from portllm.errors import InputError
 
 
 class Recorder:
-    """Stands in for the hub's client."""
+    """A stand-in for the hub's client."""
 
     calls: list[tuple[str, dict[str, Any]]] = []  # noqa: RUF012, shared on purpose
 
@@ -23,7 +23,9 @@ class Recorder:
         self.calls.append(("upload", options))
 
 
-def test_the_checkpoint_is_uploaded_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_files_of_the_checkpoint_are_uploaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", Recorder)
     monkeypatch.setattr(Recorder, "calls", [])
     transplant.push(tmp_path, "owner/ported")
@@ -33,7 +35,7 @@ def test_the_checkpoint_is_uploaded_whole(tmp_path: Path, monkeypatch: pytest.Mo
     ]
 
 
-def test_a_refusal_of_the_hub_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Recorder, name: str, **options: Any) -> None:
         raise ConnectionError("no route")
 

@@ -1,4 +1,4 @@
-"""Whether an adapter fits is known from headers, and said precisely."""
+"""Checks of adapters against models, from headers alone, with precise errors."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ def test_an_adapter_fits_its_own_model_and_its_siblings(tmp_path: Path) -> None:
     adapters.check_fit(StoredAdapter(adapter), Checkpoint(sibling))
 
 
-def test_another_shape_is_named(tmp_path: Path) -> None:
+def test_a_different_shape_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
@@ -35,7 +35,7 @@ def test_another_shape_is_named(tmp_path: Path) -> None:
         adapters.check_fit(StoredAdapter(adapter), Checkpoint(wider))
 
 
-def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+def test_a_missing_weight_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", num_hidden_layers=3)
     shallower = tiny.save_model(tmp_path / "shallower", num_hidden_layers=1)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
@@ -47,7 +47,7 @@ def _with_fingerprint(adapter: Path, **fingerprint: str) -> None:
     (adapter / "manifest.json").write_text(json.dumps({"fingerprint": fingerprint}))
 
 
-def test_another_architecture_is_named(tmp_path: Path) -> None:
+def test_a_different_architecture_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", model_type="llama")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, architecture="MistralForCausalLM")
@@ -57,7 +57,7 @@ def test_another_architecture_is_named(tmp_path: Path) -> None:
         adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
 
 
-def test_another_tokenizer_is_refused_unless_allowed(tmp_path: Path) -> None:
+def test_a_different_tokenizer_is_an_error_unless_allowed(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, tokenizer="0" * 64)
@@ -66,7 +66,7 @@ def test_another_tokenizer_is_refused_unless_allowed(tmp_path: Path) -> None:
     adapters.check_fit(StoredAdapter(adapter), Checkpoint(model), allow_other_tokenizer=True)
 
 
-def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
+def test_a_pickled_adapter_is_an_error(tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
@@ -75,7 +75,7 @@ def test_a_pickled_adapter_is_refused(tmp_path: Path) -> None:
         StoredAdapter(adapter)
 
 
-def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_other_than_lora_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     config = adapter / "adapter_config.json"
@@ -92,7 +92,9 @@ def test_another_kind_of_adapter_is_refused(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa"}, r"init_lora_weights is 'pissa'.*convert it"),
     ],
 )
-def test_what_is_no_sum_is_refused(tmp_path: Path, settings: dict, message: str) -> None:
+def test_adapters_that_are_not_additive_are_errors(
+    tmp_path: Path, settings: dict, message: str
+) -> None:
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **settings)
     with pytest.raises(InputError, match=message):
@@ -101,14 +103,14 @@ def test_what_is_no_sum_is_refused(tmp_path: Path, settings: dict, message: str)
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model, and an ordinary adapter for it."""
+    """A model and a LoRA adapter for it."""
     folder = tmp_path_factory.mktemp("plain")
     model = tiny.save_model(folder / "model")
     return model, tiny.save_adapter(folder / "adapter", model)
 
 
 def with_settings(adapter: Path, copy: Path, **settings: Any) -> Path:
-    """A copy of an adapter whose configuration says something else."""
+    """Copy an adapter and change keys of its configuration."""
     shutil.copytree(adapter, copy)
     config = copy / adapters.CONFIG
     config.write_text(json.dumps({**json.loads(config.read_text()), **settings}))
@@ -116,7 +118,7 @@ def with_settings(adapter: Path, copy: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize(("option", "reason"), adapters._REFUSED.items())
-def test_every_option_that_makes_it_no_sum_is_refused(
+def test_every_option_that_is_not_additive_is_an_error(
     plain: tuple[Path, Path], tmp_path: Path, option: str, reason: str
 ) -> None:
     # One that PEFT does not have would refuse nothing.
@@ -134,7 +136,7 @@ def test_every_option_that_makes_it_no_sum_is_refused(
 
 
 @pytest.mark.parametrize("start", [*adapters._CHANGES_THE_BASE, "pissa_niter_16"])
-def test_every_start_that_changes_the_base_is_refused(
+def test_initialisations_that_change_the_base_are_errors(
     plain: tuple[Path, Path], tmp_path: Path, start: str
 ) -> None:
     model, adapter = plain
@@ -144,7 +146,9 @@ def test_every_start_that_changes_the_base_is_refused(
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian"])
-def test_other_starts_are_not(plain: tuple[Path, Path], tmp_path: Path, start: bool | str) -> None:
+def test_other_initialisations_are_accepted(
+    plain: tuple[Path, Path], tmp_path: Path, start: bool | str
+) -> None:
     model, adapter = plain
     changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
     adapters.check_fit(StoredAdapter(changed), Checkpoint(model))
@@ -164,7 +168,7 @@ def test_direct_changes_nothing_and_scaled_scales_the_product(tmp_path: Path) ->
     assert checked == 14
 
 
-def test_parameters_of_methods() -> None:
+def test_method_parameters_are_checked() -> None:
     assert methods.check("scaled", {}) == {"scale": 1.0}
     assert methods.check("scaled", {"scale": 2}) == {"scale": 2}
     with pytest.raises(InputError, match=r"scaled\.scale: found 'two', expected a number"):
@@ -177,7 +181,7 @@ def test_parameters_of_methods() -> None:
 
 
 @pytest.mark.parametrize("modules", ["all-linear", ["embed_tokens"]])
-def test_a_random_direction_has_the_patchs_rank_and_norm(
+def test_a_random_direction_has_the_rank_and_norm_of_the_patch(
     tmp_path: Path, modules: str | list[str]
 ) -> None:
     model = tiny.save_model(tmp_path / "model")
@@ -203,7 +207,7 @@ def test_a_random_direction_has_the_patchs_rank_and_norm(
     assert checked
 
 
-def test_a_port_leaves_the_old_embedding_behind(tmp_path: Path) -> None:
+def test_a_port_does_not_contain_the_old_embedding(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     saved = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["embed_tokens"])
     adapter = adapters.load(saved)
