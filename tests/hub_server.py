@@ -60,8 +60,8 @@ class Repository:
 
 
 def _read(directory: Path) -> dict[str, File]:
-    found = (path for path in sorted(directory.rglob("*")) if path.is_file())
-    files = (File(str(path.relative_to(directory)), path.read_bytes()) for path in found)
+    result = (path for path in sorted(directory.rglob("*")) if path.is_file())
+    files = (File(str(path.relative_to(directory)), path.read_bytes()) for path in result)
     return {file.name: file for file in files}
 
 
@@ -191,8 +191,8 @@ class Handler(BaseHTTPRequestHandler):
         if action[0] == "tree":
             return self._send_tree(repository, "/".join(action[2:]))
         if action[0] == "paths-info":
-            found = [repository.files[name].entry for name in paths if name in repository.files]
-            return self._json(found)
+            result = [repository.files[name].entry for name in paths if name in repository.files]
+            return self._json(result)
         return self._send(repository, "/".join(action[2:]))
 
     def _description(self, name: str, repository: Repository) -> dict[str, Any]:
@@ -209,10 +209,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_tree(self, repository: Repository, folder: str) -> None:
         files = repository.files.values()
-        found = [file.entry for file in files if file.name.startswith(folder)]
-        if folder and not found:
+        result = [file.entry for file in files if file.name.startswith(folder)]
+        if folder and not result:
             return self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound", f"{folder} does not exist")
-        return self._json(found)
+        return self._json(result)
 
     def _send(self, repository: Repository, name: str) -> None:
         if repository.gated and self._token() != self.hub.token:

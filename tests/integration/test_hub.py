@@ -122,9 +122,9 @@ def test_a_model_in_shards_is_fetched_and_its_commit_recorded(
     written = files.read_json(tmp_path / "output" / "manifest.json")
     assert written["revision"] == repository.commit
     assert written["parameters"] == {"hub": "owner/sharded", "revision": "v1", "path": None}
-    asked = [request.path for request in hub.requests]
-    assert not [path for path in asked if path.endswith(NEVER)]
-    assert not [path for path in asked if "consolidated" in path or "original/" in path]
+    requested = [request.path for request in hub.requests]
+    assert not [path for path in requested if path.endswith(NEVER)]
+    assert not [path for path in requested if "consolidated" in path or "original/" in path]
     # Nothing is on disk twice, and the cache can be cleared.
     for shard in (tmp_path / "output").glob("*.safetensors"):
         assert not shard.is_symlink()
@@ -182,14 +182,14 @@ def test_the_error_for_a_gated_model_explains_how_to_get_access(
 ) -> None:
     hub.add("models", "owner/gated", sharded, gated=True)
     arguments = ("fetch_model.py", "--hub", "owner/gated")
-    said = error_of(run(hub, tmp_path, *arguments), tmp_path)
-    assert said.startswith(f"owner/gated is gated: ask for access at {hub.endpoint}/owner/gated")
-    assert "HF_TOKEN" in said
-    said = error_of(run(hub, tmp_path, *arguments, token=hub.strangers_token), tmp_path)
-    assert "the account of HF_TOKEN has no access" in said
-    assert hub.strangers_token not in said
-    said = error_of(run(hub, tmp_path, *arguments, token="hf_mistyped"), tmp_path)
-    assert "the hub rejects HF_TOKEN" in said
+    output = error_of(run(hub, tmp_path, *arguments), tmp_path)
+    assert output.startswith(f"owner/gated is gated: ask for access at {hub.endpoint}/owner/gated")
+    assert "HF_TOKEN" in output
+    output = error_of(run(hub, tmp_path, *arguments, token=hub.strangers_token), tmp_path)
+    assert "the account of HF_TOKEN has no access" in output
+    assert hub.strangers_token not in output
+    output = error_of(run(hub, tmp_path, *arguments, token="hf_mistyped"), tmp_path)
+    assert "the hub rejects HF_TOKEN" in output
 
 
 def test_a_token_gives_access_to_a_gated_model_and_is_not_stored(
@@ -354,16 +354,16 @@ def test_a_missing_dataset_revision_or_column_is_an_error(
     done = corpus(hub, tmp_path)
     assert error_of(done, tmp_path).startswith("the hub has no dataset 'owner/questions', or")
     repository = hub.add("datasets", "owner/questions", questions)
-    said = error_of(corpus(hub, tmp_path, revision="v2"), tmp_path)
-    assert said.startswith("the dataset owner/questions has no revision 'v2'")
-    said = error_of(corpus(hub, tmp_path, split="trian"), tmp_path)
-    assert 'Unknown split "trian"' in said
-    assert "train" in said
-    said = error_of(corpus(hub, tmp_path, name="maths"), tmp_path)
-    assert "'maths' not found. Available: ['default']" in said
+    output = error_of(corpus(hub, tmp_path, revision="v2"), tmp_path)
+    assert output.startswith("the dataset owner/questions has no revision 'v2'")
+    output = error_of(corpus(hub, tmp_path, split="trian"), tmp_path)
+    assert 'Unknown split "trian"' in output
+    assert "train" in output
+    output = error_of(corpus(hub, tmp_path, name="maths"), tmp_path)
+    assert "'maths' not found. Available: ['default']" in output
     repository.gated = True
-    said = error_of(corpus(hub, tmp_path / "new"), tmp_path)
-    assert f"ask for access at {hub.endpoint}/datasets/owner/questions" in said
+    output = error_of(corpus(hub, tmp_path / "new"), tmp_path)
+    assert f"ask for access at {hub.endpoint}/datasets/owner/questions" in output
     done = corpus(hub, tmp_path / "new", token=hub.token)
     assert done.returncode == 0, done.stdout
 
@@ -385,11 +385,11 @@ def test_task_data_from_the_hub(hub: Hub, questions: Path, tmp_path: Path) -> No
     }
     (tasks / "questions.yaml").write_text(yaml.safe_dump(definition))
     arguments = ("make_task_data.py", "--lm-eval", "questions", "--include", tasks)
-    said = error_of(run(hub, tmp_path, *arguments), tmp_path)
-    assert said.startswith("the hub has no dataset 'owner/questions'")
+    output = error_of(run(hub, tmp_path, *arguments), tmp_path)
+    assert output.startswith("the hub has no dataset 'owner/questions'")
     repository = hub.add("datasets", "owner/questions", questions, gated=True)
-    said = error_of(run(hub, tmp_path, *arguments), tmp_path)
-    assert f"ask for access at {hub.endpoint}/datasets/owner/questions" in said
+    output = error_of(run(hub, tmp_path, *arguments), tmp_path)
+    assert f"ask for access at {hub.endpoint}/datasets/owner/questions" in output
     done = run(hub, tmp_path, *arguments, token=hub.token)
     assert done.returncode == 0, done.stdout
     examples = list(files.read_json_lines(tmp_path / "output" / "train.jsonl"))

@@ -310,12 +310,12 @@ def test_scores_equal_those_of_lm_evals_command_line(
     assert sorted(theirs) == sorted(tasks.split(","))
     for task, samples in theirs.items():
         path = finished.directory / f"results/scores/tiny/second/{task}.samples.jsonl"
-        ours = [row for row in files.read_json_lines(path) if cell.items() <= row.items()]
+        own_rows = [row for row in files.read_json_lines(path) if cell.items() <= row.items()]
         assert len(samples) >= 40
-        assert side_by_side.differences(ours, samples) == []
+        assert side_by_side.differences(own_rows, samples) == []
         # It would see one.
-        ours[7]["filtered_resps"] = ["something else"]
-        assert len(side_by_side.differences(ours, samples)) == 1
+        own_rows[7]["filtered_resps"] = ["something else"]
+        assert len(side_by_side.differences(own_rows, samples)) == 1
 
 
 def score_again(
@@ -371,19 +371,19 @@ def test_two_processes_give_the_scores_of_one(finished: Checkout, tmp_path: Path
     # The second process works without a word.
     assert done.stderr.count("scoring the ") == 4
     one = finished.directory / "results/scores/tiny/second/demo_yes_no.json"
-    for mine, other in zip(
+    for cell, other in zip(
         *(files.read_json(path)["cells"] for path in (results, one)), strict=True
     ):
-        assert mine["metrics"] == other["metrics"]
-        assert mine["key"] != other["key"]
+        assert cell["metrics"] == other["metrics"]
+        assert cell["key"] != other["key"]
     rows, others = (
         list(files.read_json_lines(path.with_suffix(".samples.jsonl"))) for path in (results, one)
     )
     assert len(rows) == len(others) == 160
-    for mine, other in zip(rows, others, strict=True):
+    for cell, other in zip(rows, others, strict=True):
         for name in ("trained_on", "method", "doc_id", "filter", "doc_hash", "prompt_hash"):
-            assert mine[name] == other[name]
-        values = [[float(choice[0][0]) for choice in row["resps"]] for row in (mine, other)]
+            assert cell[name] == other[name]
+        values = [[float(choice[0][0]) for choice in row["resps"]] for row in (cell, other)]
         assert values[0] == pytest.approx(values[1], abs=1e-4)
 
 

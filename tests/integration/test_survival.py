@@ -61,22 +61,22 @@ def start() -> Iterator[Start]:
 
 def processes(checkout: Checkout, program: str) -> list[psutil.Process]:
     """List the processes of a program in a checkout, without its wrappers."""
-    found = []
+    result = []
     for process in psutil.process_iter():
         try:
             called = [Path(word).name for word in process.cmdline()[:2]]
             if program in called and process.cwd() == str(checkout.directory):
-                found.append(process)
+                result.append(process)
         except psutil.Error:
             continue
-    return found
+    return result
 
 
 def checkpoint(checkout: Checkout, stage: str, step: int) -> Path | None:
     """Return the last complete checkpoint of a training if it is at or after a step."""
     seals = (checkout.directory / "results/checkpoints" / stage).rglob(resuming.SEAL)
-    found = [seal.parent for seal in seals if step_of(seal.parent) >= step]
-    return max(found, default=None, key=step_of)
+    result = [seal.parent for seal in seals if step_of(seal.parent) >= step]
+    return max(result, default=None, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -33,11 +33,11 @@ def test_everything_is_pinned_and_no_address_is_recorded(name: str) -> None:
 def test_torch_is_the_same_everywhere() -> None:
     shared = ("torch", "transformers", "peft")
     for package in shared:
-        found = {
+        result = {
             pin
             for name in ("train", "eval")
             for pin in pins(name)
             if pin.startswith(f"{package}==")
         }
-        assert len(found) == 1
+        assert len(result) == 1
     assert "torch==2.13.0" in pins("train")

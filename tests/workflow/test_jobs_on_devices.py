@@ -134,7 +134,7 @@ def test_jobs_stop_when_snakemake_is_killed(study: Checkout, number: int) -> Non
     patches = [
         f"results/patches/demo/base/demo_{task}/seed1234" for task in ("arithmetic", "yes_no")
     ]
-    running, told = study.directory / "running", study.directory / "told"
+    running, reported = study.directory / "running", study.directory / "told"
     snakemake = subprocess.Popen(
         [SNAKEMAKE, *patches, "--cores", "2", "--resources", "gpu=4"],
         cwd=study.directory,
@@ -149,7 +149,7 @@ def test_jobs_stop_when_snakemake_is_killed(study: Checkout, number: int) -> Non
     finally:
         snakemake.kill()
         snakemake.wait()
-    assert sorted(lines(told)) == sorted(lines(running))
+    assert sorted(lines(reported)) == sorted(lines(running))
     logs = [path.read_text() for path in (study.directory / "logs/train_patch").rglob("*.log")]
     assert len(logs) == 2
     if number == signal.SIGHUP:

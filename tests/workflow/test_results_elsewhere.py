@@ -82,11 +82,14 @@ def test_a_study_of_imported_scores_only(study: Checkout) -> None:
 
 def test_imported_scores_together_with_own_scores(study: Checkout) -> None:
     top = study.read(STUDY)
-    theirs = copy.deepcopy(top["imported"]["theirs"])
-    theirs |= {"models": ["theirs"], "versions": {"base": 0, "tales": 1, "tales-then-lessons": 2}}
+    reference = copy.deepcopy(top["imported"]["theirs"])
+    reference |= {
+        "models": ["theirs"],
+        "versions": {"base": 0, "tales": 1, "tales-then-lessons": 2},
+    }
     chain = {"versions": ["base", "tales", "tales-then-lessons"]}
     table = {"kind": "temporal", **chain}
-    study.write(STUDY, {"imported": {"theirs": theirs}, "tables": {"temporal": table}})
+    study.write(STUDY, {"imported": {"theirs": reference}, "tables": {"temporal": table}})
     alone = study.counts("--configfile", "config.yaml")
     both = study.counts("--configfile", "config.yaml", STUDY)
     assert both["import_scores"] == 1
@@ -164,9 +167,9 @@ def test_two_versions_of_the_same_update_are_an_error(study: Checkout) -> None:
 
 def test_a_version_with_two_update_numbers_is_an_error(study: Checkout) -> None:
     config = study.read(STUDY)
-    theirs = config["imported"]["theirs"]
-    theirs |= {"models": ["demo"], "versions": {"base": 0, "lessons": 3}}
-    study.write(STUDY, {"imported": {"theirs": theirs}})
+    reference = config["imported"]["theirs"]
+    reference |= {"models": ["demo"], "versions": {"base": 0, "lessons": 3}}
+    study.write(STUDY, {"imported": {"theirs": reference}})
     expected = ["imported.theirs.versions.lessons", "update 3", "update 1 of demo"]
     assert_refused(study, expected, "config.yaml", STUDY)
 

@@ -61,7 +61,7 @@ def test_every_rule_requests_more_at_each_attempt(checkout: Checkout) -> None:
 
 def test_no_rule_sets_retries(checkout: Checkout) -> None:
     (checkout.directory / "retries.smk").write_text(SHOW_RETRIES)
-    said = checkout.run("--snakefile", "retries.smk", "--dry-run", "--configfile", STUDY).stdout
-    shown = [line.split()[2:] for line in said.splitlines() if line.startswith("retries of ")]
+    output = checkout.run("--snakefile", "retries.smk", "--dry-run", "--configfile", STUDY).stdout
+    shown = [line.split()[2:] for line in output.splitlines() if line.startswith("retries of ")]
     assert {name for name, _ in shown} >= COMPUTING | FETCHING | MEASURING
     assert {times for _, times in shown} == {"None"}

@@ -191,10 +191,10 @@ def test_damaged_results_are_reported_and_rebuilt(study: Checkout) -> None:
     assert result.read_text() == '{"cells": [1, '
     assert study.planned(*targets, *CONFIG) == []
 
-    said = study.complete(*targets, *CONFIG)
-    assert f"{PATCH} is damaged (made_by has " in said
+    output = study.complete(*targets, *CONFIG)
+    assert f"{PATCH} is damaged (made_by has " in output
     # The patch, its two ports, what scores them; and the cut off result.
-    assert sorted(made(said)) == ["score", "score", "train_patch", "transplant", "transplant"]
+    assert sorted(made(output)) == ["score", "score", "train_patch", "transplant", "transplant"]
     assert not (patch / "manifest.json").exists()
     assert json.loads(result.read_text()) == {}
     assert "is damaged" not in study.complete(*targets, *CONFIG)

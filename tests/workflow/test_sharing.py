@@ -74,8 +74,8 @@ def test_a_second_checkout_trains_nothing(cache: Path, second: Checkout) -> None
     output = finish(second, cache)
     assert moved(output) == set()
     for path in SHARED:
-        made = list((second.directory / "results" / path).iterdir())
-        assert any(entry.resolve().is_relative_to(cache) for entry in made), path
+        created = list((second.directory / "results" / path).iterdir())
+        assert any(entry.resolve().is_relative_to(cache) for entry in created), path
 
 
 def unlike_scoring(config: dict[str, Any]) -> None:
@@ -165,15 +165,15 @@ def test_a_damaged_entry_is_rebuilt(tmp_path: Path, where: str) -> None:
     """Damage is found in the checkout that built the entry and in one that links it."""
     cache = tmp_path / "cache"
     cache.mkdir()
-    made, fetched = fresh(tmp_path / "made"), fresh(tmp_path / "fetched")
+    created, fetched = fresh(tmp_path / "made"), fresh(tmp_path / "fetched")
     patch = "results/patches/tiny/base/demo_yes_no/seed1234"
-    finish(made, cache)
-    file = made.directory / patch / "made_by"
+    finish(created, cache)
+    file = created.directory / patch / "made_by"
     whole = file.stat().st_size
     # Stand-ins write no manifest.
     file.with_name("manifest.json").write_text(json.dumps({"sizes": {"made_by": whole}}))
     finish(fetched, cache)
-    checkout = made if where == "made" else fetched
+    checkout = created if where == "made" else fetched
     damaged = checkout.directory / patch / "made_by"
     os.truncate(damaged.resolve(), whole - 1)
     output = finish(checkout, cache)

@@ -19,8 +19,8 @@ IMPORTED = "config/published_temporal.yaml"
 
 
 def test_every_study_is_tested() -> None:
-    found = {f"config/{path.name}" for path in PROJECT.glob("config/*.yaml")}
-    assert found - {"config/schema.yaml"} == {*WHOLE[1:], *ON_TOP, EXISTING, IMPORTED}
+    result = {f"config/{path.name}" for path in PROJECT.glob("config/*.yaml")}
+    assert result - {"config/schema.yaml"} == {*WHOLE[1:], *ON_TOP, EXISTING, IMPORTED}
 
 
 DEFAULT_ARMS = {
@@ -33,11 +33,11 @@ DEFAULT_ARMS = {
 
 def chains_of(config: dict) -> dict[str, list[str]]:
     """Map each entry to the names of its evolutions."""
-    found = {}
+    result = {}
     for name, definition in config["evolutions"].items():
         count = definition.get("updates")
-        found[name] = [f"{name}-{n + 1}" for n in range(count)] if count else [name]
-    return found
+        result[name] = [f"{name}-{n + 1}" for n in range(count)] if count else [name]
+    return result
 
 
 def selected(settings: dict, chains: dict[str, list[str]], model: str, place: tuple) -> bool:

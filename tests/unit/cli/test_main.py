@@ -139,10 +139,10 @@ def test_merge_and_unmerge(base: Path, patches: list[Path], tmp_path: Path) -> N
     assert not both.exists()
     run("merge", *start, *shares, "--output", both)
     run("merge", *start, "--output", one, two)
-    original, first, second, found = map(weights, (base, one, two, both))
+    original, first, second, result = map(weights, (base, one, two, both))
     for name, weight in original.items():
         expected = 0.7 * (first[name] - weight) - 0.3 * (second[name] - weight)
-        numpy.testing.assert_allclose(found[name] - weight, expected, atol=1e-6)
+        numpy.testing.assert_allclose(result[name] - weight, expected, atol=1e-6)
     run("unmerge", "--patch", *patches, *shares, "--base", both, "--output", back)
     for name, weight in weights(back).items():
         numpy.testing.assert_allclose(weight, original[name], atol=1e-6)

@@ -26,10 +26,10 @@ def test_someone_elses_directory() -> None:
         line = refusal("1", "true", CUDA_VISIBLE_DEVICES="a", PORTLLM_LEASE_DIRECTORY="/usr")
         assert "/usr belongs to another user" in line
         return
-    theirs = Path(os.environ["PORTLLM_LEASE_DIRECTORY"])
-    theirs.mkdir()
-    os.chown(theirs, 12345, -1)
-    assert f"{theirs} belongs to another user" in refusal("1", "true", CUDA_VISIBLE_DEVICES="a")
+    reference = Path(os.environ["PORTLLM_LEASE_DIRECTORY"])
+    reference.mkdir()
+    os.chown(reference, 12345, -1)
+    assert f"{reference} belongs to another user" in refusal("1", "true", CUDA_VISIBLE_DEVICES="a")
 
 
 @pytest.mark.usefixtures("machine")

@@ -152,10 +152,10 @@ time.sleep(60)
     with started(1, *python(code), CUDA_VISIBLE_DEVICES="a") as process:
         first_line(process)
         process.send_signal(number)
-        _, said = process.communicate(timeout=20)
+        _, output = process.communicate(timeout=20)
         # Without a terminal there is still time for a checkpoint.
         expected = signal.SIGTERM if number == signal.SIGHUP else number
-        assert f"stopped by {int(expected)}" in said
+        assert f"stopped by {int(expected)}" in output
         assert process.returncode == 1
 
 
@@ -165,10 +165,10 @@ def test_a_command_that_does_not_stop_is_killed() -> None:
         assert first_line(process) == "ready"
         process.terminate()
         assert first_line(process) == "told"
-        _, said = process.communicate(timeout=20)
+        _, output = process.communicate(timeout=20)
         assert process.returncode == 128 + signal.SIGKILL
-        assert "did not stop within 0.5 s; killing it" in said
-        assert "out of memory" not in said
+        assert "did not stop within 0.5 s; killing it" in output
+        assert "out of memory" not in output
 
 
 def test_nothing_that_a_command_started_outlives_it(tmp_path: Path) -> None:

@@ -185,19 +185,19 @@ def swept(tmp_path: Path) -> Path:
 
 
 def test_scores_against_scale(swept: Path) -> None:
-    found = measurement_figures.scaled_scores(swept, {"methods": METHODS, **STATISTICS})
-    assert found[["random", "scale", "value", "runs"]].to_numpy().tolist() == [
+    result = measurement_figures.scaled_scores(swept, {"methods": METHODS, **STATISTICS})
+    assert result[["random", "scale", "value", "runs"]].to_numpy().tolist() == [
         [False, 0.0, 0.1, 1],
         [False, 0.5, 0.6, 1],
         [False, 1.0, 0.9, 1],
         [True, 1.0, pytest.approx(0.2), 2],
     ]
     # Wilson's interval of 240 of 400.
-    assert set(found["interval"]) == {"Wilson"}
+    assert set(result["interval"]) == {"Wilson"}
     z, share, n = 1.644854, 0.6, 400
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    ends = found.loc[1, ["low", "high"]].tolist()
+    ends = result.loc[1, ["low", "high"]].tolist()
     assert ends == pytest.approx([middle - half, middle + half], abs=1e-5)
 
 

@@ -51,7 +51,7 @@ def test_running_jobs_are_awaited_and_pending_jobs_cancelled(tmp_path: Path, squ
     current = tmp_path / "listing"
     command(squeue, "squeue", f'while IFS= read -r row; do echo "$row"; done <{current}')
     command(squeue, "scancel", f'echo "$@" >>{tmp_path / "cancelled"}')
-    said: list[str] = []
+    output: list[str] = []
     pauses: list[float] = []
 
     def pause(seconds: float) -> None:
@@ -59,9 +59,9 @@ def test_running_jobs_are_awaited_and_pending_jobs_cancelled(tmp_path: Path, squ
         current.write_text(listings[len(pauses)])
 
     current.write_text(listings[0])
-    slurm.finish_earlier_jobs(tmp_path, said.append, pause)
+    slurm.finish_earlier_jobs(tmp_path, output.append, pause)
     assert (tmp_path / "cancelled").read_text() == "--state=PENDING 2\n"
-    assert [text.partition(":")[0] for text in said] == [
+    assert [text.partition(":")[0] for text in output] == [
         "Cancelling what an earlier run left in the queue",
         "Waiting for what an earlier run left running",
     ]
@@ -70,10 +70,10 @@ def test_running_jobs_are_awaited_and_pending_jobs_cancelled(tmp_path: Path, squ
 
 def test_an_unresponsive_controller_is_an_error(tmp_path: Path, squeue: Path) -> None:
     command(squeue, "squeue", "echo slurm_load_jobs error: no contact >&2; exit 1")
-    said: list[str] = []
+    output: list[str] = []
     with pytest.raises(InputError, match="SLURM does not answer squeue"):
-        slurm.finish_earlier_jobs(tmp_path, said.append, lambda seconds: None)
-    assert [text.partition(" (")[0] for text in said] == ["SLURM does not answer"]
+        slurm.finish_earlier_jobs(tmp_path, output.append, lambda seconds: None)
+    assert [text.partition(" (")[0] for text in output] == ["SLURM does not answer"]
 
 
 def test_slurm_that_is_not_installed_is_an_error(tmp_path: Path, squeue: Path) -> None:

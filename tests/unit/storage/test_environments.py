@@ -54,14 +54,14 @@ def test_manifests_record_the_environment_and_keep_their_content_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorded = {"name": "train", "pins": "0" * 12, "current": False}
-    made = []
+    created = []
     for environment in (None, recorded):
         monkeypatch.setattr(environments, "provenance", lambda value=environment: value)
         cost = manifests.Meter().read()
-        made.append(
+        created.append(
             manifests.describe(
                 stage="s", parameters={}, inputs={}, content={"file": "hash"}, cost=cost
             )
         )
-    assert [manifest["environment"] for manifest in made] == [None, recorded]
-    assert made[0]["content_hash"] == made[1]["content_hash"]
+    assert [manifest["environment"] for manifest in created] == [None, recorded]
+    assert created[0]["content_hash"] == created[1]["content_hash"]

@@ -94,5 +94,5 @@ def test_local_files_are_inputs(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("task: mine\ninclude: base.yaml\n")
     (tmp_path / "base.yaml").write_text("dataset_path: mine\n")
     config = {"tasks": {"t": {"lm_eval": "mine", "include": str(tmp_path)}}}
-    found = {path.name for path in paths.task_definition_files(config, "t")}
-    assert found == {"mine.yaml", "base.yaml"}
+    result = {path.name for path in paths.task_definition_files(config, "t")}
+    assert result == {"mine.yaml", "base.yaml"}

@@ -175,8 +175,8 @@ def test_a_task_s_patch_takes_every_setting_and_keeps_the_study_s_for_the_rest()
 
 
 def test_settings_are_found_behind_references() -> None:
-    found = settings.properties("models.*.base.from_scratch")
-    assert found.keys() == FROM_SCRATCH.keys()
+    result = settings.properties("models.*.base.from_scratch")
+    assert result.keys() == FROM_SCRATCH.keys()
     assert json.dumps(settings.defaults("patch")) == json.dumps(
         {name: part["default"] for name, part in PATCH.items()}
     )

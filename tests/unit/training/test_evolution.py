@@ -206,13 +206,13 @@ def test_movement_against_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     version = tiny.save_model(tmp_path / "version", seed=3)
     # A piece that no weight's size is a multiple of.
     monkeypatch.setattr(movement, "PIECE", 7)
-    found = movement.movement(base, version)
+    result = movement.movement(base, version)
     one, other = dict(Checkpoint(base).tensors()), dict(Checkpoint(version).tensors())
     before = torch.cat([one[name].double().flatten() for name in one])
     after = torch.cat([other[name].double().flatten() for name in one])
-    assert found["parameters"] == before.numel()
-    assert found["base_norm"] == pytest.approx(before.norm().item())
-    assert found["relative"] == pytest.approx(((after - before).norm() / before.norm()).item())
+    assert result["parameters"] == before.numel()
+    assert result["base_norm"] == pytest.approx(before.norm().item())
+    assert result["relative"] == pytest.approx(((after - before).norm() / before.norm()).item())
     assert movement.movement(base, base)["relative"] == 0
 
 

@@ -30,14 +30,16 @@ def _step(rank: int, store: Path, told: multiprocessing.Queue) -> None:
 
 
 def test_all_processes_stop_after_the_same_step(tmp_path: Path) -> None:
-    told = FORK.Queue()
-    processes = [FORK.Process(target=_step, args=(rank, tmp_path / "s", told)) for rank in (0, 1)]
+    reported = FORK.Queue()
+    processes = [
+        FORK.Process(target=_step, args=(rank, tmp_path / "s", reported)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
-    found = sorted(told.get(timeout=120) for _ in processes)
+    result = sorted(reported.get(timeout=120) for _ in processes)
     for process in processes:
         process.join(60)
-    assert found == [(0, False, True, True), (1, False, True, True)]
+    assert result == [(0, False, True, True), (1, False, True, True)]
 
 
 def _blocked(told: multiprocessing.Queue) -> None:
@@ -45,21 +47,21 @@ def _blocked(told: multiprocessing.Queue) -> None:
 
 
 def test_data_workers_ignore_signals(tmp_path: Path) -> None:
-    interruption, control, told = Interruption(lambda: 0.0), TrainerControl(), FORK.Queue()
+    interruption, control, reported = Interruption(lambda: 0.0), TrainerControl(), FORK.Queue()
     arguments = SimpleNamespace(output_dir=str(tmp_path))
     state = SimpleNamespace(global_step=0, max_steps=1)
     before = signal.getsignal(signal.SIGINT)
     interruption.on_train_begin(arguments, state, control)
     os.kill(os.getpid(), signal.SIGTERM)
-    during = FORK.Process(target=_blocked, args=(told,))
+    during = FORK.Process(target=_blocked, args=(reported,))
     during.start()
-    assert told.get(timeout=60) == [signal.SIGINT, signal.SIGTERM]
+    assert reported.get(timeout=60) == [signal.SIGINT, signal.SIGTERM]
     state.global_step = 1
     # All steps are done, so that the signal has come too late to stop anything.
     interruption.on_train_end(arguments, state, control)
     signal.signal(signal.SIGINT, before)
-    after = FORK.Process(target=_blocked, args=(told,))
+    after = FORK.Process(target=_blocked, args=(reported,))
     after.start()
-    assert told.get(timeout=60) == []
+    assert reported.get(timeout=60) == []
     for worker in (during, after):
         worker.join(60)

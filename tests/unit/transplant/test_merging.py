@@ -124,15 +124,15 @@ def test_sums_are_within_one_step_of_float64_then_round(
         # Blocks and pieces that no weight's size is a multiple of.
         patch.setattr(blocks, "BLOCK", block)
         patch.setattr(blocks, "PIECE", max(1, block // 7))
-        found = merged(model, directory / "merged", edits.edits_of(adapter), threads=threads)
-    assert found.keys() == weights.keys() | untouched.keys()
-    assert torch.equal(found["norm.weight"], untouched["norm.weight"])
+        result = merged(model, directory / "merged", edits.edits_of(adapter), threads=threads)
+    assert result.keys() == weights.keys() | untouched.keys()
+    assert torch.equal(result["norm.weight"], untouched["norm.weight"])
     for name, weight in weights.items():
         change, terms = exact_change(adapter, name)
         exact = weight.double() + change
         magnitude = weight.double().abs() + terms
-        assert found[name].dtype == dtype
-        apart = steps_apart(found[name], exact.to(dtype))
+        assert result[name].dtype == dtype
+        apart = steps_apart(result[name], exact.to(dtype))
         # In 16 bits the sum is made in float32. Where its terms cancel each other to a thousandth,
         # what float32 loses (Higham 2002, 3.1) may be more than a step of so small a number.
         cancelled = exact.abs() < magnitude / 512
@@ -141,7 +141,7 @@ def test_sums_are_within_one_step_of_float64_then_round(
             assert (apart <= 1).all()
         lost = (rank + 3) * FLOAT32_ROUNDOFF * magnitude
         step = torch.finfo(dtype).eps * exact.abs() + torch.finfo(dtype).smallest_normal
-        assert ((found[name].double() - exact).abs() <= step + lost).all()
+        assert ((result[name].double() - exact).abs() <= step + lost).all()
     shutil.rmtree(directory)
 
 
@@ -163,8 +163,8 @@ def gap(model: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> tuple[f
     with torch.inference_mode():
         base = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         attached = PeftModel.from_pretrained(base, adapter)(tokens).logits.float()
-        found = AutoModelForCausalLM.from_pretrained(merged, dtype=dtype)(tokens).logits.float()
-    return (found - attached).abs().max().item(), attached.abs().max().item()
+        result = AutoModelForCausalLM.from_pretrained(merged, dtype=dtype)(tokens).logits.float()
+    return (result - attached).abs().max().item(), attached.abs().max().item()
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
@@ -184,15 +184,15 @@ def test_merging_equals_peft_in_float32(tmp_path: Path, model_type: str, options
     tied = loaded.config.tie_word_embeddings
     original = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
     expected = PeftModel.from_pretrained(loaded, adapter).merge_and_unload().state_dict()
-    found = AutoModelForCausalLM.from_pretrained(directory).state_dict()
+    result = AutoModelForCausalLM.from_pretrained(directory).state_dict()
     changed = [name for name in expected if not torch.equal(expected[name], original[name])]
     assert changed
-    assert found.keys() == expected.keys()
+    assert result.keys() == expected.keys()
     ends = {"model.embed_tokens.weight", "lm_head.weight"}
     for name, tensor in expected.items():
         # PEFT merges into both ends of a tied pair what its attached adapter does to one.
         if not (tied and name in ends and ends & set(changed)):
-            torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
+            torch.testing.assert_close(result[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_transposed_weights_equal_peft(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_merged_logits_are_close_to_attached_ones(
 def test_shards_headers_and_other_weights_are_kept(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", dtype=torch.bfloat16, max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["q_proj"])
-    found = merged(model, tmp_path / "merged", edits.edits_of(adapters.load(adapter)))
+    result = merged(model, tmp_path / "merged", edits.edits_of(adapters.load(adapter)))
     assert len(Checkpoint(model).shard_paths) > 1
     for before, after in zip(
         Checkpoint(model).shard_paths, Checkpoint(tmp_path / "merged").shard_paths, strict=True
@@ -249,8 +249,8 @@ def test_shards_headers_and_other_weights_are_kept(tmp_path: Path) -> None:
             assert one.metadata() == other.metadata() == {"format": "pt"}
             assert list(one.offset_keys()) == list(other.offset_keys())
     original = dict(Checkpoint(model).tensors())
-    assert original.keys() == found.keys()
-    for name, tensor in found.items():
+    assert original.keys() == result.keys()
+    for name, tensor in result.items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, original[name]) == ("q_proj" not in name), name
     index = (tmp_path / "merged" / checkpoints.INDEX).read_bytes()
@@ -274,14 +274,14 @@ def test_recorded_hashes_equal_those_of_the_files(tmp_path: Path) -> None:
 def test_untying_the_output_layer_updates_index_and_config(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", model_type="gemma2", max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["lm_head"])
-    found = merged(
+    result = merged(
         model, tmp_path / "merged", edits.edits_of(adapters.load(adapter)), source_hashed=True
     )
     before = dict(Checkpoint(model).tensors())
     embedding = "model.embed_tokens.weight"
-    assert found.keys() - before.keys() == {"lm_head.weight"}
-    assert torch.equal(found[embedding], before[embedding])
-    assert not torch.equal(found["lm_head.weight"], before[embedding])
+    assert result.keys() - before.keys() == {"lm_head.weight"}
+    assert torch.equal(result[embedding], before[embedding])
+    assert not torch.equal(result["lm_head.weight"], before[embedding])
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["tie_word_embeddings"] is False
     index = json.loads((tmp_path / "merged" / checkpoints.INDEX).read_text())
@@ -388,7 +388,7 @@ def test_a_weighted_sum(tmp_path: Path) -> None:
         (adapters.load(tiny.save_adapter(tmp_path / f"a{seed}", model, seed=seed, r=seed)), weight)
         for seed, weight in ((1, 0.7), (2, -0.3))
     ]
-    found = merged(model, tmp_path / "merged", edits.weighted_sum(patches))
+    result = merged(model, tmp_path / "merged", edits.weighted_sum(patches))
     checked = 0
     for name, weight in Checkpoint(model).tensors():
         exact = weight.double()
@@ -396,7 +396,7 @@ def test_a_weighted_sum(tmp_path: Path) -> None:
             if name in edits.deltas_of(adapter):
                 exact = exact + factor * exact_change(adapter, name)[0]
                 checked += 1
-        torch.testing.assert_close(found[name], exact.float(), rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(result[name], exact.float(), rtol=1e-6, atol=1e-8)
     assert checked == 28
 
 

@@ -43,18 +43,18 @@ def ties_by_the_paper(taken: list[numpy.ndarray], kept: int, scale: float) -> nu
 @pytest.mark.parametrize("density", [0.2, 0.5, 1])
 def test_ties_equals_algorithm_1(count: int, density: float) -> None:
     taken = changes(count)
-    found = methods.get("ties").apply("w", taken, density=density, scale=0.7)
+    result = methods.get("ties").apply("w", taken, density=density, scale=0.7)
     expected = ties_by_the_paper(taken, round(30 * density), 0.7)
-    numpy.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
-    assert found.dtype == numpy.float32
+    numpy.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-7)
+    assert result.dtype == numpy.float32
 
 
 def test_ties_with_one_patch_trims_it() -> None:
     (change,) = changes(1)
-    found = methods.get("ties").apply("w", [change], density=0.2, scale=1.0)
-    assert (found != 0).sum() == 6
-    assert (found[found != 0] == change[found != 0]).all()
-    assert abs(change[found == 0]).max() <= abs(found[found != 0]).min()
+    result = methods.get("ties").apply("w", [change], density=0.2, scale=1.0)
+    assert (result != 0).sum() == 6
+    assert (result[result != 0] == change[result != 0]).all()
+    assert abs(change[result == 0]).max() <= abs(result[result != 0]).min()
     none = methods.get("ties").apply("w", [change], density=0, scale=1.0)
     assert not none.any()
     equal = methods.get("ties").apply("w", [numpy.ones((4, 5), "f4")], density=0.5, scale=1.0)
@@ -64,12 +64,12 @@ def test_ties_with_one_patch_trims_it() -> None:
 def test_dare_keeps_the_mean_and_is_reproducible() -> None:
     (change,) = changes(1, (400, 300))
     apply = methods.get("dare").apply
-    found = apply("w", [change], drop=0.9, seed=3)
-    kept = found != 0
+    result = apply("w", [change], drop=0.9, seed=3)
+    kept = result != 0
     # Four standard errors of a share of 120,000 draws.
     assert abs(kept.mean() - 0.1) < 4 * (0.1 * 0.9 / change.size) ** 0.5
-    numpy.testing.assert_allclose(found[kept], change[kept] / 0.1, rtol=1e-5)
-    assert (apply("w", [change], drop=0.9, seed=3) == found).all()
+    numpy.testing.assert_allclose(result[kept], change[kept] / 0.1, rtol=1e-5)
+    assert (apply("w", [change], drop=0.9, seed=3) == result).all()
     for other in (
         apply("w", [change], drop=0.9, seed=4),
         apply("v", [change], drop=0.9, seed=3),
@@ -156,9 +156,9 @@ def test_scoring_adds_a_dense_port_and_removes_it_again(tmp_path: Path) -> None:
     expected = AutoModelForCausalLM.from_pretrained(merged).state_dict()
     with hf.patched(loaded, port) as patched:
         assert patched is loaded
-        found = {name: tensor.cpu().clone() for name, tensor in patched.state_dict().items()}
-    assert any(not torch.equal(before[name].cpu(), found[name]) for name in found)
-    assert all(torch.equal(expected[name], tensor) for name, tensor in found.items())
+        result = {name: tensor.cpu().clone() for name, tensor in patched.state_dict().items()}
+    assert any(not torch.equal(before[name].cpu(), result[name]) for name in result)
+    assert all(torch.equal(expected[name], tensor) for name, tensor in result.items())
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.state_dict().items())
 
 
