@@ -145,7 +145,11 @@ def snapshot(name: str, revision: str | None, kept: KeptFiles, *, subfolder: str
     with hub.explained("model", name, revision):
         if constants.HF_HUB_OFFLINE:
             try:
-                cached = Path(snapshot_download(name, revision=revision))
+                # It refuses a cached snapshot that lacks files of these patterns. `*.json` would
+                # match files in folders, which are never fetched.
+                names = (*kept.weights, *(other for other in kept.others if "*" not in other))
+                patterns = [glob.escape(prefix) + pattern for pattern in names]
+                cached = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
             except LocalEntryNotFoundError:
                 raise InputError(
                     f"the model {name} is not in the hub's cache, and HF_HUB_OFFLINE is set"
