@@ -1,10 +1,10 @@
-"""Scoring a study: our one process per version and task, against lm-eval's command line per cell.
+"""Compare scoring times: one process per version and task against lm-eval's command per cell.
 
     .venvs/workflow/bin/python benchmarks/evaluate.py                        # the default study
     .venvs/workflow/bin/python benchmarks/evaluate.py --versions tales --repetitions 3
 
-It takes a study that has been run (`make demo`), scores its cells again both ways, in turn, with
-the same settings on the same cores, and ends with an error where any item differs.
+Needs a finished study (`make demo`). Scores its cells again in both ways, alternating, with the
+same settings on the same cores. Any item that differs is an error.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from portllm.storage import files  # noqa: E402
 
 DEMO = str(PROJECT / "resources" / "demo")
 EVAL = PROJECT / ".venvs" / "eval" / "bin"
-# What lm-eval writes of an item and what we keep of it; metrics are compared beside these.
+# Keys of a sample that must be equal, in addition to the metrics.
 SAME = ("doc_hash", "prompt_hash", "resps", "filtered_resps")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One version and one task of a finished study, as its results file describes it."""
+    """One version and task of a finished study, described by its results file."""
 
     results: Path
     path: Path
@@ -58,7 +58,7 @@ class Job:
         return self.document["cells"]
 
     def adapter(self, cell: dict[str, Any]) -> Path | None:
-        """Where a cell's adapter lies; None for the un-patched version."""
+        """Return the adapter of a cell; None for the un-patched version."""
         names = {**self.document["names"], **cell}
         if cell["trained_on"] == "none":
             return None
@@ -70,7 +70,7 @@ class Job:
 
 
 def jobs(results: Path, versions: list[str] | None, tasks: list[str] | None) -> Iterator[Job]:
-    """The scoring jobs of a finished study, all or those of some versions and tasks."""
+    """Yield the scoring jobs of a finished study, optionally of some versions and tasks only."""
     for path in sorted(results.glob("scores/*/*/*.json")):
         job = Job(results, path, files.read_json(path))
         names = job.document["names"]
@@ -81,7 +81,7 @@ def jobs(results: Path, versions: list[str] | None, tasks: list[str] | None) -> 
 
 
 def run(command: list[str], log: Path) -> float:
-    """Run a command to its end; return its wall seconds."""
+    """Run a command; return its wall time in seconds."""
     begin = time.perf_counter()
     with log.open("w") as file:
         done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -91,7 +91,7 @@ def run(command: list[str], log: Path) -> float:
 
 
 def our_command(job: Job, include: str | None, output: Path) -> list[str]:
-    """The command that scores all cells of a job, as the workflow's rule gives it."""
+    """Return the command that scores all cells of a job, as in the workflow's rule."""
     adapters = [(cell, job.adapter(cell)) for cell in job.cells]
     settings = {
         "version": job.version,
@@ -112,10 +112,12 @@ def our_command(job: Job, include: str | None, output: Path) -> list[str]:
     return [str(EVAL / "python"), str(program), *shlex.split(options(settings))]
 
 
-def ours(job: Job, include: str | None, output: Path) -> tuple[float, list[list[dict[str, Any]]]]:
+def score_in_one_process(
+    job: Job, include: str | None, output: Path
+) -> tuple[float, list[list[dict[str, Any]]]]:
     """Score a job's cells in one process; return its seconds and the rows of each cell."""
-    for left in output.glob("ours.*"):
-        left.unlink()
+    for leftover in output.glob("ours.*"):
+        leftover.unlink()
     seconds = run(our_command(job, include, output), output / "ours.log")
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in files.read_json_lines(output / "ours.jsonl"):
@@ -135,8 +137,8 @@ def lm_eval(
     model = {"pretrained": version, "peft": adapter, "max_length": settings["max_length"]}
     if settings["dtype"] != "auto":
         model["dtype"] = settings["dtype"]
-    given = [f"{name}={value}" for name, value in model.items() if value is not None]
-    command = [EVAL / "lm_eval", "--model", "hf", "--model_args", ",".join(given)]
+    pairs = [f"{name}={value}" for name, value in model.items() if value is not None]
+    command = [EVAL / "lm_eval", "--model", "hf", "--model_args", ",".join(pairs)]
     command += ["--tasks", tasks, "--batch_size", settings["batch_size"]]
     command += ["--num_fewshot", settings["few_shot"]]
     command += ["--include_path", include] if include else []
@@ -151,41 +153,41 @@ def lm_eval(
 
 
 def as_text(value: Any) -> Any:
-    """Numbers as text, as lm-eval writes them, in the lists that they stand in."""
+    """Convert numbers, also in nested lists, to text, as lm-eval writes them."""
     return [as_text(item) for item in value] if isinstance(value, list) else str(value)
 
 
 def differences(rows: list[dict[str, Any]], samples: list[dict[str, Any]]) -> list[str]:
-    """What differs between our rows of a cell and lm-eval's samples of it; nothing may."""
+    """List the differences between our rows of a cell and lm-eval's samples."""
     by_item = {(row["filter"], row["doc_id"]): row for row in rows}
     if not len(by_item) == len(rows) == len(samples):
         return [f"{len(rows)} rows, {len(samples)} samples"]
-    found = []
+    problems = []
     for sample in samples:
         item = (sample["filter"], sample["doc_id"])
         row = by_item.get(item)
         if row is None:
-            found.append(f"{item}: missing")
+            problems.append(f"{item}: missing")
             continue
         differing = [name for name in SAME if as_text(row[name]) != as_text(sample[name])]
         differing += [name for name, value in row["metrics"].items() if value != sample[name]]
-        found += [f"{item}: {name}" for name in differing]
-    return found
+        problems += [f"{item}: {name}" for name in differing]
+    return problems
 
 
 def measure(job: Job, include: str | None, output: Path) -> tuple[float, list[float]]:
-    """Seconds of our process and of each of lm-eval's calls; ends the program on a difference."""
-    seconds, rows = ours(job, include, output)
+    """Return the seconds of our process and of each call of lm-eval; exit on a difference."""
+    seconds, rows = score_in_one_process(job, include, output)
     calls = []
-    for cell, mine in zip(job.cells, rows, strict=True):
+    for cell, own_rows in zip(job.cells, rows, strict=True):
         call, samples = lm_eval(
             output, job.version, job.task, job.adapter(cell), include, job.document["parameters"]
         )
         calls.append(call)
-        found = differences(mine, samples[job.task])
-        if found:
-            shown = "; ".join(found[:5])
-            sys.exit(f"error: {job.name}: {len(found)} differences from lm-eval: {shown}")
+        problems = differences(own_rows, samples[job.task])
+        if problems:
+            shown = "; ".join(problems[:5])
+            sys.exit(f"error: {job.name}: {len(problems)} differences from lm-eval: {shown}")
     return seconds, calls
 
 
@@ -193,39 +195,43 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="a finished study's")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="of a finished study")
     parser.add_argument("--include", default=DEMO, help="folder of local task YAMLs")
     parser.add_argument("--versions", nargs="+", help="only these; default: all")
     parser.add_argument("--tasks", nargs="+", help="only these; default: all")
     parser.add_argument("--repetitions", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1, help="of every process")
+    parser.add_argument("--threads", type=int, default=1, help="per process")
     arguments = parser.parse_args()
-    chosen = list(jobs(arguments.results, arguments.versions, arguments.tasks))
-    if not chosen:
+    selected = list(jobs(arguments.results, arguments.versions, arguments.tasks))
+    if not selected:
         sys.exit(f"error: {arguments.results}: no scores there; run the study first (make demo)")
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    # Neither side shall wait for a hub.
+    # Neither side may wait for the hub.
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     ratios, totals = [], []
     print(f"{'version and task':44} cells items  ours  lm-eval  ratio")
     for repetition in range(arguments.repetitions):
         total = [0.0, 0.0]
-        for job in chosen:
+        for job in selected:
             with tempfile.TemporaryDirectory() as output:
-                mine, calls = measure(job, arguments.include, Path(output))
-            ratios.append(sum(calls) / mine)
-            total = [total[0] + mine, total[1] + sum(calls)]
+                own_seconds, calls = measure(job, arguments.include, Path(output))
+            ratios.append(sum(calls) / own_seconds)
+            total = [total[0] + own_seconds, total[1] + sum(calls)]
             items = sum(cell["samples"] for cell in job.cells)
             print(
-                f"{job.name:44} {len(calls):5} {items:5} {mine:5.1f} {sum(calls):8.1f}"
+                f"{job.name:44} {len(calls):5} {items:5} {own_seconds:5.1f} {sum(calls):8.1f}"
                 f" {ratios[-1]:6.2f}",
                 flush=True,
             )
         totals.append(total[1] / total[0])
-        print(f"repetition {repetition + 1}: {totals[-1]:.2f} times less wall in all", flush=True)
-    print(f"all items equal; {sum(len(job.cells) for job in chosen)} cells in {len(chosen)} jobs")
-    print(f"lm-eval's wall over ours, median of the jobs:        {statistics.median(ratios):.2f}")
-    print(f"lm-eval's wall over ours, median of the repetitions: {statistics.median(totals):.2f}")
+        print(
+            f"repetition {repetition + 1}: lm-eval takes {totals[-1]:.2f} times as long", flush=True
+        )
+    print(
+        f"all items equal; {sum(len(job.cells) for job in selected)} cells in {len(selected)} jobs"
+    )
+    print(f"wall time, lm-eval / ours, median over jobs:        {statistics.median(ratios):.2f}")
+    print(f"wall time, lm-eval / ours, median over repetitions: {statistics.median(totals):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What Snakemake adds to the work: overhead, dry runs, and how well devices are kept busy.
+"""Measure Snakemake's overhead, the time of dry runs, and how busy devices are kept.
 
     .venvs/test/bin/python benchmarks/snakemake_overhead.py overhead    # about six minutes
     .venvs/test/bin/python benchmarks/snakemake_overhead.py dry-run     # about three minutes
     .venvs/test/bin/python benchmarks/snakemake_overhead.py makespan    # about a quarter of an hour
 
-Every figure is a ratio of two times of the same run, on a machine that does nothing else.
+Every result is a ratio of two times of the same run. Use an idle machine.
 """
 
 import argparse
@@ -28,16 +28,16 @@ MINUTE = "tests/studies/minute.yaml"
 
 
 def timed(action: Any, *arguments: Any) -> float:
-    """Seconds that a call takes."""
+    """Return the seconds that a call takes."""
     start = time.perf_counter()
     action(*arguments)
     return time.perf_counter() - start
 
 
 def overhead(directory: Path, repetitions: int) -> None:
-    """Wall of the minute-sized study, one job after the other, against its jobs' own time.
+    """Compare the wall time of the minute-sized study, run serially, with the time of its jobs.
 
-    A job's own time is that of its shell command, which bash itself takes down.
+    The time of a job is that of its shell command, which bash records.
     """
     ratios = []
     for repetition in range(repetitions):
@@ -59,13 +59,13 @@ def overhead(directory: Path, repetitions: int) -> None:
 
 
 def check(done: subprocess.CompletedProcess[str]) -> None:
-    """Stop with what a run said when it failed."""
+    """Exit with the output of a run that failed."""
     if done.returncode != 0:
         sys.exit(done.stdout[-4000:])
 
 
 def jobs_with(checkout: Checkout, seeds: int, file: str) -> int:
-    """Write the paper's study with so many seeds; return how many jobs it has."""
+    """Write the paper's study with a number of seeds; return its number of jobs."""
     study = checkout.read(PAPER)
     study["study"]["seeds"] = list(range(seeds))
     checkout.write(file, study)
@@ -73,20 +73,23 @@ def jobs_with(checkout: Checkout, seeds: int, file: str) -> int:
 
 
 def write_larger(checkout: Checkout, factor: int, file: str) -> tuple[int, int]:
-    """Write the paper's study with seeds enough for so many times its jobs; seeds and jobs.
+    """Write the paper's study with enough seeds for `factor` times its jobs.
 
-    A seed adds patches and what is made of them, but no evolutions, so that it takes more seeds.
+    A seed adds patches and their scores but no evolutions, so it takes more than `factor` seeds.
+
+    Returns:
+        The numbers of seeds and of jobs.
     """
     one, two = (jobs_with(checkout, seeds, file) for seeds in (1, 2))
-    wanted = factor * one
-    seeds = 1 + -(-(wanted - one) // (two - one))
-    while (jobs := jobs_with(checkout, seeds, file)) < wanted:
+    target = factor * one
+    seeds = 1 + -(-(target - one) // (two - one))
+    while (jobs := jobs_with(checkout, seeds, file)) < target:
         seeds += 1
     return seeds, jobs
 
 
 def dry_run(directory: Path, repetitions: int) -> None:
-    """Dry runs of the paper's study and of one of ten times its jobs, against Snakemake's start."""
+    """Time dry runs of the paper's study, and with ten times its jobs, in starts of Snakemake."""
     checkout = make_checkout(directory / "dry-run")
     large = "ten_times.yaml"
     paper = sum(checkout.counts("--configfile", PAPER).values())
@@ -103,8 +106,8 @@ def dry_run(directory: Path, repetitions: int) -> None:
         print(f"{count} jobs: {seconds:.1f} s, {seconds / start:.1f} x snakemake --version")
 
 
-# Minutes of a job on one GPU: plausible for 7 billion parameters and the published settings, and
-# unlike one another, which is what makes keeping devices busy hard.
+# Minutes of a job on one GPU, plausible for 7 billion parameters and the published settings. They
+# differ widely, which makes it hard to keep all devices busy.
 PATCH = {"sst2": 300, "winogrande": 190, "boolq": 50, "gsm8k": 60, "mrpc": 20, "rte": 15, "wnli": 5}
 SCORE = {"gsm8k": 45, "boolq": 12, "winogrande": 8, "sst2": 6, "mrpc": 3, "rte": 2, "wnli": 1}
 EVOLVE = {"openorca-full": 900, "openplatypus": 120, "third-update": 120}
@@ -113,7 +116,7 @@ DEVICES = 4
 
 
 def minutes(rule: str, wildcards: dict[str, str]) -> float:
-    """How long a job holds its device; none for jobs that need no device."""
+    """Return the minutes that a job holds its device; 0 for jobs without a device."""
     match rule:
         case "train_patch":
             return PATCH[wildcards["task"]]
@@ -125,14 +128,14 @@ def minutes(rule: str, wildcards: dict[str, str]) -> float:
 
 
 def stand_in(checkout: Checkout, config: dict[str, Any], seconds_a_minute: float) -> None:
-    """Interpreters that sleep as long as a job takes and make its outputs."""
+    """Replace the interpreters by scripts that sleep as long as a job takes, then write outputs."""
     cases = [(f"train_patch.py*task={task}*", duration) for task, duration in PATCH.items()]
     cases += [(f"score.py*task={task}*", duration) for task, duration in SCORE.items()]
     for version in config["evolutions"]:
         duration = minutes("evolve", {"version": version})
         cases.append((f"evolve.py*--output?*/{version}", duration))
     lines = [f"  *{pattern}) sleep {duration * seconds_a_minute};;" for pattern, duration in cases]
-    # A preparation of data is named by the same version, and takes no device.
+    # Preprocessing matches the pattern of its version too, but holds no device.
     prepared = "  *evolve.py*--preprocess-only*) ;;"
     script = "\n".join(
         [
@@ -148,9 +151,9 @@ def stand_in(checkout: Checkout, config: dict[str, Any], seconds_a_minute: float
 
 
 def lower_bound(jobs: list[tuple[str, dict[str, str]]], config: dict[str, Any]) -> float:
-    """Minutes that no schedule can beat: all work shared out evenly, or the longest chain.
+    """Return the minutes that no schedule can beat: all work divided evenly, or the longest chain.
 
-    A chain is a version's evolutions, a patch on it, and the longest score that applies it.
+    A chain is the evolutions of a version, a patch on it, and the longest score that uses it.
     """
     total = sum(minutes(rule, wildcards) for rule, wildcards in jobs)
 
@@ -169,7 +172,7 @@ def lower_bound(jobs: list[tuple[str, dict[str, str]]], config: dict[str, Any]) 
 
 
 def makespan(directory: Path, repetitions: int, seconds_a_minute: float) -> None:
-    """Makespan of the paper's study on four devices, whose jobs sleep, against its lower bound."""
+    """Compare the makespan of the paper's study on four devices to its bound; jobs sleep."""
     ratios = []
     for repetition in range(repetitions):
         checkout = make_checkout(directory / f"makespan{repetition}")

@@ -1,10 +1,11 @@
-"""How long programs take to start: against `python -c pass` of the same environment.
+"""Measure how long programs take to start, relative to `python -c pass` in their environment.
 
     .venvs/workflow/bin/python benchmarks/startup.py
     .venvs/workflow/bin/python benchmarks/startup.py --results results    # and a job with no work
 
-Medians of processor and wall seconds, in turn with `pass`, as ratios to it. The last rows show what
-leaving unused packages out of transformers and PEFT saves (against importing torch alone).
+Prints medians of CPU and wall seconds and their ratios to `pass`, which alternates with the
+programs. The last rows show what hiding unused packages from transformers and PEFT saves, relative
+to importing torch.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import evaluate  # noqa: E402
 
 WORKFLOW = ("collect_scores.py", "make_figure.py", "make_table.py", "plan.py")
 TRAIN = ("evolve.py", "train_patch.py")
-LEFT_OUT = {
+HIDDEN = {
     "eval": ("scoring.hf", ["sklearn", "scipy"]),
     "train": (
         "training.patch_training",
@@ -34,7 +35,7 @@ LEFT_OUT = {
 
 
 def environment_of(program: str) -> str:
-    """The environment that the program's rule runs it in."""
+    """Return the environment of the program's rule."""
     return "workflow" if program in WORKFLOW else "train" if program in TRAIN else "eval"
 
 
@@ -43,7 +44,7 @@ def python(environment: str) -> str:
 
 
 def seconds(command: list[str]) -> tuple[float, float]:
-    """Processor and wall seconds of a command, which must succeed."""
+    """Return CPU and wall seconds of a command, which must succeed."""
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read() if process.stderr else b""
@@ -55,56 +56,59 @@ def seconds(command: list[str]) -> tuple[float, float]:
 
 
 def compare(name: str, command: list[str], against: list[str], repetitions: int) -> None:
-    """Print a command's medians, and their ratios to those of what it is measured against."""
+    """Print a command's medians and their ratios to those of the reference command."""
     pairs = [(seconds(command), seconds(against)) for _ in range(repetitions)]
-    mine, other = (
+    medians, reference = (
         [statistics.median(kind) for kind in zip(*side, strict=True)]
         for side in zip(*pairs, strict=True)
     )
-    ratios = [a / b for a, b in zip(mine, other, strict=True)]
-    print(f"{name:48} {mine[0]:7.3f} {ratios[0]:8.1f} {mine[1]:7.3f} {ratios[1]:8.1f}", flush=True)
+    ratios = [a / b for a, b in zip(medians, reference, strict=True)]
+    print(
+        f"{name:48} {medians[0]:7.3f} {ratios[0]:8.1f} {medians[1]:7.3f} {ratios[1]:8.1f}",
+        flush=True,
+    )
 
 
-def importing(module: str, left_out: list[str]) -> str:
-    """Code that imports one of the library's modules without some packages."""
+def importing(module: str, hidden: list[str]) -> str:
+    """Return code that imports a module of the library with some packages hidden."""
     return (
         f"import sys; sys.path.insert(0, {str(PROGRAMS)!r}); from portllm import imports\n"
-        f"with imports.without(*{left_out!r}): import portllm.{module}"
+        f"with imports.without(*{hidden!r}): import portllm.{module}"
     )
 
 
 def without_work(results: Path, repetitions: int) -> None:
-    """Measure a scoring job whose cells are all known, on a finished study's first job."""
+    """Measure a scoring job that reuses all its cells, on the first job of a finished study."""
     job = next(evaluate.jobs(results, None, None))
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory)
         command = evaluate.our_command(job, evaluate.DEMO, output)
         subprocess.run(command, check=True, capture_output=True)
         passing = [python("eval"), "-c", "pass"]
-        compare("score.py, all cells known", command, passing, repetitions)
+        compare("score.py, all cells reused", command, passing, repetitions)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, help="a finished study's (make demo)")
+    parser.add_argument("--results", type=Path, help="of a finished study (make demo)")
     parser.add_argument("--repetitions", type=int, default=7)
     arguments = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    print(f"{'':48}  cpu s    ratio  wall s    ratio")
+    print(f"{'':48}  CPU s    ratio  wall s    ratio")
     for program in sorted(path.name for path in PROGRAMS.glob("*.py")):
         interpreter = python(environment_of(program))
         command = [interpreter, str(PROGRAMS / program), "--help"]
         compare(f"{program} --help", command, [interpreter, "-c", "pass"], arguments.repetitions)
     if arguments.results:
         without_work(arguments.results, arguments.repetitions)
-    for environment, (module, left_out) in LEFT_OUT.items():
+    for environment, (module, hidden) in HIDDEN.items():
         interpreter = python(environment)
         against = [interpreter, "-c", "import torch"]
-        for what, names in (("as it is", left_out), ("nothing left out", [])):
+        for label, names in (("packages hidden", hidden), ("nothing hidden", [])):
             compare(
-                f"{module}'s imports, {what}, against torch",
+                f"imports of {module}, {label}, relative to torch",
                 [interpreter, "-c", importing(module, names)],
                 against,
                 max(1, arguments.repetitions // 2),

@@ -1,13 +1,13 @@
-"""Transplanting side by side: cp, this project, PEFT and mergekit on the same checkpoint.
+"""Compare merging times: cp, this project, PEFT and mergekit on the same checkpoint.
 
-Makes bf16 checkpoints of Mistral's shape with random weights and a rank-8 patch on all linear
-layers, and runs every contender on them in turn, in processes of their own:
+Writes bf16 checkpoints of Mistral's architecture with random weights and a rank-8 patch on all
+linear layers, and runs every contender on them in turn, each in its own process:
 
     .venvs/eval/bin/python benchmarks/transplant.py --gigabytes 4 --with-mergekit
 
-Printed are medians of wall seconds and of their ratio to a plain cp in the same round, and peak
-resident memory. The checkpoint is read once before, so that all find it in the page cache.
-mergekit goes into an environment of its own, made with uv under --work.
+Prints medians of wall seconds, of their ratio to a plain cp in the same round, and of peak resident
+memory. The checkpoint is read once before, so that it is in the page cache for all. mergekit is
+installed with uv into its own environment under --work.
 """
 
 import argparse
@@ -58,16 +58,18 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the largest one")
+    parser.add_argument(
+        "--gigabytes", type=float, default=2.0, help="size of the largest checkpoint"
+    )
     parser.add_argument("--hidden", type=int, default=2048, help="width; Mistral-7B has 4096")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--with-mergekit", action="store_true")
-    parser.add_argument("--work", type=Path, help="where to work; absent means a temporary folder")
+    parser.add_argument("--work", type=Path, help="working directory (default: a temporary one)")
     return parser.parse_args()
 
 
 def shapes(hidden: int, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of Mistral's weights: MLP 3.5 times as wide, a quarter of the heads kept."""
+    """Yield names and shapes of Mistral's weights: MLP 3.5 times as wide, 1/4 as many KV heads."""
     inner, keys = hidden * 7 // 2, hidden // 4
     yield "model.embed_tokens.weight", (VOCABULARY, hidden)
     for layer in range(layers):
@@ -89,7 +91,7 @@ def shapes(hidden: int, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def make_model(directory: Path, hidden: int, gigabytes: float) -> int:
-    """Write a checkpoint of about so many gigabytes, in shards of half of one; return its bytes."""
+    """Write a checkpoint of about `gigabytes`, in shards of 0.5 GB; return its size in bytes."""
     import torch
     from safetensors.torch import save_file
 
@@ -127,7 +129,7 @@ def make_model(directory: Path, hidden: int, gigabytes: float) -> int:
         "dtype": "bfloat16",
     }
     (directory / "config.json").write_text(json.dumps(config))
-    # As every version of a study has one.
+    # Every version of a study has a manifest.
     (directory / "manifest.json").write_text('{"content_hash": "made by this benchmark"}')
     return total
 
@@ -162,14 +164,14 @@ def make_mergekit(directory: Path) -> Path:
     if not python.exists():
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, directory], check=True)
         install = [uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python]
-        # The same torch as here; the newest one may bring gigabytes for a GPU.
+        # The installed torch version; the newest may bring gigabytes of CUDA.
         torch = importlib.metadata.version("torch").partition("+")[0]
         subprocess.run([*install, *found, MERGEKIT, f"torch=={torch}"], check=True)
     return directory / "bin" / "mergekit-yaml"
 
 
 def timed(command: list[object]) -> tuple[float, float]:
-    """Wall seconds and peak resident gigabytes of a command, its children counted one by one."""
+    """Return wall seconds and peak resident gigabytes of a command (the largest process)."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "HF_HUB_OFFLINE": "1"}
     environment.pop("OMP_NUM_THREADS", None)
     os.sync()
@@ -193,18 +195,18 @@ Contender = Callable[[Path, list[Path], Path], list[object]]
 
 
 def copies(patches: list[Path], output: Path) -> list[Path]:
-    """One output for each patch."""
+    """List one output per patch."""
     return [output / str(index) for index in range(len(patches))]
 
 
 def copying(command: str) -> Contender:
-    """A shell command that copies $0 to $copy, once for each patch."""
+    """Return a shell command that copies $0 to $copy, once per patch."""
     loop = f'for copy in "$@"; do mkdir -p "$copy"; {command}; done'
     return lambda model, patches, output: ["sh", "-c", loop, model, *copies(patches, output)]
 
 
 def without_manifest(model: Path, patches: list[Path], output: Path) -> list[object]:
-    """The program on a version that this project has not made, which it hashes as well."""
+    """Return the command for a version without a manifest, which is hashed as well."""
     bare = model.with_name("bare")
     bare.mkdir(exist_ok=True)
     for path in model.iterdir():
@@ -214,13 +216,13 @@ def without_manifest(model: Path, patches: list[Path], output: Path) -> list[obj
 
 
 def ours(model: Path, patches: list[Path], output: Path) -> list[object]:
-    """The program, one checkpoint for each patch."""
+    """Return the command that writes one checkpoint per patch."""
     start = [sys.executable, SCRIPTS / "transplant.py", "--base", model, "--patch", *patches]
     return [*start, "--merged", *copies(patches, output)]
 
 
 def contenders(work: Path, *, mergekit: bool) -> dict[str, Contender]:
-    """Commands that write `model` with a patch into `output`."""
+    """Return the contenders' commands that merge a patch into `model`."""
     found: dict[str, Contender] = {
         "cp": copying('cp -r "$0"/. "$copy"'),
         "cp, then fsync": copying('cp -r "$0"/. "$copy" && sync "$copy"/*'),
@@ -259,7 +261,7 @@ def race(
     repetitions: int,
     compare: Callable[[str, Path], None] = lambda *_: None,
 ) -> dict[str, list[tuple[float, float]]]:
-    """Run all in turn, so often; outputs are removed between runs, after `compare` saw the last."""
+    """Run all contenders in turn, several times; `compare` sees the last outputs."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
     output = work / "output"
     for repetition in range(repetitions):
@@ -273,7 +275,7 @@ def race(
 
 
 def differences(first: Path, second: Path) -> str:
-    """How many numbers of two checkpoints differ, and by how many steps of bfloat16 at most."""
+    """Count differing elements of two checkpoints, and the largest difference in bf16 steps."""
     import torch
 
     sys.path.insert(0, str(SCRIPTS))
@@ -288,7 +290,7 @@ def differences(first: Path, second: Path) -> str:
         differing += int(unequal.sum())
         if unequal.any():
             bits = [tensor[unequal].view(torch.int16).int() for tensor in (one, other)]
-            # Negative numbers count backwards from the lowest integer.
+            # The integer order of negative floats is reversed.
             first_, second_ = (torch.where(some < 0, -(2**15) - some, some) for some in bits)
             most = max(most, int((first_ - second_).abs().max()))
     return f"{differing} of {count:,} numbers differ, by {most} step{'s' * (most != 1)} at most"
@@ -307,7 +309,7 @@ def report(taken: dict[str, list[tuple[float, float]]], size: int) -> None:
 
 
 def gaps() -> None:
-    """Largest difference of logits, merged against attached, on a small random model."""
+    """Print the largest difference of merged and attached logits on a small random model."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import MistralConfig, MistralForCausalLM
@@ -343,7 +345,7 @@ def gaps() -> None:
 
 
 def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call in a process of its own: a child's peak memory is never less than its parent's size."""
+    """Call in a new process, because a child's peak memory includes its parent's size."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
