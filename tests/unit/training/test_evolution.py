@@ -149,7 +149,7 @@ def test_the_output_of_axolotl_is_passed_on(
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("raise SystemExit(3)", r"axolotl\.yaml: what it said stands above$"),
+        ("raise SystemExit(3)", r"axolotl\.yaml: see its output above$"),
         (
             "raise RuntimeError('CUDA out of memory. Tried to allocate 20.00 MiB.')",
             r"axolotl\.yaml: out of device memory \(Tried to allocate 20\.00 MiB\); "
@@ -177,7 +177,7 @@ import os, subprocess
 print(subprocess.Popen(["sleep", "300"]).pid, flush=True)
 os._exit(3)
 """
-    with pytest.raises(InputError, match="what it said stands above"):
+    with pytest.raises(InputError, match="see its output above"):
         run_instead(monkeypatch, tmp_path, code)
     # It is there still, and so is its end of the pipe.
     os.kill(int(capfd.readouterr().out), signal.SIGKILL)
@@ -283,7 +283,7 @@ def test_a_full_disk_is_named_as_the_cause(
 ) -> None:
     axolotl.write_text("#!/bin/sh\nexit 3\n")
     recipe = tmp_path / "axolotl.yaml"
-    with pytest.raises(InputError, match=r"Axolotl failed on .*axolotl\.yaml: what it said"):
+    with pytest.raises(InputError, match=r"Axolotl failed on .*axolotl\.yaml: see its output"):
         evolution.run("train", recipe, cost_file=tmp_path / "cost.json")
     monkeypatch.setattr(evolution.files, "free_bytes", lambda path: 4096)
     with pytest.raises(InputError, match=r"\.yaml: the disk is full: 4,096 bytes are free"):

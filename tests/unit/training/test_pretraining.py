@@ -68,5 +68,5 @@ def test_invalid_configurations_are_errors(config: dict, message: str) -> None:
 
 
 def test_too_little_text_for_a_block_is_an_error() -> None:
-    with pytest.raises(ValueError, match="do not fill"):
+    with pytest.raises(ValueError, match="tokens of text, expected at least one block"):
         pretraining.pack(["short"], TOKENIZER, 1000)

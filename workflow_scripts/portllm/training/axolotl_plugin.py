@@ -1,7 +1,7 @@
-"""Axolotl plugin: seeds the draw of LoRA's factors, spares a start, survives interruptions.
+"""Axolotl plugin: seed the LoRA initialisation, save checkpoints on signals, start faster.
 
-Axolotl seeds the Trainer but not the model that it builds before, so that equal seeds would give
-different adapters.
+Axolotl seeds the Trainer, but not the model, which it builds earlier. Without the plugin, equal
+seeds give different adapters.
 """
 
 import os
@@ -19,13 +19,13 @@ from portllm.training.evolution import COST_FILE, TRAINING, write_cost
 from portllm.training.interruption import Interruption
 
 LARGE = 200_000
-"""Rows from which on saving a dataset pays for processes of its own."""
+"""Number of rows above which saving a dataset is worth starting processes for."""
 
 _save_to_disk = Dataset.save_to_disk
 _meter = Meter()
 
 
-def _save_small_datasets_here(
+def _save_small_datasets_in_process(
     dataset: Dataset, path: str, *more: Any, num_proc: int | None = None, **options: Any
 ) -> None:
     processes = num_proc if len(dataset) >= LARGE else None
@@ -33,36 +33,36 @@ def _save_small_datasets_here(
 
 
 class PortLLMPlugin(BasePlugin):
-    """Loaded by the rendered recipe under `plugins`."""
+    """The plugin that rendered recipes list under `plugins`."""
 
     def __init__(self) -> None:
         super().__init__()
         self._interruption = Interruption(_meter.seconds)
 
     def register(self, cfg: dict[str, Any]) -> None:
-        """Save small prepared datasets in this process, and leave no workers behind.
+        """Save small prepared datasets in this process, and end workers with this process.
 
-        Axolotl always asks for processes, and each imports everything anew, for ten seconds.
+        Axolotl always starts worker processes for this, and each spends ten seconds on imports.
         """
-        Dataset.save_to_disk = _save_small_datasets_here
+        Dataset.save_to_disk = _save_small_datasets_in_process
         end_workers_with_this_process()
 
     def pre_model_load(self, cfg: Any) -> None:
-        """Seed before anything is drawn."""
+        """Seed before the model and its LoRA factors are initialised."""
         set_seed(cfg.seed)
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        """Let the training end on a signal with a checkpoint."""
+        """Add the callback that saves a checkpoint on a signal."""
         return [self._interruption]
 
     def post_train(self, cfg: Any, model: Any) -> None:
-        """Write what the devices' memory peaked at, and that the training is complete.
+        """Write the peak memory of the devices, and that the training is complete.
 
-        Only the training processes can know either.
+        Only the training processes know this.
         """
         if COST_FILE in os.environ:
             cost_file = Path(os.environ[COST_FILE])
             rank = int(os.environ.get("RANK", "0"))
             write_cost(cost_file, rank, device_cost())
             if rank == 0:
-                write_json(cost_file.with_name(TRAINING), self._interruption.described())
+                write_json(cost_file.with_name(TRAINING), self._interruption.summary())

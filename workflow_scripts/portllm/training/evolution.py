@@ -1,4 +1,4 @@
-"""Evolving a model with Axolotl: the final recipe, its own command line, a full checkpoint."""
+"""Evolve a model with Axolotl: render the recipe, run its command line, write a checkpoint."""
 
 import logging
 import os
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 PLUGIN = "portllm.training.axolotl_plugin.PortLLMPlugin"
 COST_FILE = "PORTLLM_COST_FILE"
-"""Environment variable that tells the plugin where to write the devices' cost."""
+"""Environment variable with the path to which the plugin writes the cost of the devices."""
 TRAINING = "training.json"
-"""What the plugin writes beside the cost when, and only when, the last step has been done."""
+"""File that the plugin writes next to the cost file after the last training step, and only then."""
 INTERVALS = ("save_steps", "saves_per_epoch", "save_strategy", "save_total_limit")
-"""Axolotl's keys that say when checkpoints are written; they change no weights."""
+"""Axolotl's keys for the checkpoint interval, which do not change the weights."""
 ALMOST_FULL = 2**20
-"""Free bytes below which a failure is put down to the disk."""
+"""Free bytes below which a failure is attributed to a full disk."""
 
 MEMORY_ADVICE = (
     "a smaller micro_batch_size with more gradient_accumulation_steps, a shorter sequence_len or "
@@ -39,7 +39,7 @@ MEMORY_ADVICE = (
 )
 
 LAST_BYTES = 65_536
-"""How much of what Axolotl has said last is searched for why it failed."""
+"""How much of the end of Axolotl's output is searched for the cause of a failure."""
 
 
 def render(
@@ -52,10 +52,20 @@ def render(
     prepared: Path,
     seed: int,
 ) -> dict[str, Any]:
-    """The recipe that Axolotl runs: the user's, the overrides, and what only the workflow knows.
+    """Return the final recipe: the user's recipe, the overrides, then paths, seed and plugin.
 
-    An entry of `datasets` without a `path` is given the corpus. A recipe's own `plugins` stay.
-    Where nothing says when to save, a checkpoint is written every `resuming.SAVE_STEPS` steps.
+    The corpus is used for every entry of `datasets` without a `path`. The recipe's own `plugins`
+    are kept. Unless the recipe sets an interval, a checkpoint is saved every `resuming.SAVE_STEPS`
+    steps.
+
+    Args:
+        recipe: the merged YAML files of the user.
+        overrides: keys that take precedence over the recipe.
+        model: directory of the model to train.
+        corpus: JSON-lines file to train on.
+        work: directory for checkpoints and output.
+        prepared: directory for the prepared dataset.
+        seed: the training seed.
     """
     final = {**recipe, **overrides}
     datasets = final.get("datasets") or [{"type": "completion"}]
@@ -76,17 +86,17 @@ def render(
 
 
 def decisive(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that decides the weights, as far as checkpoints are concerned."""
+    """Return the recipe without the keys of the checkpoint interval, for the checkpoints' key."""
     return {key: value for key, value in recipe.items() if key not in INTERVALS}
 
 
 def environment(cost_file: Path) -> dict[str, str]:
-    """Environment of Axolotl's process: no telemetry, no hub, equal runs for equal seeds."""
-    here = str(Path(__file__).parents[2])
+    """Return the environment of Axolotl's process: no telemetry, no hub access, reproducible."""
+    scripts = str(Path(__file__).parents[2])
     return {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
-        # Axolotl starts its launchers by name.
+        "PYTHONPATH": os.pathsep.join(filter(None, [scripts, os.environ.get("PYTHONPATH")])),
+        # Axolotl looks up its launchers in PATH.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONHASHSEED": "0",
         "PYTHONUNBUFFERED": "1",
@@ -100,18 +110,18 @@ def environment(cost_file: Path) -> dict[str, str]:
 
 
 def command(command_name: str, recipe: Path, devices: int) -> list[str]:
-    """A command of Axolotl's own: with several devices, one training process for each of them.
+    """Return an Axolotl command; on several devices, `train` starts one process per device.
 
-    Whether they share the work by DDP, FSDP or DeepSpeed is the recipe's choice.
+    The recipe chooses between DDP, FSDP and DeepSpeed.
     """
     words = [str(Path(sys.executable).with_name("axolotl")), command_name, str(recipe)]
     if command_name != "train":
         return words
     if devices < 2:
-        # Spares the start of a launcher.
+        # Without a launcher, which takes seconds to start.
         return [*words, "--launcher", "python"]
-    # All that a person's own default configuration of accelerate could say otherwise is said, and
-    # two jobs must not meet on its default port.
+    # Explicit values, because the user's accelerate configuration may have others. Port 0 picks a
+    # free port, so that two jobs do not collide on the default one.
     launch = {
         "num_machines": 1,
         "num_processes": devices,
@@ -120,8 +130,8 @@ def command(command_name: str, recipe: Path, devices: int) -> list[str]:
         "mixed_precision": "no",
         "dynamo_backend": "no",
     }
-    given = [word for name, value in launch.items() for word in (f"--{name}", str(value))]
-    return [*words, "--launcher", "accelerate", "--", "--multi_gpu", *given]
+    options = [word for name, value in launch.items() for word in (f"--{name}", str(value))]
+    return [*words, "--launcher", "accelerate", "--", "--multi_gpu", *options]
 
 
 def run(
@@ -132,31 +142,38 @@ def run(
     devices: int = 0,
     keep_open: Sequence[int] = (),
 ) -> None:
-    """Run a command of Axolotl's own, `train` or `preprocess`, on a rendered recipe.
+    """Run an Axolotl command on a rendered recipe.
 
-    The descriptors `keep_open` stay open in Axolotl. Raises InputError when Axolotl fails, with the
-    reason where memory or the disk ran out, else pointing at the log; and SystemExit when a signal
-    has ended it.
+    Args:
+        command_name: `train` or `preprocess`.
+        recipe: the rendered recipe.
+        cost_file: where the plugin writes the cost of the devices.
+        devices: the number of training processes if more than one.
+        keep_open: file descriptors that Axolotl inherits.
+
+    Raises:
+        InputError: Axolotl failed; the message names a lack of memory or disk space as the cause.
+        SystemExit: a signal ended Axolotl.
     """
     for file in _cost_files(cost_file):
         file.unlink()
     words = command(command_name, recipe, devices)
     log.info("running %s", shlex.join(words))
-    status, said = _stream(words, environment(cost_file), keep_open)
+    status, output = _stream(words, environment(cost_file), keep_open)
     if status == 0:
         return
     if status == -signal.SIGKILL:
         raise InputError(f"Axolotl was killed (signal 9) on {recipe}, most likely {HOST_MEMORY}")
     free = files.free_bytes(recipe.parent)
-    full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
-    reason = full or out_of_memory(said, memory_advice=MEMORY_ADVICE)
-    raise InputError(f"Axolotl failed on {recipe}: {reason or 'what it said stands above'}")
+    disk_full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
+    cause = disk_full or out_of_memory(output, memory_advice=MEMORY_ADVICE)
+    raise InputError(f"Axolotl failed on {recipe}: {cause or 'see its output above'}")
 
 
 def _stream(
     words: list[str], variables: dict[str, str], keep_open: Sequence[int]
 ) -> tuple[int, str]:
-    """Run a program, passing on what it says as it says it; its status and its last words."""
+    """Run a program and pass its output on as it arrives; return its status and last output."""
     last, ready = b"", True
     with signals.passing_on_signals() as pass_to:
         process = subprocess.Popen(
@@ -169,17 +186,17 @@ def _stream(
         )
         pass_to(process)
         assert process.stdout is not None
-        # Not to the end of the pipe alone: processes that it has lost may keep that open.
+        # Do not wait for the end of the pipe: an orphan of Axolotl may keep it open.
         while ready or process.poll() is None:
             ready = bool(select.select([process.stdout], [], [], 1.0)[0])
             if ready:
-                # Not by lines: a progress bar has none.
-                said = process.stdout.read1()
-                if not said:
+                # Not line by line: a progress bar does not end its lines.
+                chunk = process.stdout.read1()
+                if not chunk:
                     break
-                sys.stdout.buffer.write(said)
+                sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
-                last = (last + said)[-LAST_BYTES:]
+                last = (last + chunk)[-LAST_BYTES:]
         process.wait()
     return process.returncode, last.decode(errors="replace")
 
@@ -189,28 +206,34 @@ def _cost_files(cost_file: Path) -> list[Path]:
 
 
 def write_cost(cost_file: Path, rank: int, cost: dict[str, Any]) -> None:
-    """Note the devices' cost as one of several training processes sees it, beside the others'."""
+    """Write the device cost of one training process, in a file of its own."""
     files.write_json(cost_file.with_suffix(f".{rank}{cost_file.suffix}"), cost)
 
 
 def read_cost(cost_file: Path) -> dict[str, Any]:
-    """The devices' cost over all training processes; empty where none wrote any.
+    """Combine the device costs of all training processes; empty if there are none.
 
-    Each process sees every device but knows only of its own memory there, so that a device's
-    peak is the highest that any of them saw.
+    Each process reports every device but only its own memory there, so the peak of a device is the
+    maximum over processes.
     """
     costs = [files.read_json(file) for file in _cost_files(cost_file)]
     if not costs:
         return {}
     peaks = zip(*(cost["peak_device_bytes"] for cost in costs), strict=True)
-    return {**costs[0], "peak_device_bytes": [max(seen) for seen in peaks]}
+    return {**costs[0], "peak_device_bytes": [max(of_device) for of_device in peaks]}
 
 
 def collect(model: Path, trained: Path, directory: Path) -> str:
-    """Turn what Axolotl left in `trained` into a full checkpoint; return how it was trained.
+    """Turn the output of Axolotl into a full checkpoint.
 
-    A LoRA adapter is merged into `model`; full weights are linked, so that an interruption leaves
-    what was trained where it is.
+    Args:
+        model: directory of the model that was trained.
+        trained: Axolotl's output. An adapter is merged into `model`; full weights are hard-linked,
+            so that they survive an interruption.
+        directory: where the checkpoint is written.
+
+    Returns:
+        "lora" or "full".
     """
     if (trained / adapters.CONFIG).exists():
         merging.merge(Checkpoint(model), adapters.load(trained), directory)
@@ -223,6 +246,6 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
     index = trained / checkpoints.INDEX
     if index.exists():
         shutil.copyfile(index, directory / index.name)
-    # From the trained model, not from its parent: training may have added tokens or changed dtype.
+    # From the trained model, because training may have added tokens or changed the dtype.
     merging.copy_companions(trained, directory)
     return "full"

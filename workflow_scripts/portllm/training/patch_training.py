@@ -1,4 +1,4 @@
-"""Training a patch: LoRA through PEFT, with transformers' Trainer."""
+"""Train a patch: LoRA with PEFT and transformers' Trainer."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ from portllm.training.interruption import Interruption
 log = logging.getLogger(__name__)
 
 IGNORED = -100
-"""Label of tokens that the loss leaves out (PyTorch's convention)."""
+"""Label of tokens that the loss ignores (PyTorch's convention)."""
 
 
 _DEFAULTS = defaults("patch")
@@ -61,27 +61,30 @@ class LoraSettings:
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, settings: LoraSettings
 ) -> dict[str, list[int]]:
-    """Token ids and labels of one example, split as lm-eval splits what it scores.
+    """Tokenize one example and label it, with the split that lm-eval uses for scoring.
 
-    Prompt and completion are encoded together and the completion is what follows as many tokens
-    as the prompt alone has; the end token is added. Too long an example loses tokens of its start.
-    Where a token reaches from the prompt over the whole completion, lm-eval finds nothing to
-    score; the completion is then encoded by itself, as the model has to say it after the prompt.
+    Prompt and completion are tokenized together. The completion is everything after as many tokens
+    as the prompt alone has, plus the end token. A long example is truncated at its start. If one
+    token spans the end of the prompt and the whole completion, lm-eval has nothing to score; then
+    the completion is tokenized separately, as the model would generate it after the prompt.
+
+    Returns:
+        `input_ids` and `labels`, at most `settings.max_length` long; `IGNORED` labels the prompt.
     """
-    bare = prompt.rstrip()
-    start = tokenizer(bare)["input_ids"]
-    whole = tokenizer(prompt + completion)["input_ids"]
-    if len(whole) <= len(start):
-        rest = prompt[len(bare) :] + completion
-        whole = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
-    ids = [*whole, tokenizer.eos_token_id][-settings.max_length :]
-    completion_length = len(whole) + 1 - len(start)
-    cut = 0 if settings.loss_on == "everything" else max(0, len(ids) - completion_length)
-    return {"input_ids": ids, "labels": [IGNORED] * cut + ids[cut:]}
+    stripped = prompt.rstrip()
+    start = tokenizer(stripped)["input_ids"]
+    tokens = tokenizer(prompt + completion)["input_ids"]
+    if len(tokens) <= len(start):
+        rest = prompt[len(stripped) :] + completion
+        tokens = start + tokenizer(rest, add_special_tokens=False)["input_ids"]
+    ids = [*tokens, tokenizer.eos_token_id][-settings.max_length :]
+    completion_length = len(tokens) + 1 - len(start)
+    ignored = 0 if settings.loss_on == "everything" else max(0, len(ids) - completion_length)
+    return {"input_ids": ids, "labels": [IGNORED] * ignored + ids[ignored:]}
 
 
 class Examples(Dataset):
-    """Encoded examples, for the Trainer."""
+    """A dataset of encoded examples for the Trainer."""
 
     def __init__(self, encoded: list[dict[str, list[int]]]) -> None:
         self._encoded = encoded
@@ -116,7 +119,7 @@ def _uses_bfloat16(settings: LoraSettings) -> bool:
 
 
 def add_lora(model: Any, settings: LoraSettings) -> PeftModel:
-    """Wrap a model with fresh LoRA factors; seed torch before the call for equal draws."""
+    """Wrap a model with new LoRA factors, drawn from torch's global generator: seed it before."""
     targets = settings.target_modules
     return get_peft_model(
         model,
@@ -131,7 +134,7 @@ def add_lora(model: Any, settings: LoraSettings) -> PeftModel:
 
 
 def total_steps(examples: int, settings: LoraSettings) -> int:
-    """Optimiser steps that a training takes."""
+    """Return the number of optimiser steps of a training."""
     if settings.max_steps is not None:
         return settings.max_steps
     batches = math.ceil(examples / settings.batch_size)
@@ -167,7 +170,7 @@ def _arguments(settings: LoraSettings, work: Path, steps: int) -> TrainingArgume
 
 
 def load_model(directory: Path, settings: LoraSettings) -> Any:
-    """Load a version to be trained on, in bfloat16 where that is the precision, else float32."""
+    """Load a version for training, in bfloat16 or float32 by the precision of the settings."""
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     model.config.use_cache = False
@@ -182,13 +185,22 @@ def train(
     *,
     seconds: Callable[[], float] = time.perf_counter,
 ) -> tuple[PeftModel, dict[str, float]]:
-    """Train a patch on the version in `directory`; resume from the last whole checkpoint in `work`.
+    """Train a patch, resuming from the last complete checkpoint in `work`.
 
-    Returns the model with its adapter and the Trainer's measurements, with the step that it was
-    resumed from. Equal seeds give equal adapters on one kind of machine, interrupted or not.
-    `seconds` tells how long the process has been at work, for the checkpoints.
+    Equal seeds give equal adapters on the same kind of machine, whether interrupted or not.
 
-    Raises SystemExit on SIGTERM and SIGINT, with a checkpoint of the step that was being made.
+    Args:
+        directory: the version to train on.
+        examples: `prompt` and `completion` of each example.
+        settings: how to train.
+        work: directory for checkpoints.
+        seconds: returns the wall time of this process, which checkpoints record.
+
+    Returns:
+        The model with its adapter, and the Trainer's metrics with the step it resumed from.
+
+    Raises:
+        SystemExit: SIGTERM or SIGINT stopped the training, after a checkpoint.
     """
     set_seed(settings.seed)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -210,4 +222,4 @@ def train(
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
-    return model, {**metrics, **interruption.described()}
+    return model, {**metrics, **interruption.summary()}

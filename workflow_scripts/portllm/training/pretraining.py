@@ -1,7 +1,7 @@
-"""Train a small causal language model from nothing: tokenizer, architecture, weights.
+"""Pretrain a small causal language model from scratch: tokenizer, architecture, weights.
 
-The models are toys for demonstrations and tests. Architectures come from transformers by their
-`model_type`, so that whatever loads the result meets an ordinary checkpoint.
+Such models are for demonstrations and tests. Architectures come from transformers by `model_type`,
+so the result is an ordinary checkpoint.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ REPORTS_PER_RUN = 10
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer that round-trips any text.
 
-    `vocabulary_size` counts tokens, the 256 bytes and three special tokens included; fewer
-    result when the texts hold no more repeated pairs. Encoding starts with the beginning token,
-    as it does for Llama and Mistral, and never adds the end token. Words keep the space before
-    them, so a completion that starts with a space leaves the tokens of its prompt alone.
+    Encoding adds the beginning token, as for Llama and Mistral, but no end token. Words include the
+    space before them, so a completion that starts with a space does not change the tokens of its
+    prompt.
 
-    Raises ValueError when `vocabulary_size` cannot hold the bytes and the special tokens.
+    Args:
+        texts: the corpus.
+        vocabulary_size: number of tokens, including 256 bytes and three special tokens. The result
+            has fewer if the texts have no more repeated pairs.
+
+    Raises:
+        ValueError: `vocabulary_size` is too small for the bytes and the special tokens.
     """
     special_tokens = [BEGINNING, END, PADDING]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -66,14 +71,17 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
 
 
 def build_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Build a model with fresh float32 weights that fits the tokenizer.
+    """Build a model with random float32 weights for a tokenizer.
 
-    `config` holds `model_type` (as transformers names it) and any field of that architecture's
-    configuration. The vocabulary and the ids of the special tokens come from the tokenizer.
-    The weights are drawn from torch's global generator: seed it before the call.
+    Weights are drawn from torch's global generator: seed it before the call.
 
-    Raises ValueError when `model_type` is missing, unknown to transformers, or when `config`
-    names a field that the tokenizer decides.
+    Args:
+        config: `model_type`, and any field of transformers' configuration of that architecture.
+        tokenizer: decides the vocabulary size and the ids of special tokens.
+
+    Raises:
+        ValueError: `model_type` is missing or unknown, or `config` has a field that the tokenizer
+            decides.
     """
     fields = dict(config)
     model_type = fields.pop("model_type", None)
@@ -87,7 +95,7 @@ def build_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     }
     clash = sorted(fields.keys() & from_tokenizer.keys())
     if clash:
-        raise ValueError(f"the tokenizer decides {', '.join(clash)}: leave it out of the config")
+        raise ValueError(f"remove {', '.join(clash)} from the config: the tokenizer decides it")
     model_config = AutoConfig.for_model(model_type, **fields, **from_tokenizer)
     return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
 
@@ -95,10 +103,13 @@ def build_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
 def pack(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, sequence_length: int
 ) -> torch.Tensor:
-    """Join the encoded texts, an end token after each, and cut them into equal blocks.
+    """Concatenate the encoded texts, with an end token after each, and cut them into blocks.
 
-    Returns token ids of shape (blocks, sequence_length); what does not fill the last block is
-    dropped. Raises ValueError when the texts are too short for one block.
+    Returns:
+        Token ids, (blocks, sequence_length). An incomplete last block is dropped.
+
+    Raises:
+        ValueError: the texts are too short for one block.
     """
     stream: list[int] = []
     for text in texts:
@@ -106,12 +117,14 @@ def pack(
         stream.append(tokenizer.eos_token_id)
     blocks = len(stream) // sequence_length
     if blocks == 0:
-        raise ValueError(f"{len(stream)} tokens of text do not fill {sequence_length} tokens")
+        raise ValueError(
+            f"found {len(stream)} tokens of text, expected at least one block of {sequence_length}"
+        )
     return torch.tensor(stream[: blocks * sequence_length]).view(blocks, sequence_length)
 
 
 def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear warm-up, then cosine to 0."""
+    """Return the share of the peak learning rate at `step` (from 0): linear warm-up, cosine."""
     warmup = int(steps * warmup_fraction)
     if step < warmup:
         return (step + 1) / warmup
@@ -121,7 +134,7 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
 def _batches(
     block_count: int, steps: int, batch_size: int, generator: torch.Generator
 ) -> Iterable[torch.Tensor]:
-    """Yield `steps` batches of block indices, going through all blocks in a new order each time."""
+    """Yield `steps` batches of block indices, with a new order of the blocks in every epoch."""
     waiting = torch.empty(0, dtype=torch.long)
     for _ in range(steps):
         while len(waiting) < batch_size:
@@ -145,15 +158,29 @@ def pretrain(
 ) -> list[float]:
     """Train all weights in place with AdamW on packed text, on the model's own device.
 
-    `batch_size` counts blocks of `sequence_length` tokens, `learning_rate` is the peak,
-    `warmup_fraction` is the share of the steps before it. Equal seeds and texts give equal
-    weights on one kind of machine. Returns the loss of every step in nats per token.
+    Equal seeds and texts give equal weights on the same kind of machine.
 
-    Raises ValueError when the texts do not fill one block.
+    Args:
+        model: the model, whose weights are changed.
+        tokenizer: its tokenizer.
+        texts: the corpus.
+        steps: number of optimiser steps.
+        batch_size: blocks per step.
+        sequence_length: tokens per block.
+        learning_rate: peak learning rate.
+        warmup_fraction: share of the steps before the peak.
+        seed: seed of the order of blocks, and of dropout.
+        log: where progress is reported.
+
+    Returns:
+        The loss of every step, in nats per token.
+
+    Raises:
+        ValueError: the texts do not fill one block.
     """
     blocks = pack(texts, tokenizer, sequence_length)
     log.info("%d blocks of %d tokens", len(blocks), sequence_length)
-    torch.manual_seed(seed)  # dropout, where an architecture has any
+    torch.manual_seed(seed)  # for architectures with dropout
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.01
