@@ -103,7 +103,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "pattern": (
         {"cells": [{"match": {"path": "("}, "applied_to": "base", "trained_on": "none"}]},
-        ["imported.theirs.cells.0.match.path", "no regular expression"],
+        ["imported.theirs.cells.0.match.path", "is not a regular expression"],
     ),
     "unknown key": (
         {"cells": [{"match": {"pth": "v"}}]},

@@ -148,12 +148,12 @@ UNUSABLE: dict[str, tuple[str, str, str]] = {
     "no number": (
         BARE,
         json.dumps(edited(results={"boolq": {"acc,none": "N/A"}})),
-        "something other than numbers",
+        "found a score of boolq that is not a number",
     ),
     "not finite": (
         BARE,
         json.dumps(edited(results={"boolq": {"acc,none": math.nan}})),
-        "something other than numbers",
+        "found a score of boolq that is not a number",
     ),
 }
 

@@ -23,7 +23,7 @@ def _step(rank: int, store: Path, told: multiprocessing.Queue) -> None:
     interruption.on_step_end(arguments, SimpleNamespace(), control)
     before = control.should_training_stop
     if rank == 1:
-        interruption._note(signal.SIGTERM, None)
+        interruption._receive(signal.SIGTERM, None)
     interruption.on_step_end(arguments, SimpleNamespace(), control)
     told.put((rank, before, control.should_training_stop, control.should_save))
     torch.distributed.destroy_process_group()
