@@ -276,7 +276,7 @@ def test_truncated_and_pickled_weights_are_errors(hub: Hub, large: Path, tmp_pat
     (cut / SHARD).write_bytes((large / SHARD).read_bytes()[:1000])
     hub.add("models", "owner/cut", cut)
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/cut")
-    assert f"{SHARD}: cut off: 1000 bytes" in error_of(done, tmp_path)
+    assert f"{SHARD}: truncated: found 1000 bytes" in error_of(done, tmp_path)
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text("{}")

@@ -95,7 +95,7 @@ def test_a_port_that_is_not_an_adapter_is_an_error(model: Path, tmp_path: Path) 
         ({"alpha_pattern": {"q_proj": 4}}, ["alpha_pattern is set, which vLLM ignores"]),
         ({"use_dora": True}, ["use_dora is set, which vLLM cannot attach"]),
         ({"modules_to_save": ["lm_head"]}, ["modules_to_save is set, which vLLM cannot attach"]),
-        ({"peft_type": "LOHA"}, ["peft_type is 'LOHA', expected LORA"]),
+        ({"peft_type": "LOHA"}, ["found peft_type 'LOHA', expected LORA"]),
     ],
 )
 def test_an_adapter_that_vllm_would_not_apply_correctly_is_an_error(

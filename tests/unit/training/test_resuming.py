@@ -42,7 +42,7 @@ def test_the_last_checkpoint_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*FILES, resuming.SEAL])
-@pytest.mark.parametrize("damage", ["cut off", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_checkpoint_is_reported_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:

@@ -191,7 +191,7 @@ def test_several_patches_give_one_checkpoint_or_one_each(tmp_path: Path) -> None
     [
         (["--merged", "a", "b", "c"], "--output: 3 given, expected one"),
         (["--merged", "a", "--weight", "1"], "--weight: 1 given, expected one for each of 2"),
-        (["--adapter", "a"], "an adapter holds one patch, times one; merge the weighted sum"),
+        (["--adapter", "a"], "an adapter holds one unscaled patch; merge the weighted sum"),
         (
             ["--adapter", "a", "--unmerge"],
             "--unmerge writes a checkpoint: give --merged instead",
@@ -245,7 +245,7 @@ def test_patches_that_are_not_additive_are_ported_by_direct_only(tmp_path: Path)
     model = tiny.save_model(tmp_path / "model")
     adapter = adapters.load(tiny.save_adapter(tmp_path / "adapter", model, use_dora=True))
     assert ports.transplanted(adapter, "direct", {}).tensors.keys() == adapter.tensors.keys()
-    with pytest.raises(InputError, match=r"method scaled changes the sum .* only direct"):
+    with pytest.raises(InputError, match=r"method scaled needs an additive patch; .* only direct"):
         ports.transplanted(adapter, "scaled", {"scale": 2.0})
     with pytest.raises(InputError, match="the result of method dare is not an adapter"):
         ports.transplanted(adapter, "dare", {})

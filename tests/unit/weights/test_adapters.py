@@ -51,9 +51,7 @@ def test_a_different_architecture_is_an_error(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", model_type="llama")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, architecture="MistralForCausalLM")
-    with pytest.raises(
-        InputError, match=r"trained on MistralForCausalLM, this is LlamaForCausalLM"
-    ):
+    with pytest.raises(InputError, match=r"trained on MistralForCausalLM, found LlamaForCausalLM"):
         adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
 
 
@@ -61,7 +59,7 @@ def test_a_different_tokenizer_is_an_error_unless_allowed(tmp_path: Path) -> Non
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, tokenizer="0" * 64)
-    with pytest.raises(InputError, match=r"another vocabulary"):
+    with pytest.raises(InputError, match=r"the vocabularies of their tokenizers differ"):
         adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
     adapters.check_fit(StoredAdapter(adapter), Checkpoint(model), allow_other_tokenizer=True)
 
@@ -80,14 +78,14 @@ def test_an_adapter_other_than_lora_is_an_error(tmp_path: Path) -> None:
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"LORA"', '"IA3"'))
-    with pytest.raises(InputError, match=r"peft_type is 'IA3', expected LORA"):
+    with pytest.raises(InputError, match=r"found peft_type 'IA3', expected LORA"):
         StoredAdapter(adapter)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bias": "all"}, r"bias is 'all'"),
+        ({"bias": "all"}, r"found bias 'all', expected 'none'"),
         ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices is set: .*rows"),
         ({"init_lora_weights": "pissa"}, r"init_lora_weights is 'pissa'.*convert it"),
     ],

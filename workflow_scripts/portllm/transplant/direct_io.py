@@ -1,7 +1,7 @@
-"""Large files written once, from begin to end, past the kernel's cache of pages.
+"""Write large files sequentially with direct I/O, past the kernel's page cache.
 
-A copy in that cache costs as much of the processor as a checkpoint's sums do, and is thrown away
-as soon as the next file comes. Where a file system has no direct writes, the cache is used.
+Copying into the page cache costs as much CPU time as the sums of a merge, and the copy is evicted
+by the next file. File systems without direct I/O use the page cache.
 """
 
 import errno
@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 
 PART = 1 << 22
-"""Bytes that are written at a time."""
+"""Bytes per write."""
 PAGE = mmap.PAGESIZE
-"""Direct writes begin and end at multiples of it, in the file and in memory."""
+"""Direct writes must be page-aligned, in the file and in memory."""
 AHEAD = 2
-"""Parts of a file that may wait to be written."""
+"""Parts of a file that may be queued for writing."""
 DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Writers:
-    """Threads that write and hash files, and memory for the parts of these, used over and over."""
+    """Threads that write and hash files, and reusable buffers for the parts of files."""
 
     def __init__(self, pool: ThreadPoolExecutor, hasher: ThreadPoolExecutor) -> None:
-        """The hasher is one thread, as what it hashes has to stay in order."""
+        """The hasher must be a single thread, to hash parts in order."""
         self._pool, self._hasher = pool, hasher
         self._free: deque[mmap.mmap] = deque()
         self._closing: list[Future[None]] = []
@@ -46,7 +46,7 @@ class Writers:
         return file
 
     def take(self) -> mmap.mmap:
-        """Memory for a part: its begin is a page's."""
+        """Return a page-aligned buffer for a part."""
         try:
             return self._free.pop()
         except IndexError:
@@ -55,7 +55,7 @@ class Writers:
     def write(
         self, file: "_Descriptor", offset: int, part: mmap.mmap, filled: int, digest: Any | None
     ) -> Future[None]:
-        """Write and hash the begin of a part some time, and take its memory back."""
+        """Queue the first `filled` bytes of a part for writing and hashing; then reuse it."""
         content = memoryview(part)
         pages = -(-filled // PAGE) * PAGE
         hashed = None
@@ -71,14 +71,14 @@ class Writers:
         return self._pool.submit(act)
 
     def digest_of(self, digest: Any) -> str:
-        """The digest of all that was given to be hashed, in hexadecimal digits."""
+        """Return the hexadecimal digest when everything queued is hashed."""
         return self._hasher.submit(digest.hexdigest).result()
 
     def close(self, file: "_Descriptor", size: int, before: list[Future[None]]) -> None:
-        """Give a file its size and have it on the disk, some time after what is to come before."""
+        """Queue a file to be cut to its size, flushed and closed, after the writes in `before`."""
 
         def act() -> None:
-            # They were submitted before, so that none of them waits for this thread.
+            # Cannot deadlock: these writes were submitted earlier.
             for future in before:
                 future.result()
             file.end(size)
@@ -87,19 +87,19 @@ class Writers:
         self._closing.append(self._pool.submit(act))
 
     def wait(self) -> None:
-        """Return when every closed file is on the disk; raises what its writing has raised."""
+        """Wait until every closed file is on disk; raise the errors of its writes."""
         for future in self._closing:
             future.result()
 
     def give_up(self) -> None:
-        """Close what is still open, as nobody writes any more."""
+        """Close the files that are still open, when no thread writes any more."""
         for file in self._open:
             file.close()
 
 
 @contextmanager
 def writers() -> Iterator[Writers]:
-    """One thread that hashes and two others: one writes while one waits for the disk at an end."""
+    """Start one thread for hashing and two for I/O: one writes while the other flushes a file."""
     with ExitStack() as stack, ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as hasher:
         threads = Writers(pool, hasher)
         stack.callback(threads.give_up)
@@ -107,7 +107,7 @@ def writers() -> Iterator[Writers]:
 
 
 class _Descriptor:
-    """An open file that one thread writes at a time: in the kernel several would spin."""
+    """An open file. One thread writes at a time, because several would spin in the kernel."""
 
     def __init__(self, path: Path) -> None:
         self._number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
@@ -130,7 +130,7 @@ class _Descriptor:
                 except OSError as error:
                     if error.errno != errno.EINVAL or not self._direct:
                         raise
-                    # Some file systems say only now that they know no direct writes, or not these.
+                    # Some file systems reject direct I/O only on a write.
                     self._set_flags(0)
                     self._direct = False
                 else:
@@ -146,9 +146,9 @@ class _Descriptor:
 
 
 class NewFile:
-    """A file that grows at its end.
+    """A file written by appending.
 
-    When it is closed its last parts may still be on their way to the disk: `Writers.wait` waits.
+    After `close`, its last parts may still be queued; `Writers.wait` waits for them.
     """
 
     def __init__(self, path: Path, writers: Writers, *, hashed: bool) -> None:
@@ -161,15 +161,15 @@ class NewFile:
         self._waiting: deque[Future[None]] = deque()
 
     def append(self, content: Tensor) -> None:
-        """Write bytes behind those that are there; they are copied, (count,) uint8."""
+        """Append bytes, (count,) uint8, which are copied."""
         while len(content):
             if self._part is None:
                 self._part = self._writers.take()
             count = min(len(content), PART - self._filled)
-            there = torch.frombuffer(
+            target = torch.frombuffer(
                 self._part, dtype=torch.uint8, count=count, offset=self._filled
             )
-            there.copy_(content[:count])
+            target.copy_(content[:count])
             self._filled += count
             content = content[count:]
             if self._filled == PART:
@@ -186,7 +186,7 @@ class NewFile:
         self._part, self._filled = None, 0
 
     def close(self) -> str | None:
-        """Write what is left; return the SHA-256 of it all, where that is made."""
+        """Write the rest; return the SHA-256 of the file if it is hashed."""
         self._send()
         self._writers.close(self._file, self._written, list(self._waiting))
         return None if self._hash is None else self._writers.digest_of(self._hash)

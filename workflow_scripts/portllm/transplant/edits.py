@@ -78,7 +78,8 @@ def deltas_of(adapter: Adapter) -> dict[str, Delta]:
     """
     if not adapters.is_sum(adapter):
         raise InputError(
-            "a patch with DoRA or modules_to_save is not a sum that is added to weights"
+            "expected an additive patch; found DoRA or modules_to_save, which do more than add to "
+            "weights"
         )
     return {
         weight: _delta(adapter, weight, *both)

@@ -1,10 +1,11 @@
-"""Transplant methods: what becomes of a patch when it moves to another version of its model.
+"""Transplant methods: how a patch is transformed for another version of its model.
 
-A method is a function of one weight's LoRA factors, A (rank, in) and B (out, rank), that gives the
-factors to apply, so that the result is an adapter again. A dense method is a function of the
-changes themselves, one array for each patch, that gives the change to add; no adapter holds its
-result. To add a method, write the function and register it with its parameters and its source.
-numpy is imported where it is used, so that a configuration is checked without it.
+A low-rank method maps the LoRA factors of one weight, A (rank, in) and B (out, rank), to new
+factors, so its result is again an adapter. A dense method maps the full changes of one weight, one
+array per patch, to the change to add; its result does not fit into an adapter.
+
+To add a method, write the function and register it with its parameters and source. numpy is
+imported inside functions, so that configurations can be checked without it.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that a method takes; a whole one where its default is whole."""
+    """A numeric parameter of a method; an integer if its default is one."""
 
     description: str
     default: float | int
@@ -34,7 +35,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method. `apply` gets factors A and B of a weight, or its dense changes."""
+    """A registered method. `apply` takes factors A and B of a weight, or its dense changes."""
 
     name: str
     source: str
@@ -60,12 +61,12 @@ def register(
 
 
 def known() -> list[str]:
-    """Names of the registered methods."""
+    """List the names of the registered methods."""
     return sorted(_registry)
 
 
 def get(kind: str) -> Method:
-    """The method of a name; InputError with the nearest name where there is none."""
+    """Return a method by name; raises InputError, with the nearest name, for an unknown one."""
     if kind not in _registry:
         raise InputError(f"no transplant method {kind!r}; {nearest(kind, known())}")
     return _registry[kind]
@@ -73,18 +74,21 @@ def get(kind: str) -> Method:
 
 def _check_number(place: str, value: Any, parameter: Parameter) -> None:
     kind = "whole number" if isinstance(parameter.default, int) else "number"
-    wanted = int if kind == "whole number" else int | float
+    expected_type = int if kind == "whole number" else int | float
     least, most = parameter.least, parameter.most
     range_ = "" if least is None else f" from {least} to {most}" if most else f", {least} or more"
-    usable = isinstance(value, wanted) and not isinstance(value, bool) and math.isfinite(value)
+    usable = (
+        isinstance(value, expected_type) and not isinstance(value, bool) and math.isfinite(value)
+    )
     if not usable or (least is not None and value < least) or (most is not None and value > most):
         raise InputError(f"{place}: found {value!r}, expected a {kind}{range_}")
 
 
 def check(kind: str, parameters: dict[str, Any]) -> dict[str, float | int]:
-    """Parameters of a method with its defaults filled in.
+    """Check the parameters of a method and fill in its defaults.
 
-    Raises InputError for an unknown method or parameter, or a value that is no number.
+    Raises:
+        InputError: the method or a parameter is unknown, or a value is not in its range.
     """
     method = get(kind)
     for name, value in parameters.items():
@@ -98,7 +102,7 @@ def check(kind: str, parameters: dict[str, Any]) -> dict[str, float | int]:
 
 @register(source="Khan et al., PortLLM, ICLR 2025, arXiv 2410.10870: θ′ + Δθ")
 def direct(weight: str, a: "ndarray", b: "ndarray") -> Factors:
-    """Apply the patch as it is."""
+    """Apply the patch unchanged."""
     return a, b
 
 
@@ -107,12 +111,12 @@ def direct(weight: str, a: "ndarray", b: "ndarray") -> Factors:
     scale=Parameter("λ, the factor of the patch", 1.0),
 )
 def scaled(weight: str, a: "ndarray", b: "ndarray", *, scale: float) -> Factors:
-    """Apply λ times the patch. λ goes to one factor of each product B·A, exactly once."""
+    """Apply λ times the patch: B of each product B·A is multiplied by λ."""
     return a, b * scale
 
 
 def product_norm(a: "ndarray", b: "ndarray") -> float:
-    """Frobenius norm of B·A, which is never expanded: ‖BA‖² = tr(BᵀB·AAᵀ), in float64."""
+    """Return the Frobenius norm of B·A in float64, as ‖BA‖² = tr(BᵀB·AAᵀ), without the product."""
     import numpy
 
     wide_a, wide_b = a.astype(numpy.float64), b.astype(numpy.float64)
@@ -125,10 +129,10 @@ def product_norm(a: "ndarray", b: "ndarray") -> float:
     seed=Parameter("seed of the directions", 0, least=0),
 )
 def random_direction(weight: str, a: "ndarray", b: "ndarray", *, seed: int) -> Factors:
-    """Replace each weight's change by a random one of its rank and its Frobenius norm.
+    """Replace each weight's change by a random one of the same rank and Frobenius norm.
 
     Both factors are drawn from a normal distribution, so that no row or column space is preferred.
-    The draw depends on the seed, the weight's name and the patch: two patches get two directions.
+    The draw depends on the seed, the weight's name and the patch, so it differs between patches.
     """
     import numpy
 
@@ -144,13 +148,13 @@ def random_direction(weight: str, a: "ndarray", b: "ndarray", *, seed: int) -> F
     source="Yadav et al., TIES-merging, NeurIPS 2023, arXiv 2306.01708, algorithm 1, with each "
     "weight trimmed by itself, as mergekit does",
     dense=True,
-    density=Parameter("part of each change's numbers that is kept, the largest", 0.2, 0, 1),
+    density=Parameter("share of each change's elements to keep, the largest ones", 0.2, 0, 1),
     scale=Parameter("λ, the factor of the merged change", 1.0),
 )
 def ties(weight: str, changes: Sequence["ndarray"], *, density: float, scale: float) -> "ndarray":
-    """Trim each patch's change, elect each number's sign, average those that agree with it.
+    """Trim each patch's change, elect the sign of each element, average the changes that agree.
 
-    With one patch, that is to trim it.
+    A single patch is only trimmed.
     """
     import numpy
 
@@ -171,9 +175,9 @@ def _largest(change: "ndarray", density: float) -> "ndarray":
     dropped = change.size - round(change.size * density)
     if dropped == 0:
         return change
-    size = numpy.abs(change).ravel()
-    # Exactly so many, whatever numbers are equal.
-    smallest = numpy.argpartition(size, dropped - 1)[:dropped]
+    magnitude = numpy.abs(change).ravel()
+    # argpartition drops exactly this many, even if magnitudes are equal.
+    smallest = numpy.argpartition(magnitude, dropped - 1)[:dropped]
     kept = change.copy()
     kept.ravel()[smallest] = 0
     return kept
@@ -181,22 +185,22 @@ def _largest(change: "ndarray", density: float) -> "ndarray":
 
 @register(
     source="Yu et al., Language models are super Mario (DARE), ICML 2024, arXiv 2311.03099: "
-    "numbers of Δ are dropped with probability p, the others divided by 1 − p",
+    "elements of Δ are dropped with probability p, the others divided by 1 − p",
     dense=True,
-    drop=Parameter("p, the probability that a number is dropped", 0.9, 0, 0.9999),
+    drop=Parameter("p, the probability that an element is dropped", 0.9, 0, 0.9999),
     seed=Parameter("seed of the draws", 0, least=0),
 )
 def dare(weight: str, changes: Sequence["ndarray"], *, drop: float, seed: int) -> "ndarray":
-    """Drop numbers of each patch's change at random, rescale the rest, and add the patches.
+    """Drop elements of each patch's change at random, rescale the rest, and add the patches.
 
-    The draw depends on the seed, the weight's name and the patch's place among the patches.
+    The draw depends on the seed, the weight's name and the index of the patch.
     """
     import numpy
 
     name = numpy.frombuffer(hashlib.sha256(weight.encode()).digest(), "<u4")
     total = numpy.zeros_like(changes[0])
-    for place, change in enumerate(changes):
-        generator = numpy.random.default_rng([seed, place, *name])
+    for index, change in enumerate(changes):
+        generator = numpy.random.default_rng([seed, index, *name])
         kept = generator.random(change.shape, dtype=numpy.float32) >= drop
         total += numpy.where(kept, change / numpy.float32(1 - drop), 0)
     return total

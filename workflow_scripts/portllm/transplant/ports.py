@@ -68,8 +68,8 @@ def transplanted(adapter: Adapter, method: str, parameters: Parameters) -> Adapt
     apply = methods.get(method).apply
     if method != "direct" and not adapters.is_sum(adapter):
         raise InputError(
-            f"method {method} changes the sum that a patch adds; a patch with DoRA or "
-            "modules_to_save is not a sum, so only direct applies it"
+            f"method {method} needs an additive patch; found DoRA or modules_to_save, which only "
+            "direct supports"
         )
     tensors = {}
     for weight, parts in adapters.factors(list(adapter.tensors)).items():
@@ -121,7 +121,7 @@ def write(port: Port, directory: Path, *, base: Path | str) -> None:
     if not port.dense:
         if len(port.patches) > 1 or port.patches[0].weight != 1.0:
             raise InputError(
-                "an adapter holds one patch, times one; merge the weighted sum into a checkpoint "
+                "an adapter holds one unscaled patch; merge the weighted sum into a checkpoint "
                 "instead, or scale the patch with --method scaled"
             )
         adapters.save(port.adapters()[0][0], directory, base=base)
@@ -163,8 +163,8 @@ def open_port(
     port = read(dense)
     if len(directories) > 1 or method != "direct" or abs(weights[0]) != 1.0:
         raise InputError(
-            f"{dense} is a port of method {port.method}, which can only be applied alone and as it "
-            "is; give its patches instead"
+            f"{dense} is a port of method {port.method}, which can only be applied alone and "
+            "unchanged; give its patches instead"
         )
     signed = tuple(
         WeightedPatch(patch.adapter, patch.weight * weights[0]) for patch in port.patches

@@ -86,8 +86,8 @@ def check_space(needed: dict[Path, int]) -> None:
         free = shutil.disk_usage(place).free
         if free < size:
             raise InputError(
-                f"{place}: no room for the merged weights: {size / 1e9:.2f} GB needed, "
-                f"{free / 1e9:.2f} GB free"
+                f"{place}: too little disk space for the merged weights: found {free / 1e9:.2f} GB "
+                f"free, expected {size / 1e9:.2f} GB"
             )
 
 
@@ -98,7 +98,7 @@ def _full_disk_as_input_error(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(f"{directory}: {error.strerror} while the weights were written") from None
+        raise InputError(f"{directory}: {error.strerror} while writing the weights") from None
 
 
 def _header(shard: SafetensorsFile, targets: Targets) -> bytes:

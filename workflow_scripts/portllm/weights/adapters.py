@@ -133,7 +133,7 @@ def save(adapter: Adapter, directory: Path, *, base: Path | str) -> None:
 
 
 def sort_targets(directory: Path) -> None:
-    """Sort an adapter's target modules: PEFT writes a set, in another order each time."""
+    """Sort an adapter's target modules, because PEFT writes a set in random order."""
     config = read_json(directory / CONFIG)
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
@@ -156,10 +156,11 @@ def is_sum(adapter: Adapter) -> bool:
 def _check_config(config: dict[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise InputError(f"{path}: peft_type is {kind!r}, expected LORA")
+        raise InputError(f"{path}: found peft_type {kind!r}, expected LORA")
     if config.get("bias", "none") != "none":
         raise InputError(
-            f"{path}: bias is {config['bias']!r}; only patches without biases are supported"
+            f"{path}: found bias {config['bias']!r}, expected 'none': trained biases are not "
+            "supported"
         )
     for option, reason in _REFUSED.items():
         if config.get(option):
@@ -208,7 +209,7 @@ def factors(names: list[str]) -> dict[str, dict[str, str]]:
 
 
 def pair(parts: dict[str, str]) -> tuple[str, str] | None:
-    """Names of the tensors A and B among a weight's factors; None where it has neither."""
+    """Return the names of tensors A and B among a weight's factors; None if it has neither."""
     for kind in ("lora", "lora_embedding"):
         if f"{kind}_A" in parts:
             return parts[f"{kind}_A"], parts[f"{kind}_B"]
@@ -292,7 +293,7 @@ def check_fit(
     expected = trained_on.get("architecture", model.architecture)
     if expected != model.architecture:
         raise InputError(
-            f"{adapter} does not fit {model}: trained on {expected}, this is {model.architecture}"
+            f"{adapter} does not fit {model}: trained on {expected}, found {model.architecture}"
         )
     _check_shapes(adapter, model)
     tokenizer = trained_on.get("tokenizer")
@@ -300,6 +301,6 @@ def check_fit(
         return
     if tokenizer != model.tokenizer_hash:
         raise InputError(
-            f"{adapter} does not fit {model}: its tokenizer has another vocabulary than the one "
-            "that the patch was trained with (--allow-other-tokenizer accepts it)"
+            f"{adapter} does not fit {model}: the vocabularies of their tokenizers differ "
+            "(--allow-other-tokenizer accepts this)"
         )

@@ -54,12 +54,12 @@ class SafetensorsFile:
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if 8 + length > size:
-                raise InputError(f"{path}: cut off, its header is not whole")
+                raise InputError(f"{path}: truncated in its header")
             opened = cls(path, size, prefix + file.read(length))
         ends = [entry["data_offsets"][1] for entry in opened.entries.values()]
         expected = len(opened.header) + max(ends, default=0)
         if size != expected:
-            raise InputError(f"{path}: cut off: {size} bytes, expected {expected}")
+            raise InputError(f"{path}: truncated: found {size} bytes, expected {expected}")
         return opened
 
     @cached_property
@@ -68,7 +68,7 @@ class SafetensorsFile:
         try:
             return json.loads(self.header[8:])
         except ValueError:
-            raise InputError(f"{self.path}: damaged, its header is not JSON") from None
+            raise InputError(f"{self.path}: damaged: its header is not valid JSON") from None
 
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -115,7 +115,9 @@ class SafetensorsFile:
         arrays = {}
         for name, entry in self.entries.items():
             if entry["dtype"] not in dtypes.STORED:
-                raise InputError(f"{self.path}: {name} is {entry['dtype']}, {dtypes.EXPECTED}")
+                raise InputError(
+                    f"{self.path}: found {name} in {entry['dtype']}, {dtypes.EXPECTED}"
+                )
             begin, end = entry["data_offsets"]
             stored = content[begin:end].view(dtypes.STORED[entry["dtype"]])
             wide = dtypes.widened(stored, entry["dtype"]).astype(numpy.float32, copy=False)
