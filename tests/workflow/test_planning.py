@@ -1,5 +1,7 @@
 """`snakemake plan` reports the jobs that Snakemake would run, and writes nothing."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,24 @@ def test_cached_and_outdated_jobs_are_counted(checkout: Checkout, tmp_path: Path
     again = plan(checkout, "--configfile", "config.yaml", str(changed))
     assert stages(again)["train_patch"] == (17, 0, 17, 17)
     assert stages(again)["evolve"][1] == 8
+
+
+def test_the_command_prints_the_same_plan(checkout: Checkout) -> None:
+    (checkout.directory / "notes").mkdir()
+    only = checkout.directory / "notes" / "only.yaml"
+    only.write_text("study: {tasks: [demo_sentiment], seeds: [1]}\n")
+    python = PROJECT / ".venvs" / "eval" / "bin" / "python"
+    done = subprocess.run(
+        [python, "-m", "portllm", "plan", "--configfile", "../config.yaml", "only.yaml"],
+        cwd=only.parent,
+        env={**os.environ, "PYTHONPATH": str(PROJECT / "workflow_scripts")},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    expected = plan(checkout, "--configfile", "config.yaml", "notes/only.yaml")
+    assert stages(done.stdout) == stages(expected)
+    assert stages(expected)["make_task_data"][0] == 1
 
 
 def test_options_reach_the_plan(checkout: Checkout, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from portllm.errors import InputError
 
@@ -16,6 +17,11 @@ class PlannedRule:
     outputs: tuple[str, ...]
     gpu: bool = False
     temporary: bool = False
+
+    @classmethod
+    def from_json(cls, rule: dict[str, Any]) -> "PlannedRule":
+        """The rule that the workflow has described as JSON."""
+        return cls(**{**rule, "outputs": tuple(rule["outputs"])})
 
 
 @dataclass(frozen=True)

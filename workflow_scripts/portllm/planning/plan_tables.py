@@ -1,0 +1,209 @@
+"""The plan of a study as text: its jobs, disk, models and memory, in tables."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from portllm.planning import formulas, requests
+from portllm.planning.estimates import Estimate, PricedStudy
+from portllm.planning.jobs import PlannedJob, PlannedRule
+from portllm.study import matrix
+
+MEGABYTE = 1_000_000
+
+FORMULAS = """
+parameters   V*h (twice if untied) + L*(projections + norms) + h; LoRA: r*(in + out) per projection
+checkpoint   parameters x bytes of their dtype; adapters in float32
+training     weights + gradients + AdamW's 8 bytes per trained parameter [1] + activations + logits
+activations  b*s*L*(norms 8h + attention 2w(a+g)d + MLP 3wf); all weights: + w(4h + a*d + f);
+             LoRA: + 5 bytes per input element of each adapted projection (float32 input, dropout
+             mask); method of [2], whose GPT layer is 34h + 5as; within 5 % of measurements
+             checkpointing: b*s*h*w*L [2] + one layer
+logits       b*s*V*(w + 8) in training, b*s*V*2w in scoring
+scoring      weights + one layer's activations + keys and values 2*L*g*d*w per token + logits
+host         imports (measured, 0.2 to 0.9 GB) + weights; without a GPU, all of the above
+checkpoints  (kept + 1) times the trained weights and AdamW's state
+[1] Rajbhandari et al. 2020, ZeRO, 3.1. [2] Korthikanti et al. 2022, arXiv 2205.05198, 4.1 and 5.
+One device, no sharding, maximum lengths. h hidden, f MLP, L layers, a heads, g key-value
+heads, d head size, V vocabulary, b batch, s length, w bytes of the dtype.
+"""
+
+
+def format_bytes(number: float | None) -> str:
+    """Format bytes in decimal units; None as "-"."""
+    if number is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:.3g} TB"
+
+
+@dataclass
+class StageTotals:
+    """Jobs and bytes of a stage. `unknown` marks sizes that cannot be known yet."""
+
+    rule: PlannedRule
+    jobs: int = 0
+    cached: int = 0
+    disk: int = 0
+    to_write: int = 0
+    unknown: bool = False
+
+    def add(self, job: PlannedJob, priced: PricedStudy) -> None:
+        """Count a job and its disk."""
+        self.jobs += 1
+        self.cached += job.cached
+        try:
+            disk = priced.disk(job)
+        except formulas.UnknownError:
+            self.unknown = True
+            return
+        self.disk += disk
+        self.to_write += 0 if job.cached else disk
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """Jobs, cached jobs, jobs to run, and those of them that ask for a GPU."""
+        to_run = self.jobs - self.cached
+        return self.jobs, self.cached, to_run, to_run if self.rule.gpu else 0
+
+    def row(self) -> list[Any]:
+        """The stage's row in the table of jobs."""
+        doubt = " + ?" if self.unknown else ""
+        return [
+            self.rule.name + (" (temporary)" if self.rule.temporary else ""),
+            *self.counts,
+            format_bytes(self.disk) + doubt,
+            format_bytes(self.to_write) + doubt,
+        ]
+
+
+def totals_by_stage(
+    jobs: Iterable[PlannedJob], rules: Iterable[PlannedRule], priced: PricedStudy
+) -> list[StageTotals]:
+    """Count jobs and disk by stage, in the workflow's order."""
+    stages = {rule.name: StageTotals(rule) for rule in rules}
+    for job in jobs:
+        stages[job.rule].add(job, priced)
+    return [stage for stage in stages.values() if stage.jobs]
+
+
+def largest_work(jobs: Iterable[PlannedJob], priced: PricedStudy) -> int:
+    """Return the most bytes that a job still to run needs besides its outputs."""
+    sizes = [0]
+    for job in jobs:
+        try:
+            sizes.append(0 if job.cached else priced.work(job))
+        except formulas.UnknownError:
+            continue
+    return max(sizes)
+
+
+def memory_rows(
+    jobs: Iterable[PlannedJob], rules: Iterable[PlannedRule], priced: PricedStudy
+) -> tuple[list[list[Any]], bool]:
+    """Return the memory of each kind of job, and whether a rule asks for less than estimated."""
+    by_name = {rule.name: rule for rule in rules}
+    kinds: Counter[tuple[str, str, str, Estimate, int]] = Counter()
+    for job in jobs:
+        try:
+            memory = priced.memory(job)
+        except formulas.UnknownError:
+            continue
+        if memory is not None:
+            names = dict(job.wildcards)
+            mem_mb = requests.wanted(priced, job.rule, names, "mem_mb", default=0)
+            kinds[job.rule, names["model"], *memory, mem_mb] += 1
+    rows, short = [], False
+    for (name, model, words, estimate, mem_mb), count in kinds.items():
+        needed = estimate.host if by_name[name].gpu else estimate.host_alone
+        requested = MEGABYTE * mem_mb
+        short = short or requested < needed
+        mark = " !" if requested < needed else ""
+        sizes = (estimate.device, estimate.host, estimate.host_alone)
+        columns = [*map(format_bytes, sizes), format_bytes(requested) + mark]
+        rows.append([name, model, words, count, *columns])
+    order = list(by_name)
+    return sorted(rows, key=lambda row: (order.index(row[0]), row[1])), short
+
+
+def model_rows(priced: PricedStudy, config: matrix.Config) -> list[list[Any]]:
+    """Return the size of each version; versions of equal size share a row."""
+    rows: Counter[tuple[str, ...]] = Counter()
+    names: dict[tuple[str, ...], list[str]] = {}
+    rank, targets = config["patch"]["rank"], config["patch"]["target_modules"]
+    for (model, name), version in priced.versions.items():
+        try:
+            trainable = f"{formulas.lora_parameters(version.architecture, rank, targets):,}"
+        except formulas.UnknownError:
+            trainable = "?"
+        parameters = f"{formulas.parameters(version.architecture):,}"
+        disk = "linked" if version.linked else format_bytes(version.checkpoint_bytes)
+        key = (model, parameters, trainable, disk, version.origin)
+        rows[key] += 1
+        names.setdefault(key, []).append(name)
+    return [
+        [key[0], names[key][0] + (f" and {count - 1} more" if count > 1 else ""), *key[1:]]
+        for key, count in rows.items()
+    ]
+
+
+def _table(title: str, rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    from tabulate import tabulate
+
+    # Without disable_numparse, tabulate would reformat "4.5".
+    text = tabulate(rows, headers=headers, disable_numparse=True, tablefmt="simple")
+    return f"\n{title}\n{text}"
+
+
+def _summary(
+    stages: Sequence[StageTotals], counts: Sequence[int], work: int, doubt: str
+) -> Iterator[str]:
+    disk = sum(stage.disk for stage in stages)
+    temporary = sum(stage.disk for stage in stages if stage.rule.temporary)
+    free = shutil.disk_usage(Path.cwd()).free
+    yield f"\nTo run: {counts[2]} of {counts[0]} jobs, {counts[3]} of them ask for a GPU."
+    yield (
+        f"Disk at the end: {format_bytes(disk - temporary)}{doubt}; at the peak: "
+        f"{format_bytes(disk + work)}{doubt}; free here: {format_bytes(free)}."
+    )
+    yield (
+        f"The peak includes {format_bytes(temporary)} of temporary files, and "
+        f"{format_bytes(work)} of checkpoints for each training that runs."
+    )
+    yield "Corpora, task data, tables and figures count only once they exist."
+
+
+def plan_text(
+    priced: PricedStudy, jobs: Sequence[PlannedJob], rules: Sequence[PlannedRule]
+) -> Iterator[str]:
+    """Yield the lines of a study's plan."""
+    config = priced.config
+    stages = totals_by_stage(jobs, rules, priced)
+    counts = [sum(numbers) for numbers in zip(*(stage.counts for stage in stages), strict=True)]
+    doubt = " + ?" if any(stage.unknown for stage in stages) else ""
+    sizes = (sum(stage.disk for stage in stages), sum(stage.to_write for stage in stages))
+    total = ["total", *counts, *(format_bytes(size) + doubt for size in sizes)]
+    columns = ["stage", "jobs", "cached", "to run", "GPU jobs to run", "disk", "to be written"]
+    yield _table("Jobs and disk", [*(stage.row() for stage in stages), total], columns)
+
+    trainable = f"trainable, rank {config['patch']['rank']}"
+    columns = ["model", "version", "parameters", trainable, "checkpoint", "known from"]
+    yield _table("Models", model_rows(priced, config), columns)
+    for reason in priced.unknown.values():
+        yield f"? unknown: {reason}"
+
+    rows, short = memory_rows(jobs, rules, priced)
+    hosts = ("host, with GPU", "host, no GPU", "requested")
+    columns = ["job", "model", "what", "jobs", "GPU memory", *hosts]
+    yield _table("Memory per job, estimated (upper bound; without sharding)", rows, columns)
+    if short:
+        yield "! requests less host memory than estimated: see `resources` in the configuration"
+
+    yield from _summary(stages, counts, largest_work(jobs, priced), doubt)
+    yield f"\nFormulas{FORMULAS}"
