@@ -7,7 +7,14 @@ from portllm.jobs.durations import JobForecast, format_duration
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.44, "0.4 s"), (1, "1 s"), (59.6, "60 s"), (61, "1 min"), (3599, "1 h 00 min")],
+    [
+        (0.44, "0.4 s"),
+        (1, "1 s"),
+        (59.6, "60 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (3599, "1 h 00 min"),
+    ],
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

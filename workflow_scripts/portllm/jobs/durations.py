@@ -8,9 +8,9 @@ def format_duration(seconds: float) -> str:
     """Format seconds: 0.4 s, 45 s, 12 min, 3 h 20 min."""
     if seconds < 1:
         return f"{max(seconds, 0):.1f} s"
-    minutes = round(seconds / 60)
-    if minutes < 1 or seconds < 60:
+    if seconds < 120:
         return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

@@ -4,6 +4,7 @@ Axolotl seeds the Trainer, but not the model, which it builds earlier. Without t
 seeds give different adapters.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ from portllm.storage.files import write_json
 from portllm.storage.manifests import Meter, device_cost
 from portllm.training.evolution import COST_FILE, TRAINING, write_cost
 from portllm.training.interruption import Interruption
+from portllm.training.step_log import StepLogCallback
 
 LARGE = 200_000
 """Number of rows above which saving a dataset is worth starting processes for."""
+
+LOGGER = "axolotl.portllm"
+"""Logger of the progress. Axolotl shows INFO messages only of loggers below its own."""
 
 _save_to_disk = Dataset.save_to_disk
 _meter = Meter()
@@ -52,8 +57,12 @@ class PortLLMPlugin(BasePlugin):
         set_seed(cfg.seed)
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        """Add the callback that saves a checkpoint on a signal."""
-        return [self._interruption]
+        """Add the callbacks that save a checkpoint on a signal and that log the progress."""
+        return [self._interruption, StepLogCallback(logging.getLogger(LOGGER))]
+
+    def get_training_args(self, cfg: Any) -> dict[str, Any]:
+        """Replace the progress bar, which fills a log file, by a line now and then."""
+        return {"disable_tqdm": True}
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Write the peak memory of the devices, and that the training is complete.

@@ -24,6 +24,7 @@ from transformers import (
 from portllm.study.settings import defaults
 from portllm.training import resuming
 from portllm.training.interruption import Interruption
+from portllm.training.step_log import StepLogCallback
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ def train(
         args=_arguments(settings, work, steps),
         train_dataset=Examples(encoded),
         data_collator=lambda batch: pad(batch, padding),
-        callbacks=[interruption],
+        callbacks=[interruption, StepLogCallback()],
     )
     checkpoint = resuming.last_complete(work)
     if checkpoint:

@@ -21,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from portllm.training.step_log import StepLog
+
 BEGINNING, END, PADDING = "<s>", "</s>", "<pad>"
 GRADIENT_NORM_LIMIT = 1.0
-REPORTS_PER_RUN = 10
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
@@ -189,6 +190,7 @@ def pretrain(
         optimizer, lambda step: learning_rate_factor(step, steps, warmup_fraction)
     )
     losses: list[float] = []
+    step_log = StepLog(steps, logger=log)
     model.train()
     for step, indices in enumerate(_batches(len(blocks), steps, batch_size, generator), start=1):
         batch = blocks[indices].to(model.device)
@@ -199,7 +201,6 @@ def pretrain(
         optimizer.step()
         scheduler.step()
         losses.append(loss.item())
-        if step % max(1, steps // REPORTS_PER_RUN) == 0:
-            log.info("step %d of %d: loss %.3f", step, steps, losses[-1])
+        step_log.update(step, losses[-1])
     model.eval()
     return losses
