@@ -161,7 +161,7 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "part of a corpus that has fewer": (
         lambda config: config["corpora"]["texts"].update(part={"number": 3, "of": 2}),
-        ["config.yaml: corpora.texts.part", "found part 3 of 2"],
+        ["config.yaml: corpora.texts.part", "found part 3, expected 1 to 2"],
     ),
     "loss slice that leaves out the carried patch": (
         lambda config: config.update(loss_slices={"first": 0.5}),

@@ -139,7 +139,7 @@ def test_a_study_of_imported_scores_says_what_they_are_of(tmp_path: Path) -> Non
     assert {part: what for part, what in found.items() if part != "Arms"} == {
         "Models": ["m (of theirs)"],
         "Versions": ["base, first (of theirs)"],
-        "Results made elsewhere": ["theirs (a paper)"],
+        "Imported scores": ["theirs (a paper)"],
         "Tasks": ["boolq, gsm8k (of theirs)"],
         # Not the study's own seed, with which nothing was trained.
         "Seeds": ["42, 50 (of theirs)"],

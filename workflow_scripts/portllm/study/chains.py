@@ -1,8 +1,8 @@
-"""Chains of updates: one entry of a study that stands for several evolutions.
+"""Expand chains of updates: one entry of a study becomes several evolutions.
 
-An evolution with `updates: k` becomes k evolutions, NAME-1 to NAME-k, each continuing the one
-before it, and each learning a part of the corpus of its own. What else names the chain then means
-all its updates or, where one version is meant (another evolution's `from`), the last.
+An evolution with `updates: k` becomes k evolutions, NAME-1 to NAME-k. Each continues the previous
+one on its own part of the corpus. Elsewhere in the study, the name of the chain selects all its
+updates, or the last one where a single version is expected (`from` of another evolution).
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ Place = Callable[..., str]
 
 
 def update_name(chain: str, number: int) -> str:
-    """Name of a chain's update, counted from one."""
+    """Return the name of a chain's update, counted from one."""
     return f"{chain}-{number}"
 
 
 def part_name(corpus: str, number: int, count: int) -> str:
-    """Name of a part of a corpus, counted from one."""
+    """Return the name of a part of a corpus, counted from one."""
     return f"{corpus}-{number}-of-{count}"
 
 
@@ -51,8 +51,12 @@ def _replace(owner: dict[str, Any], key: str, chains: dict[str, list[str]]) -> N
 def expand(config: Config, place: Place) -> None:
     """Replace every chain of a configuration by its updates, in place.
 
-    Defaults have been filled in; `place` says where a key stands, for people. Raises InputError
-    where there is no such corpus, or the name of an update or of a part of the corpus is taken.
+    Args:
+        config: a configuration with its defaults filled in.
+        place: returns file and path of a key, for error messages.
+
+    Raises:
+        InputError: the corpus does not exist, or the name of an update or part is already used.
     """
     counts = {
         name: definition["updates"]

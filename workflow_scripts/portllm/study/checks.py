@@ -1,4 +1,4 @@
-"""Check what the schema cannot: names that refer to each other, files, adapters, devices."""
+"""Check what the schema cannot: references between names, files, adapters, devices."""
 
 import ast
 from collections.abc import Iterable
@@ -16,10 +16,10 @@ from portllm.weights.adapters import StoredAdapter
 from portllm.weights.checkpoints import Checkpoint
 
 
-def _check_known(name: str, options: Iterable[str], place: str, what: str) -> None:
+def _check_known(name: str, options: Iterable[str], place: str, kind: str) -> None:
     known = list(options)
     if name not in known:
-        raise InputError(f"{place}: no {what} named {name!r}; {nearest(name, known)}")
+        raise InputError(f"{place}: no {kind} named {name!r}; {nearest(name, known)}")
 
 
 def _check_selection(config: Config, origins: KeyOrigins) -> None:
@@ -42,7 +42,7 @@ def _check_source(config: Config, source: dict[str, Any], key: Key, origins: Key
         checkpoints.check_directory(Path(source["path"]), origins.at(*key, "path"))
     if kind == "from_scratch":
         if key[2] != "base":
-            raise InputError(f"{origins.at(*key)}: only a base is trained from scratch")
+            raise InputError(f"{origins.at(*key)}: only a base can be trained from scratch")
         corpus = source["from_scratch"]["corpus"]
         _check_known(
             corpus, config["corpora"], origins.at(*key, "from_scratch", "corpus"), "corpus"
@@ -63,7 +63,7 @@ def _check_models(config: Config, origins: KeyOrigins) -> None:
         for release in definition["releases"]:
             if release == matrix.BASE or release in config["evolutions"]:
                 place = origins.at("models", model, "releases", release)
-                raise InputError(f"{place}: this name is taken by another version")
+                raise InputError(f"{place}: another version has this name already")
 
 
 def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
@@ -77,7 +77,7 @@ def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
         try:
             adapter = StoredAdapter(patch)
             for version, source in matrix.sources(config, model).items():
-                # The version that the patch was trained on need not exist any more.
+                # The version that the patch was trained on need not be available.
                 if "path" in source and version != definition["trained_on"]:
                     path = Path(source["path"])
                     checkpoint = checkpoints_by_path.setdefault(path, Checkpoint.open(path))
@@ -115,7 +115,7 @@ def _check_corpora(config: Config, origins: KeyOrigins) -> None:
         part = definition.get("part")
         if part is not None and part["number"] > part["of"]:
             place = origins.at("corpora", corpus, "part")
-            raise InputError(f"{place}: found part {part['number']} of {part['of']}")
+            raise InputError(f"{place}: found part {part['number']}, expected 1 to {part['of']}")
 
 
 def _check_parents(config: Config, origins: KeyOrigins) -> None:
@@ -132,16 +132,16 @@ def _check_parents(config: Config, origins: KeyOrigins) -> None:
         path = [name]
         while (parent := known[path[-1]]["from"]) in known:
             if parent in path:
-                circle = " → ".join([*path[path.index(parent) :], parent])
+                cycle = " → ".join([*path[path.index(parent) :], parent])
                 place = origins.at("evolutions", parent, "from")
-                raise InputError(f"{place}: evolutions go round in a circle: {circle}")
+                raise InputError(f"{place}: evolutions form a cycle: {cycle}")
             path.append(parent)
 
 
 def _check_evolutions(config: Config, origins: KeyOrigins) -> None:
     for name, definition in config["evolutions"].items():
         if name in (matrix.BASE, matrix.NONE, matrix.SAME, matrix.ALL, matrix.LATER):
-            raise InputError(f"{origins.at('evolutions', name)}: this name has a meaning already")
+            raise InputError(f"{origins.at('evolutions', name)}: {name!r} is a reserved name")
         key = ("evolutions", name)
         for task in definition.get("tasks", ()):
             _check_known(task, config["tasks"], origins.at(*key, "tasks"), "task")
@@ -195,7 +195,7 @@ def _check_arms(config: Config, origins: KeyOrigins) -> None:
 
 
 def _check_tables(config: Config, origins: KeyOrigins) -> None:
-    # A study may leave out versions that a table names: the table then has no rows for them.
+    # A study may select fewer versions than a table names; the table has no rows for the others.
     everywhere = {
         version for model in config["models"] for version in matrix.sources(config, model)
     } | set(config["evolutions"])
@@ -223,7 +223,7 @@ def _check_tables(config: Config, origins: KeyOrigins) -> None:
 
 
 def _check_chain(config: Config, settings: dict[str, Any], place: str) -> None:
-    """Refuse a table or figure over updates in which two versions are the same update."""
+    """Check that no two versions of a table or figure over updates are the same update."""
     models = [*matrix.chosen(config, "models"), *matrix.imported_names(config, "models")]
     for model in settings.get("models", models):
         versions: dict[int, str] = {}
@@ -268,9 +268,9 @@ def _check_merged(config: Config, origins: KeyOrigins) -> None:
 
 
 def check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> None:
-    """Check that lm-eval or the study defines the chosen tasks.
+    """Check that lm-eval or the study defines the selected tasks.
 
-    Without lm-eval (`library` is None) only the study's own tasks are checked.
+    Without lm-eval (`library` is None), only the study's own tasks are checked.
     """
     trained = matrix.trained_tasks(config)
     for task in matrix.chosen(config, "tasks"):
@@ -297,18 +297,18 @@ def check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> No
 
 
 ONE_DEVICE = ("base", "patch")
-"""Stages whose programs train on one device; with several their batches would silently grow."""
+"""Stages that train on one device; on several, their effective batch size would silently grow."""
 
 
 def _check_devices(config: Config, limit: int | None, origins: KeyOrigins) -> None:
-    for stage, asked in config["resources"].items():
-        wanted, place = asked.get("gpu", 0), origins.at("resources", stage, "gpu")
-        if stage in ONE_DEVICE and wanted > 1:
-            raise InputError(f"{place}: found {wanted}, but this stage uses one device (gpu: 1)")
-        # Snakemake would lower the number and say nothing.
-        if limit is not None and wanted > limit:
+    for stage, resources in config["resources"].items():
+        gpus, place = resources.get("gpu", 0), origins.at("resources", stage, "gpu")
+        if stage in ONE_DEVICE and gpus > 1:
+            raise InputError(f"{place}: found {gpus}, but this stage uses one device (gpu: 1)")
+        # Snakemake would silently lower the number.
+        if limit is not None and gpus > limit:
             raise InputError(
-                f"{place}: found {wanted}, but the run may use {limit} (--resources gpu={limit})"
+                f"{place}: found {gpus}, but the run may use {limit} (--resources gpu={limit})"
             )
 
 
@@ -319,7 +319,7 @@ def check_references(
     task_library: Path | None = None,
     device_limit: int | None = None,
 ) -> None:
-    """Check all that the schema cannot, once defaults are filled in and chains are expanded.
+    """Check everything that the schema cannot, after defaults are set and chains expanded.
 
     Raises:
         InputError: for the first mistake, with its file and key.

@@ -1,6 +1,6 @@
 """Load a study's configuration: check it against the schema, fill in defaults, check the rest.
 
-Every mistake is an InputError of one line: file, key, found, expected, nearest valid value.
+Every mistake raises an InputError of one line: file, key, found, expected, nearest valid value.
 """
 
 import copy
@@ -44,7 +44,7 @@ def _schema_message(error: ValidationError, origins: KeyOrigins) -> str:
             return f"{place}: found {found}, expected {names}"
         case "enum":
             options = nearest(str(error.instance), error.validator_value)
-            return f"{place}: found {found}, which is none of the choices; {options}"
+            return f"{place}: found {found}, which is not a valid choice; {options}"
         case "pattern":
             hint = error.schema.get("description", error.validator_value)
             return f"{place}: found {found}, expected: {hint}"
@@ -54,7 +54,7 @@ def _schema_message(error: ValidationError, origins: KeyOrigins) -> str:
 
 def _fill_defaults(config: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
     schema = resolve(schema, root)
-    # Settings that differ from others somewhere: what is left out is not the default there.
+    # Partial overrides of other settings: a missing key means the overridden value, not a default.
     if not schema.get(FILLED, True):
         return
     if isinstance(config, dict):
@@ -74,7 +74,7 @@ def _fill_defaults(config: Any, schema: dict[str, Any], root: dict[str, Any]) ->
 
 
 def check_schema(config: Config, schema: dict[str, Any], files: Iterable[Path] = ()) -> None:
-    """Hold a configuration against the schema and fill in the schema's defaults, in place."""
+    """Validate a configuration against the schema and fill in its defaults, in place."""
     error = best_match(Draft202012Validator(schema).iter_errors(config))
     if error is not None:
         raise InputError(_schema_message(error, KeyOrigins(files)))
@@ -90,17 +90,24 @@ def recipes(config: Config) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_packages(found: dict[str, dict[str, Any]], pins: Path) -> None:
-    """Raise InputError for a recipe that asks for DeepSpeed where no pin installs it.
+def check_packages(recipes: dict[str, dict[str, Any]], pins: Path) -> None:
+    """Check that the pins install DeepSpeed if a recipe uses it.
 
-    It is no default: where it is installed, every training imports it.
+    It is not installed by default, because every training would then import it.
+
+    Args:
+        recipes: the recipe of each evolution.
+        pins: the pinned requirements of the training environment.
+
+    Raises:
+        InputError: a recipe uses DeepSpeed, which is not pinned.
     """
     if re.search(r"^deepspeed==", pins.read_text(), flags=re.MULTILINE):
         return
-    for name, recipe in found.items():
+    for name, recipe in recipes.items():
         if recipe.get("deepspeed"):
             raise InputError(
-                f"evolutions.{name}: its recipe asks for DeepSpeed ({recipe['deepspeed']}), which "
+                f"evolutions.{name}: its recipe uses DeepSpeed ({recipe['deepspeed']}), which "
                 f"{pins.parent.name}/{pins.name} does not install: add deepspeed to "
                 f"{pins.with_suffix('.in').name} there and run `make pins envs`, or shard with "
                 "fsdp_config"

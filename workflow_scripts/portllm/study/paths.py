@@ -1,6 +1,6 @@
-"""Where a study's files are: artefacts below `<results>`, and the user's own files that it reads.
+"""Paths of a study's files: artefacts below `<results>`, and the user's files that it reads.
 
-`<results>` is a Snakemake path variable: the workflow replaces it, not this module.
+`<results>` is a Snakemake path variable, which the workflow replaces.
 """
 
 from collections.abc import Iterable

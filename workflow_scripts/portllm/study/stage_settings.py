@@ -1,7 +1,7 @@
-"""What each stage is told: the parts of a study's configuration that it uses, and no others.
+"""Select the settings of each stage: the parts of the configuration that it uses, and no others.
 
-A rule passes these to its program as parameters, so a key that a stage does not use here cannot
-make its jobs run again.
+Rules pass these settings to their programs as parameters, so a change of any other key does not
+rerun a stage's jobs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,23 +21,23 @@ def names(mapping: Mapping[str, Any]) -> list[str]:
 
 
 def without(settings: Settings, *names: str) -> Settings:
-    """Return settings less some of them."""
+    """Return settings without some names."""
     return {name: value for name, value in settings.items() if name not in names}
 
 
 def fetch_patch_settings(config: Config, patch: Patch) -> Settings:
-    """Where an existing patch comes from, and its names in the study."""
+    """Return the source of an existing patch, and its names in the study."""
     source = without(matrix.existing_patches(config)[patch], "trained_on")
     return {**source, "hub_mirror": config["hub_mirror"], "names": names(asdict(patch))}
 
 
 def patch_settings(config: Config, task: str) -> Settings:
-    """Training settings of a task's patch: the study's, overridden by the task's own."""
+    """Return the training settings of a task's patch: the study's, overridden by the task's."""
     return {**config["patch"], **config["tasks"][task].get("patch", {})}
 
 
 def pretraining_settings(config: Config, model: str) -> Settings:
-    """Settings of a base that is trained from scratch, less its corpus, which is an input."""
+    """Return the settings of a pretrained base, without its corpus, which is an input."""
     return without(config["models"][model]["base"]["from_scratch"], "corpus")
 
 
@@ -48,18 +48,18 @@ def recipe_files(config: Config, version: str) -> list[str]:
 
 
 def preprocessed_evolutions(config: Config) -> list[str]:
-    """Evolutions whose dataset is prepared in a separate job."""
+    """List the evolutions whose dataset is prepared in a separate job."""
     return [name for name, definition in config["evolutions"].items() if definition["preprocess"]]
 
 
 def evolution_settings(config: Config, version: str) -> Settings:
-    """Settings of an evolution beyond its inputs."""
+    """Return the settings of an evolution, without its inputs."""
     definition = config["evolutions"][version]
     return {"overrides": definition["overrides"], "seed": definition["seed"]}
 
 
 def method_settings(config: Config, name: str) -> Settings:
-    """Kind and parameters of a transplant method; parameters as `name=value`."""
+    """Return the kind of a transplant method, and its parameters as `name=value`."""
     definition = config["methods"][name]
     return {"method": definition["kind"], "parameter": names(without(definition, "kind")) or None}
 
@@ -74,14 +74,14 @@ def _lm_eval_task(config: Config, task: str) -> Settings:
 
 
 def task_data_settings(config: Config, task: str) -> Settings:
-    """Settings of the stage that prepares a task's data."""
+    """Return the settings of the stage that prepares a task's data."""
     limit = config["tasks"][task]["training_limit"]
     untrained = task not in matrix.trained_tasks(config)
     return {**_lm_eval_task(config, task), "training_limit": limit, "no_training": untrained}
 
 
 def scoring_settings(config: Config, task: str) -> Settings:
-    """Settings of the jobs that score a task."""
+    """Return the settings of the jobs that score a task."""
     definition = config["tasks"][task]
     of_task = {name: definition[name] for name in ("few_shot", "limit")}
     return {**_lm_eval_task(config, task), **of_task, **config["scoring"]}
@@ -108,15 +108,15 @@ def scored_cells(cells: list[Cell], adapters: Iterable[str]) -> Settings:
 
 
 def loss_slice_settings(config: Config, task: str) -> Settings:
-    """Settings of the jobs that measure the loss between two patches of a task."""
+    """Return the settings of the jobs that measure the loss between two patches of a task."""
     scoring = {name: config["scoring"][name] for name in ("batch_size", "dtype")}
     length = {"max_length": patch_settings(config, task)["max_length"]}
     line = dict(config["loss_slices"])
-    # An option that is left out means the default, which is a number.
+    # Omitting the option would mean its default, which is a number.
     line["items"] = NULL if line["items"] is None else line["items"]
     return {**_lm_eval_task(config, task), **line, **scoring, **length}
 
 
 def imported_settings(config: Config, source: str) -> Settings:
-    """Definition of a source of imported scores, and the seed for files that name none."""
+    """Return a source of imported scores, and the default seed of its patches."""
     return {**config["imported"][source], "seed": config["study"]["seeds"][0]}

@@ -1,4 +1,4 @@
-"""A study in words, for its report."""
+"""Describe a study in words, for its report."""
 
 from typing import Any
 
@@ -24,9 +24,9 @@ def _source_text(source: dict[str, Any]) -> str:
 
 
 def described(config: matrix.Config) -> dict[str, list[str]]:
-    """What a study runs, in words: models, evolutions, tasks, arms, seeds, what is brought.
+    """Describe the models, evolutions, patches, tasks, arms and seeds of a study.
 
-    A study of imported scores alone runs nothing: what these are of, the report says.
+    Empty lists are filled in by the report, from the imported scores.
     """
     obtained = [
         f"{model} {version} ({_source_text(source)})"
@@ -40,14 +40,14 @@ def described(config: matrix.Config) -> dict[str, list[str]]:
             name in matrix.evolutions(config, model) for model in matrix.chosen(config, "models")
         )
     ]
-    brought = [f"{patch.task} for {patch.model}" for patch in matrix.existing_patches(config)]
+    existing = [f"{patch.task} for {patch.model}" for patch in matrix.existing_patches(config)]
     seeds = [str(seed) for seed in config["study"]["seeds"]]
     return {
         "Models": obtained,
         "Updates": evolved,
         "Versions": [],
-        "Patches brought": brought,
-        "Results made elsewhere": [
+        "Existing patches": existing,
+        "Imported scores": [
             f"{name} ({source.get('origin', source['directory'])})"
             for name, source in config["imported"].items()
         ],
@@ -58,7 +58,7 @@ def described(config: matrix.Config) -> dict[str, list[str]]:
 
 
 def report_settings(config: matrix.Config) -> dict[str, Any]:
-    """What the report needs: the study in words, and the kinds of its tables and figures."""
+    """Return what the report needs: the description, and the kinds of tables and figures."""
     return {
         "study": {"title": config["title"], "parts": described(config)},
         **{
