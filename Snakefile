@@ -43,11 +43,11 @@ rule all:
     default_target: True
     input:
         expand(
-            "<results>/tables/{table}.{kind}", table=with_rows("tables"), kind=["csv", "md", "tex"]
+            "<results>/tables/{table}.{kind}", table=TABLES.with_rows(), kind=["csv", "md", "tex"]
         ),
         expand(
             "<results>/figures/{figure}.{kind}",
-            figure=with_rows("figures"),
+            figure=FIGURES.with_rows(),
             kind=["svg", "png", "csv"],
         ),
         "<results>/report.html",

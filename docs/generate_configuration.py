@@ -1,6 +1,6 @@
-"""Print docs/configuration.md from the schema of a study and the registered methods.
+"""Print docs/configuration.md from the schema of a study, its exhibits and the methods.
 
-Run `make docs` after a change to either; a test compares the page with what this program prints.
+Run `make docs` after a change to one; a test compares the page with what this program prints.
 """
 
 import json
@@ -14,6 +14,7 @@ sys.path.insert(0, str(PROJECT / "workflow_scripts"))
 
 import yaml  # noqa: E402
 
+from portllm.reporting import registry  # noqa: E402
 from portllm.transplant import methods  # noqa: E402
 
 Schema = dict[str, Any]
@@ -232,7 +233,8 @@ def methods_table() -> str:
 
 def page() -> str:
     """The text of docs/configuration.md."""
-    return Page(yaml.safe_load((PROJECT / "config/schema.yaml").read_text())).text()
+    schema = yaml.safe_load((PROJECT / "config/schema.yaml").read_text())
+    return Page(registry.load().complete_schema(schema)).text()
 
 
 if __name__ == "__main__":

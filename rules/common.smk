@@ -1,4 +1,3 @@
-import json
 import os
 import re
 import sys
@@ -11,12 +10,14 @@ HERE = Path(os.path.relpath(workflow.basedir))
 ENVIRONMENTS = HERE / ".venvs"
 sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
 
-from portllm.data import fetching
+from portllm.data import fetching, task_files
 from portllm.jobs import devices, supervision
 from portllm.planning import estimates, requests
-from portllm.snakemake_hooks import clusters, environments, output_cache, progress, run_guard
+from portllm.reporting import registry
+from portllm.snakemake_hooks import clusters, device_options, environments, output_cache
+from portllm.snakemake_hooks import progress, run_guard
 from portllm.study import config as configuration
-from portllm.study import imported_patterns, matrix, paths, stage_settings, summary
+from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
 from portllm.errors import InputError
 
@@ -53,39 +54,20 @@ envvars:
     "RUN_JOB",
 
 
-def task_library():
-    """The folder of lm-eval's own tasks; None before the eval environment is built."""
-    return next(ENVIRONMENTS.glob("eval/lib/python*/site-packages/lm_eval/tasks"), None)
-
-
-def device_limit():
-    """Devices that --resources gpu=N allows on this machine; a cluster has limits of its own."""
-    limit = workflow.global_resources.get("gpu")
-    is_ours = workflow.local_exec and workflow.is_main_process
-    return limit.value if is_ours and limit is not None else None
-
-
-def devices_by_rule():
-    """Devices that --set-resources RULE:gpu=N asks for; numbers that are computed are left out."""
-    asked = workflow.resource_settings.overwrite_resources.items()
-    given = [(name, settings.get("gpu")) for name, settings in asked]
-    return {name: gpu.value for name, gpu in given if gpu and not gpu.is_evaluable()}
-
-
-def has_devices():
-    """Whether jobs find devices to compute on; of a cluster's nodes it is taken for granted."""
-    return bool(devices.pool(os.environ)) or not workflow.local_exec
-
+EXHIBITS = registry.load()
 
 try:
     if workflow.workflow_settings.cache is not None:
-        output_cache.prepare(os.environ, HERE / "workflow_scripts", with_devices=has_devices())
+        output_cache.prepare(
+            os.environ, HERE / "workflow_scripts", with_devices=device_options.has_devices(workflow)
+        )
     configuration.load(
         config,
         schema=HERE / "config" / "schema.yaml",
+        exhibits=EXHIBITS,
         files=[Path(file) for file in workflow.configfiles],
-        task_library=task_library(),
-        device_limit=device_limit(),
+        task_library=task_files.installed_tasks(ENVIRONMENTS / "eval"),
+        device_limit=device_options.device_limit(workflow),
     )
     RECIPES = configuration.recipes(config)
     configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
@@ -95,10 +77,15 @@ try:
         known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
     )
-    requests.check_devices(PRICED, devices_by_rule(), device_limit())
+    requests.check_devices(
+        PRICED, device_options.devices_by_rule(workflow), device_options.device_limit(workflow)
+    )
 except InputError as error:
     logger.error(f"error: {error}")
     sys.exit(1)
+
+TABLES = exhibits.StudyExhibits(EXHIBITS, "tables", config)
+FIGURES = exhibits.StudyExhibits(EXHIBITS, "figures", config)
 
 # One run at a time uses the results. Damaged results are made again. Signals stop the jobs.
 run_guard.attend(workflow, logger)
@@ -113,7 +100,7 @@ if not WITH_CONDA:
         checkout=HERE,
         logs=Path(workflow.pathvars.apply("<logs>")),
         after_building=lambda: configuration.check_tasks(
-            config, task_library(), workflow.configfiles
+            config, task_files.installed_tasks(ENVIRONMENTS / "eval"), workflow.configfiles
         ),
     )
 
@@ -157,93 +144,3 @@ wildcard_constraints:
 def source_files(source, kept):
     """The local files that a model or a patch is linked from; none where it comes from the hub."""
     return fetching.local_files(source, config["hub_mirror"], kept)
-
-
-def table_notes(table):
-    """Notes on imported scores, for tables of scores."""
-    settings = config["tables"][table]
-    if settings["kind"] in (
-        "versions",
-        "norms",
-        "efficiency",
-        "costs",
-        "provenance",
-        *matrix.MEASURED,
-    ):
-        return []
-    return paths.imported_paths(matrix.imported_sources(config, settings), ".notes.txt")
-
-
-def with_rows(kind):
-    """Names of the study's tables or figures that have something to show."""
-    return [name for name, settings in config[kind].items() if matrix.has_rows(config, settings)]
-
-
-def item_paths(settings, suffix):
-    """Results, or items, of the scoring jobs whose items a table or figure compares."""
-    return paths.score_paths(matrix.jobs_with_items(config, settings), suffix)
-
-
-def table_inputs(table):
-    """What a table is made from, by its kind."""
-    settings = config["tables"][table]
-    match settings["kind"]:
-        case "main" | "recovery":
-            return [paths.SCORES, *item_paths(settings, ".json")]
-        case "comparisons" | "seeds":
-            return item_paths(settings, ".json")
-        case "versions":
-            return [paths.movement_path(*place) for place in matrix.moved_versions(config)]
-        case "norms":
-            return [
-                paths.measurement_path("norms", cell)
-                for cell in matrix.compared_cells(config, settings)
-            ]
-        case "geometry":
-            return [
-                paths.measurement_path("geometry", cell)
-                for cell in matrix.measured_cells(config, settings)
-            ]
-        case "efficiency":
-            compared = matrix.compared_cells(config, settings)
-            natives = [paths.patch_path(matrix.native_patch(cell)) for cell in compared]
-            return [*natives, *map(paths.adapter_path, compared)]
-        case "costs" | "provenance":
-            return paths.artefact_paths(config)
-        case _:
-            return [paths.SCORES]
-
-
-def figure_inputs(figure):
-    """What a figure is made from, by its kind."""
-    settings = config["figures"][figure]
-    if settings["kind"] in matrix.MEASURED:
-        cells = matrix.measured_cells(config, settings)
-        return [paths.measurement_path(settings["kind"], cell) for cell in cells]
-    return [paths.SCORES, *item_paths(settings, ".json")]
-
-
-def described_study():
-    """The study and, of each rule, what the plan prices: its outputs and what its jobs ask for."""
-    rules = [
-        {
-            "name": rule.name,
-            "outputs": [str(path) for path in rule.output],
-            "gpu": "gpu" in rule.resources,
-            "temporary": any(path.flags.get("temp", False) for path in rule.output),
-        }
-        for rule in workflow.rules
-        if rule.output
-    ]
-    return {"config": config, "results": workflow.pathvars.apply("<results>"), "rules": rules}
-
-
-def same_study():
-    """Options with which another Snakemake sees the same study as this one."""
-    return {
-        "snakefile": workflow.main_snakefile,
-        "configfile": list(workflow.configfiles) or None,
-        "config": workflow.config_settings.config_args or None,
-        "rerun_triggers": [trigger.item_to_choice() for trigger in workflow.rerun_triggers],
-        "software_deployment_method": "conda" if WITH_CONDA else None,
-    }

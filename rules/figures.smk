@@ -4,9 +4,10 @@ localrules:
 
 rule make_figure:
     input:
-        sources=lambda wildcards: figure_inputs(wildcards.figure),
-        # Found beside the sources, by their names.
-        samples=lambda wildcards: item_paths(config["figures"][wildcards.figure], ".samples.jsonl"),
+        sources=lambda wildcards: FIGURES.sources(wildcards.figure),
+        # The program finds these beside the sources, and in the figure's settings.
+        samples=lambda wildcards: FIGURES.item_files(wildcards.figure),
+        named=lambda wildcards: FIGURES.own_files(wildcards.figure),
     output:
         report(
             "<results>/figures/{figure}.svg",
@@ -21,9 +22,7 @@ rule make_figure:
     conda:
         "../envs/workflow.yaml"
     params:
-        settings=lambda wildcards: options(
-            {"settings": matrix.figure_settings(config, wildcards.figure)}
-        ),
+        settings=lambda wildcards: options({"settings": FIGURES.program_settings(wildcards.figure)}),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input.sources} {params.settings}"
         " --output {output} >{log} 2>&1"

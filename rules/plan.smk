@@ -1,5 +1,34 @@
+import json
+
+
 localrules:
     plan,
+
+
+def described_study():
+    """The study and, of each rule, what the plan prices: its outputs and what its jobs ask for."""
+    rules = [
+        {
+            "name": rule.name,
+            "outputs": [str(path) for path in rule.output],
+            "gpu": "gpu" in rule.resources,
+            "temporary": any(path.flags.get("temp", False) for path in rule.output),
+        }
+        for rule in workflow.rules
+        if rule.output
+    ]
+    return {"config": config, "results": workflow.pathvars.apply("<results>"), "rules": rules}
+
+
+def same_study():
+    """Options with which another Snakemake sees the same study as this one."""
+    return {
+        "snakefile": workflow.main_snakefile,
+        "configfile": list(workflow.configfiles) or None,
+        "config": workflow.config_settings.config_args or None,
+        "rerun_triggers": [trigger.item_to_choice() for trigger in workflow.rerun_triggers],
+        "software_deployment_method": "conda" if WITH_CONDA else None,
+    }
 
 
 rule plan:

@@ -4,8 +4,8 @@ localrules:
 
 rule make_report:
     input:
-        tables=expand("<results>/tables/{table}.md", table=with_rows("tables")),
-        figures=expand("<results>/figures/{figure}.svg", figure=with_rows("figures")),
+        tables=expand("<results>/tables/{table}.md", table=TABLES.with_rows()),
+        figures=expand("<results>/figures/{figure}.svg", figure=FIGURES.with_rows()),
         imported=paths.imported_paths(config["imported"], ".csv"),
         sections=HERE / "report" / "sections.yaml",
         template=HERE / "report" / "report.html.j2",

@@ -4,11 +4,11 @@ localrules:
 
 rule make_table:
     input:
-        sources=lambda wildcards: table_inputs(wildcards.table),
-        # Found beside the sources, by their names.
-        samples=lambda wildcards: item_paths(config["tables"][wildcards.table], ".samples.jsonl"),
-        published=lambda wildcards: config["tables"][wildcards.table].get("published", []),
-        notes=lambda wildcards: table_notes(wildcards.table),
+        sources=lambda wildcards: TABLES.sources(wildcards.table),
+        # The program finds these beside the sources, and in the table's settings.
+        samples=lambda wildcards: TABLES.item_files(wildcards.table),
+        named=lambda wildcards: TABLES.own_files(wildcards.table),
+        notes=lambda wildcards: TABLES.note_files(wildcards.table),
     output:
         report(
             "<results>/tables/{table}.csv",
@@ -23,9 +23,7 @@ rule make_table:
     conda:
         "../envs/workflow.yaml"
     params:
-        settings=lambda wildcards: options(
-            {"settings": matrix.table_settings(config, wildcards.table)}
-        ),
+        settings=lambda wildcards: options({"settings": TABLES.program_settings(wildcards.table)}),
     shell:
         "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} --notes {input.notes} {params.settings}"
         " --output {output} >{log} 2>&1"

@@ -21,9 +21,10 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs="+", required=True, metavar="FILE")
     arguments = parser.parse_args()
-    from portllm.reporting import figures
+    from portllm.reporting import registry
 
-    drawing = figures.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    kind = registry.load()["figures", arguments.settings["kind"]]
+    drawing = kind.make(arguments.sources, arguments.settings)
     for path in arguments.output:
         with files.whole_file(path) as partial:
             kind = path.suffix.lstrip(".")

@@ -8,11 +8,6 @@ from portllm.command_line import run
 from portllm.storage import files
 
 
-def by_name(paths: list[Path], kinds: dict[str, str]) -> dict[str, tuple[str, Path]]:
-    """Kind and file of each table or figure, by its name, which is the file's."""
-    return {path.stem: (kinds[path.stem], path) for path in paths}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -29,15 +24,19 @@ def main() -> None:
     parser.add_argument("--template", type=Path, required=True, help="Jinja template of the page")
     parser.add_argument("--output", type=Path, required=True, help="HTML to write")
     arguments = parser.parse_args()
-    from portllm.reporting import html_report
+    from portllm.reporting import html_report, registry
 
     study = arguments.settings["study"]
+    parts = html_report.with_imported(study["parts"], arguments.imported)
     page = html_report.write(
         arguments.template,
         html_report.read_sections(arguments.sections),
-        tables=by_name(arguments.tables, arguments.settings["tables"]),
-        figures=by_name(arguments.figures, arguments.settings["figures"]),
-        study={**study, "parts": html_report.with_imported(study["parts"], arguments.imported)},
+        registry.load(),
+        settings={**arguments.settings, "study": {**study, "parts": parts}},
+        files={
+            "tables": {path.stem: path for path in arguments.tables},
+            "figures": {path.stem: path for path in arguments.figures},
+        },
     )
     with files.whole_file(arguments.output) as partial:
         partial.write_text(page)

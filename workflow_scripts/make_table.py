@@ -31,14 +31,15 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
-    from portllm.reporting import tables
+    from portllm.reporting import registry, table_formats
 
-    table = tables.KINDS[arguments.settings["kind"]](arguments.sources, arguments.settings)
+    kind = registry.load()["tables", arguments.settings["kind"]]
+    table = kind.make(arguments.sources, arguments.settings)
     notes = [*table.notes, *(line for file in arguments.notes for line in _lines(file))]
     contents = (
         table.numbers.to_csv(index=False),
-        tables.to_markdown(table.text, notes),
-        tables.to_latex(table.text, notes),
+        table_formats.to_markdown(table.text, notes),
+        table_formats.to_latex(table.text, notes),
     )
     for path, content in zip(arguments.output, contents, strict=True):
         with files.whole_file(path) as partial:

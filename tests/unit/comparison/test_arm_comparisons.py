@@ -3,125 +3,34 @@
 import logging
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pandas
 import pytest
+from exhibit_making import make_figure, make_table
+from paired_results import (
+    ARMS,
+    COMPARED,
+    EASE,
+    GOLD,
+    ONE_SEED,
+    PORTED,
+    RECOVERY,
+    SETTINGS,
+    STATISTICS,
+    TUNED,
+    TWO_SEEDS,
+    ZERO_SHOT,
+    collected,
+    write,
+)
 from scipy import stats
-from sklearn.metrics import f1_score
 
 from portllm import statistics
-from portllm.comparison import arm_comparisons, item_scores, score_table
+from portllm.comparison import arm_comparisons, item_scores
 from portllm.errors import InputError
-from portllm.reporting import figures, paired_tables, tables
-from portllm.storage import files
-
-ARMS = {
-    "zero-shot": {"trained_on": "none", "applied_to": "all", "method": "direct"},
-    "ported": {"trained_on": "base", "applied_to": "later", "method": "direct"},
-    "half-ported": {"trained_on": "base", "applied_to": "later", "method": "half"},
-    "re-fine-tuned": {"trained_on": "same", "applied_to": "later", "method": "direct"},
-}
-RECOVERY = {
-    "minimum_gain": 0.0,
-    "zero_shot": "zero-shot",
-    "ported": "ported",
-    "re_fine_tuned": "re-fine-tuned",
-}
-STATISTICS = {"level": 0.95, "resamples": 2000, "seed": 1}
-SETTINGS: dict[str, Any] = {"arms": ARMS, "recovery": RECOVERY, "statistics": STATISTICS}
-COMPARED = {**SETTINGS, "ported": ["ported"], "statistics": {**STATISTICS, "margin": 5}}
-
-GENERATOR = numpy.random.default_rng(11)
-EASE = GENERATOR.random(200)
-GOLD = (GENERATOR.random(200) < 0.4).astype(int)
-
-
-def right(skill: float, noise: float = 0.05) -> numpy.ndarray:
-    """Items that an arm has right: easy ones, give or take."""
-    return (EASE + GENERATOR.normal(0, noise, 200) < skill).astype(int)
-
-
-ZERO_SHOT, TUNED = right(0.3), right(0.8)
-PORTED = {"1": right(0.75), "2": right(0.65)}
-Cells = dict[tuple[str, str, int | None], numpy.ndarray]
-ONE_SEED: Cells = {
-    ("none", "none", None): ZERO_SHOT,
-    ("base", "direct", 1): PORTED["1"],
-    ("v2", "direct", 1): TUNED,
-}
-TWO_SEEDS: Cells = {
-    **ONE_SEED,
-    ("base", "direct", 2): PORTED["2"],
-    ("v2", "direct", 2): right(0.8),
-}
-
-
-def write(
-    directory: Path,
-    cells: Cells,
-    *,
-    task: str = "t",
-    metrics: dict[str, float] | None = None,
-    dropped: dict[tuple[str, str, int | None], int] | None = None,
-) -> Path:
-    """A scoring job's two files; accuracy and F1 of each cell, less the items that are dropped.
-
-    `metrics` are scores that are not what the items give.
-    """
-    described, rows = [], []
-    for number, (cell, values) in enumerate(cells.items()):
-        trained_on, method, seed = cell
-        names = {"trained_on": trained_on, "method": method, "seed": seed}
-        predicted = numpy.where(values == 1, GOLD, 1 - GOLD)
-        scored = {"acc": float(values.mean()), "f1": float(f1_score(GOLD, predicted))}
-        kept = [item for item in range(200) if item != (dropped or {}).get(cell)]
-        described.append(
-            {
-                **names,
-                "key": str(number),
-                "samples": len(kept),
-                "metrics": {
-                    f"{metric},none": {"value": value, "stderr": 0.03, "n": 200}
-                    for metric, value in (scored | (metrics or {})).items()
-                },
-            }
-        )
-        rows += [
-            {
-                "cell": str(number),
-                **names,
-                "doc_id": item,
-                "doc_hash": f"{task}-{item}",
-                "filter": "none",
-                "metrics": {
-                    "acc": float(values[item]),
-                    "f1": [int(GOLD[item]), int(predicted[item])],
-                    "bits": 1.5,
-                },
-            }
-            # In no order that anybody should rely on.
-            for item in reversed(kept)
-        ]
-    path = directory / f"{task}.json"
-    files.write_json(
-        path,
-        {
-            "names": {"model": "m", "applied_to": "v2", "task": task},
-            "lm_eval": {"task": task, "version": 1.0},
-            "cells": described,
-        },
-    )
-    files.write_json_lines(item_scores.samples_path(path), rows)
-    return path
-
-
-def collected(path: Path) -> list[Path]:
-    """The table of scores and the result that it is of."""
-    table = path.parent / "scores.csv"
-    score_table.collect([path]).to_csv(table, index=False)
-    return [table, path]
+from portllm.reporting import table_formats
+from portllm.reporting.exhibits.recovery import recovery_numbers
 
 
 def test_a_comparison_is_that_of_the_items(tmp_path: Path) -> None:
@@ -161,7 +70,7 @@ def test_the_verdict_follows_the_margin(tmp_path: Path) -> None:
     verdicts = {}
     for margin in (0.1, 3):
         settings = {**COMPARED, "statistics": {**STATISTICS, "margin": margin}}
-        table = paired_tables.comparisons([path], settings)
+        table = make_table("comparisons", [path], settings)
         assert f"within ±{margin:g} points" in table.text
         verdicts[margin] = table.text[f"within ±{margin:g} points"].tolist()
     # Against re-fine-tuning, and against no patch, in accuracy and in F1.
@@ -174,7 +83,7 @@ def test_the_verdict_follows_the_margin(tmp_path: Path) -> None:
 
 
 def test_the_comparisons_as_people_read_them(tmp_path: Path) -> None:
-    table = paired_tables.comparisons([write(tmp_path, ONE_SEED)], COMPARED)
+    table = make_table("comparisons", [write(tmp_path, ONE_SEED)], COMPARED)
     row = table.text.iloc[1]
     assert list(table.text.columns[:5]) == ["version", "task", "arm", "against", "n"]
     assert row["task"] == "t (acc)"
@@ -182,7 +91,7 @@ def test_the_comparisons_as_people_read_them(tmp_path: Path) -> None:
     gain = 100 * (PORTED["1"].mean() - ZERO_SHOT.mean())
     assert row["difference, points [95%]"].startswith(f"+{gain:.1f} [+")
     assert row["p"] == "<0.001"
-    latex = tables.to_latex(table.text)
+    latex = table_formats.to_latex(table.text)
     assert "$<$0.001" in latex
     assert "−" not in latex
 
@@ -219,7 +128,7 @@ def test_only_seeds_that_both_arms_have_are_compared(tmp_path: Path) -> None:
 
 
 def test_seeds_table(tmp_path: Path) -> None:
-    table = paired_tables.seeds([write(tmp_path, TWO_SEEDS)], SETTINGS)
+    table = make_table("seeds", [write(tmp_path, TWO_SEEDS)], SETTINGS)
     row = table.numbers.iloc[0]
     assert table.numbers[["arm", "metric"]].to_numpy().tolist() == [
         ["ported", "acc,none"],
@@ -240,17 +149,17 @@ def test_seeds_table(tmp_path: Path) -> None:
 
 def test_recovery_has_an_interval_from_the_items(tmp_path: Path) -> None:
     sources = collected(write(tmp_path, ONE_SEED))
-    numbers = paired_tables.recovery_numbers(sources, SETTINGS).set_index("metric")
+    numbers = recovery_numbers(sources, SETTINGS).set_index("metric")
     row = numbers.loc["acc,none"]
     result = statistics.recovery(PORTED["1"], ZERO_SHOT, TUNED, **STATISTICS)
     assert (row["recovery"], row["low"], row["high"]) == pytest.approx(
         (result.value, result.low, result.high)
     )
     assert (row["n"], row["seeds"]) == (200, 1)
-    text = paired_tables.recovery(sources, SETTINGS).text.iloc[0]
+    text = make_table("recovery", sources, SETTINGS).text.iloc[0]
     assert text["recovery"] == f"{result.value:.0%} [{result.low:.0%}, {result.high:.0%}]"
     assert text["n"] == "200"
-    figure = figures.recovery(sources, {**SETTINGS, "width": 6, "height": 3}).figure
+    figure = make_figure("recovery", sources, {**SETTINGS, "width": 6, "height": 3}).figure
     lines = [
         segment[:, 1]
         for line in figure.axes[0].collections
@@ -265,7 +174,9 @@ def test_the_main_tables_f1_has_the_bootstraps_interval(tmp_path: Path) -> None:
     cells = {**TWO_SEEDS, ("v2", "direct", 1): numpy.ones(200, int)}
     del cells["v2", "direct", 2]
     sources = collected(write(tmp_path, cells))
-    numbers = tables.main(sources, {**SETTINGS, "arms": {arm: ARMS[arm] for arm in arms}}).numbers
+    numbers = make_table(
+        "main", sources, {**SETTINGS, "arms": {arm: ARMS[arm] for arm in arms}}
+    ).numbers
     kinds = numbers.set_index(["metric", "arm"])
     assert set(kinds.loc["acc,none", "interval"]) == {"Wilson"}
     assert set(kinds.loc["f1,none", "interval"]) == {"bootstrap"}
@@ -288,7 +199,7 @@ def test_recovery_within_noise_is_not_stated(tmp_path: Path) -> None:
     cells = {**ONE_SEED, ("v2", "direct", 1): ZERO_SHOT}
     # One item more right is a gain, and within noise.
     cells["v2", "direct", 1] = numpy.maximum(ZERO_SHOT, EASE[ZERO_SHOT == 0].min() == EASE)
-    table = paired_tables.recovery(collected(write(tmp_path, cells)), SETTINGS)
+    table = make_table("recovery", collected(write(tmp_path, cells)), SETTINGS)
     assert (table.numbers["gain"] > 0).any()
     assert table.numbers[["recovery", "low", "high"]].isna().all(axis=None)
     assert table.text["recovery"].tolist() == ["–", "–", "–"]
@@ -297,7 +208,7 @@ def test_recovery_within_noise_is_not_stated(tmp_path: Path) -> None:
 def test_a_study_may_state_a_least_gain_beside(tmp_path: Path) -> None:
     sources = collected(write(tmp_path, ONE_SEED))
     settings = {**SETTINGS, "recovery": {**RECOVERY, "minimum_gain": 0.9}}
-    assert paired_tables.recovery_numbers(sources, settings)["recovery"].isna().all()
+    assert recovery_numbers(sources, settings)["recovery"].isna().all()
 
 
 def test_items_that_two_arms_do_not_share_are_an_error(tmp_path: Path) -> None:
@@ -347,7 +258,7 @@ def test_a_metric_that_is_no_mean_of_its_items_is_left_out_and_said(
 
 def test_a_metric_that_is_no_share_has_no_margin(tmp_path: Path) -> None:
     path = write(tmp_path, ONE_SEED, metrics={"bits": 1.5})
-    table = paired_tables.comparisons([path], COMPARED)
+    table = make_table("comparisons", [path], COMPARED)
     row = table.numbers.set_index("metric").loc["bits,none"].iloc[0]
     assert math.isnan(row["p_inside"])
     assert math.isnan(row["negative"])
@@ -358,9 +269,9 @@ def test_a_metric_that_is_no_share_has_no_margin(tmp_path: Path) -> None:
 
 def test_tables_without_rows_have_their_columns(tmp_path: Path) -> None:
     path = write(tmp_path, {("none", "none", None): ZERO_SHOT})
-    for make, settings in ((paired_tables.comparisons, COMPARED), (paired_tables.seeds, SETTINGS)):
-        table = make([path], settings)
+    for kind, settings in (("comparisons", COMPARED), ("seeds", SETTINGS)):
+        table = make_table(kind, [path], settings)
         assert len(table.text) == len(table.numbers) == 0
-        assert "task" in tables.to_markdown(table.text)
-        assert isinstance(tables.to_latex(table.text), str)
+        assert "task" in table_formats.to_markdown(table.text)
+        assert isinstance(table_formats.to_latex(table.text), str)
         assert {"model", "value", "mean"} & set(pandas.DataFrame(table.numbers).columns)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pandas
 import pytest
+from exhibit_making import make_table
 from hypothesis import given
 from hypothesis import strategies as st
 
 from portllm.comparison import published
 from portllm.errors import InputError
-from portllm.reporting import tables
 
 CSV = "resources/published/portllm_main.csv"
 
@@ -69,7 +69,8 @@ def test_the_main_table_shows_them(tmp_path: Path) -> None:
         "zero-shot": {"trained_on": "none", "applied_to": "all", "method": "direct"},
         "ported": {"trained_on": "base", "applied_to": "later", "method": "direct"},
     }
-    table = tables.main(
+    table = make_table(
+        "main",
         [source],
         {"kind": "main", "arms": arms, "published": str(known), "statistics": {"level": 0.95}},
     )

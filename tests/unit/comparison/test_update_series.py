@@ -1,42 +1,25 @@
 """Tables and figures over updates, from scores that are known."""
 
 from pathlib import Path
-from typing import Any
 
-import pandas
 import pytest
-import yaml
-from conftest import PROJECT
+from exhibit_making import make_figure, make_table
 from labels import assert_labels_stand_apart
 from scipy import stats
+from update_scores import (
+    ARMS,
+    CHAIN,
+    DECAY,
+    FLAT,
+    SETTINGS,
+    TWO_ARMS,
+    cell,
+    chain_scores,
+    save_scores,
+)
 
-from portllm.comparison import score_table
 from portllm.errors import InputError
-from portllm.reporting import figures, tables
-
-ARMS = {
-    "un-patched": {"trained_on": "none", "applied_to": "all", "method": "direct"},
-    "carried": {"trained_on": "base", "applied_to": "all", "method": "direct"},
-    "step-wise": {"trained_on": "same", "applied_to": "all", "method": "direct"},
-}
-CHAIN = ["base", "first", "second", "third", "fourth"]
-UPDATES = {"m": {version: number for number, version in enumerate(CHAIN)}}
-SETTINGS = {
-    "arms": ARMS,
-    "updates": UPDATES,
-    "lifetime": {"share_of_gain": 0.5},
-    "statistics": {"level": 0.95},
-}
-
-
-def cell(version: str, trained_on: str, seed: str, task: str, value: float) -> list[Any]:
-    method = "none" if trained_on == "none" else "direct"
-    return ["m", task, version, trained_on, method, seed, "acc,none", value, 0.02, 400]
-
-
-def save_scores(path: Path, rows: list[list[Any]]) -> Path:
-    pandas.DataFrame(rows, columns=score_table.COLUMNS).to_csv(path, index=False)
-    return path
+from portllm.reporting import table_formats
 
 
 @pytest.fixture
@@ -58,7 +41,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_table_over_updates(source: Path) -> None:
-    text = tables.KINDS["temporal"]([source], SETTINGS).text
+    text = make_table("temporal", [source], SETTINGS).text
     assert list(text.columns) == ["task", "arm", "n", *(f"update {n}" for n in range(5))]
     assert text[["task", "arm"]].to_numpy().tolist() == [
         [task, arm] for task in ("easy", "hard") for arm in ARMS
@@ -75,12 +58,12 @@ def test_table_over_updates(source: Path) -> None:
 
 def test_a_selection_of_metrics_without_scores_is_refused(source: Path) -> None:
     with pytest.raises(InputError, match="no score of the selection"):
-        tables.KINDS["temporal"]([source], {**SETTINGS, "metrics": ["f1,none"]})
+        make_table("temporal", [source], {**SETTINGS, "metrics": ["f1,none"]})
 
 
 def test_figure_over_updates(source: Path) -> None:
     settings = {**SETTINGS, "width": 7.0, "height": 2.5}
-    figure = figures.lifetime([source], settings).figure
+    figure = make_figure("lifetime", [source], settings).figure
     assert [axes.get_title() for axes in figure.axes] == ["easy\nn = 400", "hard\nn = 400"]
     for axes in figure.axes:
         assert axes.get_ylabel() == "accuracy (%)"
@@ -101,7 +84,7 @@ def test_bars_are_wilsons_intervals_at_the_level(tmp_path: Path, level: float) -
     # Scores of 100 % have a standard error of zero, and are not certain.
     rows = [cell(version, "base", "1", "t", 1.0) for version in CHAIN]
     settings = {**TWO_ARMS, "statistics": {"level": level}, "width": 4.0, "height": 2.5}
-    drawing = figures.lifetime([save_scores(tmp_path / "scores.csv", rows)], settings)
+    drawing = make_figure("lifetime", [save_scores(tmp_path / "scores.csv", rows)], settings)
     (axes,) = drawing.figure.axes
     (low, high) = axes.containers[0].lines[2][0].get_segments()[0][:, 1]
     reference = stats.binomtest(400, 400).proportion_ci(level, method="wilson")
@@ -120,7 +103,9 @@ def test_a_score_whose_error_is_zero_has_no_normal_interval(tmp_path: Path) -> N
         [*cell(version, "base", "1", "t", 1.0)[:6], "f1,none", 1.0, 0.0, 9] for version in CHAIN
     ]
     settings = {**TWO_ARMS, "width": 4.0, "height": 2.5}
-    numbers = figures.lifetime([save_scores(tmp_path / "scores.csv", rows)], settings).numbers
+    numbers = make_figure(
+        "lifetime", [save_scores(tmp_path / "scores.csv", rows)], settings
+    ).numbers
     assert numbers[["low", "high"]].isna().all(axis=None)
 
 
@@ -134,24 +119,7 @@ def test_labels_of_many_tasks_and_updates_stand_apart(tmp_path: Path, updates: i
     numbers = {version: number for number, version in enumerate(chain)}
     source = save_scores(tmp_path / "scores.csv", rows)
     settings = {**SETTINGS, "updates": {"m": numbers}, "width": 7.0, "height": 2.4}
-    assert_labels_stand_apart(figures.lifetime([source], settings).figure)
-
-
-DECAY = [0.9, 0.84, 0.81, 0.74, 0.7]
-HOLD = [0.9, 0.91, 0.9, 0.89, 0.9]
-FLAT = [0.5, 0.51, 0.5, 0.49, 0.5]
-TWO_ARMS = {**SETTINGS, "arms": {arm: ARMS[arm] for arm in ("un-patched", "carried")}}
-
-
-def chain_scores(path: Path, *, updates: int = 5, un_patched: bool = True) -> Path:
-    """One task whose carried patch decays and one whose patch holds."""
-    rows = []
-    for number, version in enumerate(CHAIN[:updates]):
-        for task, carried in (("decays", DECAY), ("holds", HOLD)):
-            if un_patched:
-                rows.append(cell(version, "none", "none", task, FLAT[number]))
-            rows.append(cell(version, "base", "1", task, carried[number]))
-    return save_scores(path, rows)
+    assert_labels_stand_apart(make_figure("lifetime", [source], settings).figure)
 
 
 def test_the_level_of_a_trends_intervals_is_the_studys(tmp_path: Path) -> None:
@@ -159,7 +127,7 @@ def test_the_level_of_a_trends_intervals_is_the_studys(tmp_path: Path) -> None:
     result = {}
     for level in (0.8, 0.95):
         settings = {**TWO_ARMS, "statistics": {"level": level}}
-        table = tables.KINDS["trend"]([source], settings)
+        table = make_table("trend", [source], settings)
         result[level] = table.numbers.set_index(["task", "arm"]).loc[("decays", "carried")]
         assert f"{100 * level:g} % intervals" in table.notes[0]
         assert table.numbers["level"].tolist() == [level] * 4
@@ -177,7 +145,7 @@ def test_the_level_of_a_trends_intervals_is_the_studys(tmp_path: Path) -> None:
 
 
 def test_trends_and_their_family(tmp_path: Path) -> None:
-    table = tables.KINDS["trend"]([chain_scores(tmp_path / "scores.csv")], TWO_ARMS)
+    table = make_table("trend", [chain_scores(tmp_path / "scores.csv")], TWO_ARMS)
     numbers = table.numbers.set_index(["task", "arm"])
     decays, holds = numbers.loc[("decays", "carried")], numbers.loc[("holds", "carried")]
     expected = stats.linregress(range(5), DECAY)
@@ -200,21 +168,21 @@ def test_trends_and_their_family(tmp_path: Path) -> None:
 
 def test_forecast_of_a_patch_that_decays(tmp_path: Path) -> None:
     source = chain_scores(tmp_path / "scores.csv")
-    numbers = tables.KINDS["trend"]([source], TWO_ARMS).numbers.set_index(["task", "arm"])
+    numbers = make_table("trend", [source], TWO_ARMS).numbers.set_index(["task", "arm"])
     decays = numbers.loc[("decays", "carried")]
     gains = [score - bare for score, bare in zip(DECAY, FLAT, strict=True)]
     line = stats.linregress(range(5), gains)
     assert decays["first_gain"] == pytest.approx(0.4)
     assert decays["forecast"] == pytest.approx((0.2 - line.intercept) / line.slope)
     assert decays["forecast_low"] < decays["forecast"] < decays["forecast_high"]
-    text = tables.KINDS["trend"]([source], TWO_ARMS).text.set_index(["task", "arm"])
+    text = make_table("trend", [source], TWO_ARMS).text.set_index(["task", "arm"])
     shown = text["below 50% of its gain"]
     assert shown["decays", "carried"].startswith("update 4 [")
     assert shown["holds", "carried"].startswith("no decline shown")
     assert shown["holds", "un-patched"] == "–"
     # As good as no patch: later than half of the gain.
     bare = {**TWO_ARMS, "lifetime": {"share_of_gain": 0}}
-    later = tables.KINDS["trend"]([source], bare).numbers.set_index(["task", "arm"])
+    later = make_table("trend", [source], bare).numbers.set_index(["task", "arm"])
     assert later.loc[("decays", "carried"), "forecast"] == pytest.approx(
         -line.intercept / line.slope
     )
@@ -222,14 +190,14 @@ def test_forecast_of_a_patch_that_decays(tmp_path: Path) -> None:
 
 def test_too_few_updates_are_no_trend_and_no_forecast(tmp_path: Path) -> None:
     source = chain_scores(tmp_path / "four.csv", updates=4)
-    four = tables.KINDS["trend"]([source], TWO_ARMS)
+    four = make_table("trend", [source], TWO_ARMS)
     assert four.numbers["p"].notna().all()
     assert four.numbers["forecast"].isna().all()
     assert any(
         note.startswith("No forecast for decays carried, holds carried: a forecast needs scores")
         for note in four.notes
     )
-    two = tables.KINDS["trend"]([chain_scores(tmp_path / "two.csv", updates=2)], TWO_ARMS)
+    two = make_table("trend", [chain_scores(tmp_path / "two.csv", updates=2)], TWO_ARMS)
     assert two.numbers["p"].isna().all()
     assert set(two.text["slope"]) == {"–"}
     assert any(note.startswith("No slope for decays un-patched, ") for note in two.notes)
@@ -237,7 +205,7 @@ def test_too_few_updates_are_no_trend_and_no_forecast(tmp_path: Path) -> None:
 
 def test_without_the_un_patched_model_there_is_no_gain_to_lose(tmp_path: Path) -> None:
     source = chain_scores(tmp_path / "scores.csv", un_patched=False)
-    table = tables.KINDS["trend"]([source], TWO_ARMS)
+    table = make_table("trend", [source], TWO_ARMS)
     assert table.numbers["slope"].notna().all()
     assert set(table.text["below 50% of its gain"]) == {"–"}
     assert any("no score of the un-patched model" in note for note in table.notes)
@@ -249,31 +217,24 @@ def test_a_patch_without_a_gain_has_no_forecast(tmp_path: Path) -> None:
         for version in CHAIN
         for trained_on, seed in (("none", "none"), ("base", "1"))
     ]
-    table = tables.KINDS["trend"]([save_scores(tmp_path / "scores.csv", rows)], TWO_ARMS)
+    table = make_table("trend", [save_scores(tmp_path / "scores.csv", rows)], TWO_ARMS)
     assert any("no gain at the first update" in note for note in table.notes)
 
 
 def test_seeds_that_differ_between_updates_are_told(tmp_path: Path) -> None:
     rows = [cell(version, "base", "1", "t", 0.9) for version in CHAIN]
     rows.append(cell("second", "base", "2", "t", 0.5))
-    table = tables.KINDS["trend"]([save_scores(tmp_path / "scores.csv", rows)], TWO_ARMS)
+    table = make_table("trend", [save_scores(tmp_path / "scores.csv", rows)], TWO_ARMS)
     assert "The number of seeds differs between the updates of t carried." in table.notes
 
 
 def test_notes_stand_under_the_text(source: Path) -> None:
-    text = tables.KINDS["temporal"]([source], TWO_ARMS).text
+    text = make_table("temporal", [source], TWO_ARMS).text
     notes = ["Left out: a_b/c.json (50 % & less)."]
-    assert tables.to_markdown(text, notes).endswith("|\n\nLeft out: a_b/c.json (50 % & less).\n")
-    latex = tables.to_latex(text, notes)
+    assert table_formats.to_markdown(text, notes).endswith(
+        "|\n\nLeft out: a_b/c.json (50 % & less).\n"
+    )
+    latex = table_formats.to_latex(text, notes)
     assert latex.index(r"\end{tabular}") < latex.index("footnotesize")
     assert r"(50 \% \& less)" in latex
     assert r"a\_\allowbreak{}b/\allowbreak{}c.json" in latex
-
-
-@pytest.mark.parametrize(
-    ("section", "kinds"), [("tables", tables.KINDS), ("figures", figures.KINDS)]
-)
-def test_the_schema_names_every_kind(section: str, kinds: dict[str, Any]) -> None:
-    schema = yaml.safe_load((PROJECT / "config" / "schema.yaml").read_text())
-    definition = schema["properties"][section]["additionalProperties"]
-    assert set(definition["properties"]["kind"]["enum"]) == set(kinds)

@@ -7,6 +7,7 @@ import pytest
 import tiny
 import torch
 from conftest import PROJECT
+from exhibit_making import KINDS
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from portllm.planning import estimates, formulas
@@ -103,6 +104,7 @@ def test_the_demo_patch_matches_the_measured_memory() -> None:
     study = configuration.load(
         yaml_files.read_yaml(PROJECT / "config.yaml", what="config.yaml"),
         schema=PROJECT / "config" / "schema.yaml",
+        exhibits=KINDS,
     )
     scratch = study["models"]["demo"]["base"]["from_scratch"]
     known = formulas.architecture({**scratch["config"], "vocab_size": 900})

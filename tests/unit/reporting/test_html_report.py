@@ -8,11 +8,13 @@ import matplotlib.figure
 import pandas
 import pytest
 from conftest import PROJECT
+from exhibit_making import KINDS
 
 from portllm.comparison import score_table
 from portllm.errors import InputError
-from portllm.reporting import figures, html_report, tables
+from portllm.reporting import html_report, table_formats
 from portllm.study import config, summary
+from portllm.study.exhibits import Registry
 
 SECTIONS = PROJECT / "report" / "sections.yaml"
 TEMPLATE = PROJECT / "report" / "report.html.j2"
@@ -20,27 +22,35 @@ TEMPLATE = PROJECT / "report" / "report.html.j2"
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    """A report of two tables, one of a kind that no section names, and a figure."""
+    """A report of two tables, one of a kind without a section, and a figure."""
     numbers = pandas.DataFrame({"recovery": [0.5, 1.0, None], "task": ["a", "b & <c>", "d"]})
     text = numbers.astype(str).assign(task=["a", "b & <c>", "‖θ‖"])
     for name in ("shares", "odd"):
         numbers.to_csv(tmp_path / f"{name}.csv", index=False)
         (tmp_path / f"{name}.tex").write_text("\\begin{tabular}")
         note = "\nFile x is cut off.\n" if name == "odd" else ""
-        (tmp_path / f"{name}.md").write_text(tables.to_markdown(text) + note)
+        (tmp_path / f"{name}.md").write_text(table_formats.to_markdown(text) + note)
     drawing = matplotlib.figure.Figure()
     for kind in ("svg", "png"):
         drawing.savefig(tmp_path / f"bars.{kind}")
     (tmp_path / "bars.csv").write_text("a,b\n")
+    odd = type("Odd", (type(KINDS["tables", "seeds"]),), {"kind": "odd", "section": "none"})()
     return html_report.write(
         TEMPLATE,
         html_report.read_sections(SECTIONS),
-        tables={
-            "odd": ("of a new kind", tmp_path / "odd.md"),
-            "shares": ("recovery", tmp_path / "shares.md"),
+        Registry([*KINDS.values(), odd]),
+        settings={
+            "study": {"title": "Our study", "parts": {"Tasks": ["one", "two"]}},
+            "tables": {
+                "odd": {"kind": "odd", "caption": "Odd <numbers>."},
+                "shares": {"kind": "recovery", "caption": "Shares of the gain."},
+            },
+            "figures": {"bars": {"kind": "recovery", "caption": "Bars of shares."}},
         },
-        figures={"bars": ("recovery", tmp_path / "bars.svg")},
-        study={"title": "Our study", "parts": {"Tasks": ["one", "two"]}},
+        files={
+            "tables": {name: tmp_path / f"{name}.md" for name in ("odd", "shares")},
+            "figures": {"bars": tmp_path / "bars.svg"},
+        },
     )
 
 
@@ -60,6 +70,9 @@ def test_tables_stand_where_their_kind_belongs(page: str) -> None:
     )
     assert "Table 1 (shares)" in page
     assert "Table 2 (odd)" in page
+    assert "Odd &lt;numbers&gt;." in page
+    assert "Shares of the gain." in page
+    assert page.count("Bars of shares.") == 2
 
 
 def test_text_is_text(page: str) -> None:
@@ -82,24 +95,43 @@ def test_it_begins_with_what_was_found(page: str) -> None:
     assert "(50 % to 100 %; 1 others gain too little to divide by)" in page
 
 
-def test_every_kind_has_a_place_and_a_caption() -> None:
-    sections = html_report.read_sections(SECTIONS)
-    placed = {kind for section in sections for kind in section["tables"]}
-    assert set(tables.KINDS) <= placed
-    captions = [text for section in sections for text in section["tables"].values()]
-    assert all(len(caption) > 30 for caption in captions)
+def test_every_kind_has_a_section_and_a_caption() -> None:
+    sections = [section["id"] for section in html_report.read_sections(SECTIONS)]
+    assert len(KINDS) >= 17
+    for kind in KINDS.values():
+        assert kind.section in sections
+        assert len(kind.caption) > 30
+
+
+@pytest.mark.parametrize("group", ["tables", "figures"])
+def test_kinds_of_a_section_have_an_order(group: str) -> None:
+    names = list(KINDS.of_group(group))
+    arranged = html_report.arrange(
+        html_report.read_sections(SECTIONS), {name: KINDS[group, name] for name in reversed(names)}
+    )
+    expected = {
+        "tables": [
+            ["versions"],
+            ["main"],
+            ["recovery", "comparisons", "seeds"],
+            ["temporal", "trend"],
+            ["norms", "geometry"],
+            ["efficiency", "costs"],
+            ["provenance"],
+            [],
+        ],
+        "figures": [
+            *([], [], ["recovery"], ["lifetime"]),
+            *(["scaling", "geometry", "loss_slices"], [], [], []),
+        ],
+    }
+    assert arranged == expected[group]
 
 
 def test_sections_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "sections.yaml").write_text("title: [")
     with pytest.raises(InputError, match=r"sections.yaml: no list of sections"):
         html_report.read_sections(tmp_path / "sections.yaml")
-
-
-def test_every_kind_of_figure_has_a_place() -> None:
-    sections = html_report.read_sections(SECTIONS)
-    placed = {kind for section in sections for kind in section["figures"]}
-    assert set(figures.KINDS) == placed
 
 
 def test_trends_are_counted_in_a_sentence() -> None:
@@ -113,9 +145,9 @@ def test_trends_are_counted_in_a_sentence() -> None:
             "level": 0.95,
         }
     )
-    (sentence,) = html_report.highlights([("trend", numbers)])
+    (sentence,) = html_report.headlines(KINDS, [("trend", numbers)])
     assert "p < 0.05): carried in 1 of 2, step-wise in 0 of 1 series" in sentence
-    (stricter,) = html_report.highlights([("trend", numbers.assign(level=0.995))])
+    (stricter,) = html_report.headlines(KINDS, [("trend", numbers.assign(level=0.995))])
     assert "p < 0.005): carried in 0 of 2" in stricter
 
 
@@ -133,7 +165,7 @@ def imported_scores(path: Path) -> Path:
 def test_a_study_of_imported_scores_says_what_they_are_of(tmp_path: Path) -> None:
     directory = elsewhere.save_all(tmp_path / "elsewhere")
     study = {"imported": {"theirs": {**elsewhere.STUDY, "directory": str(directory)}}}
-    config.load(study, schema=PROJECT / "config" / "schema.yaml")
+    config.load(study, schema=PROJECT / "config" / "schema.yaml", exhibits=KINDS)
     own = summary.described(study)
     found = html_report.with_imported(own, [imported_scores(tmp_path / "theirs.csv")])
     assert {part: what for part, what in found.items() if part != "Arms"} == {

@@ -5,14 +5,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import measured_weights
+import paired_results
 import pandas
 import pytest
-import test_arm_comparisons as compared
-import test_measurement_tables as measured
-import test_update_series as over_updates
+import update_scores
 from conftest import PROJECT
+from exhibit_making import KINDS, make_table
 
-from portllm.reporting import tables
+from portllm.reporting import table_formats
 from portllm.reporting.formatting import Table
 from portllm.storage import files
 
@@ -51,8 +52,10 @@ def document(path: Path, **values: Any) -> list[Path]:
 
 def every_kind(directory: Path) -> dict[str, Table]:
     """A table of each kind, from the numbers of its own tests."""
-    scored = compared.collected(compared.write(directory, compared.TWO_SEEDS, task="task_a"))
-    chain = [over_updates.chain_scores(directory / "chain.csv")]
+    scored = paired_results.collected(
+        paired_results.write(directory, paired_results.TWO_SEEDS, task="task_a")
+    )
+    chain = [update_scores.chain_scores(directory / "chain.csv")]
     cell = {"model": "m_1", "version": "v2", "trained_on": "base", "task": "task_a", "seed": "1"}
     norms = ("naive_norm", "naive_largest", "residual_norm", "residual_largest")
     sources = {
@@ -69,19 +72,21 @@ def every_kind(directory: Path) -> dict[str, Table]:
             directory / "norms.json", **cell, **dict.fromkeys((*norms, "relative_residual"), 12.34)
         ),
         "geometry": [
-            measured.save(directory / "geometry.json", [measured.weight(0, "q_proj", 1.0)])
+            measured_weights.save(
+                directory / "geometry.json", [measured_weights.weight(0, "q_proj", 1.0)]
+            )
         ],
     }
     more = {
-        "comparisons": compared.COMPARED,
-        "temporal": over_updates.TWO_ARMS,
-        "trend": over_updates.TWO_ARMS,
+        "comparisons": paired_results.COMPARED,
+        "temporal": update_scores.TWO_ARMS,
+        "trend": update_scores.TWO_ARMS,
         "efficiency": {
             "published": str(PROJECT / "resources" / "published" / "portllm_efficiency.csv")
         },
     }
     return {
-        kind: tables.KINDS[kind](paths, {**compared.SETTINGS, **more.get(kind, {})})
+        kind: make_table(kind, paths, {**paired_results.SETTINGS, **more.get(kind, {})})
         for kind, paths in sources.items()
     }
 
@@ -92,10 +97,10 @@ def every_kind(directory: Path) -> dict[str, Table]:
 )
 def test_tables_of_every_kind_are_set_within_the_text(tmp_path: Path) -> None:
     found = every_kind(tmp_path)
-    assert found.keys() == tables.KINDS.keys()
+    assert found.keys() == KINDS.of_group("tables").keys()
     note = "Left out: base/mergedt0/mergedt0/results_2026-03-02T00-18-12.061183.json (50 % & <1)."
     narrow = Table(pandas.DataFrame(), pandas.DataFrame({"a": ["1"]}), (note,))
-    parts = [tables.to_latex(table.text, table.notes) for table in (*found.values(), narrow)]
+    parts = [table_formats.to_latex(table.text, table.notes) for table in (*found.values(), narrow)]
     (tmp_path / "tables.tex").write_text(DOCUMENT % "\n\\bigskip\n\n".join(parts))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pandas
 import pytest
+from exhibit_making import make_figure, make_table
 from labels import assert_labels_stand_apart
 from scipy import stats
 
 from portllm.comparison import score_table
 from portllm.errors import InputError
-from portllm.reporting import figures, paired_tables, tables
+from portllm.reporting import table_formats
+from portllm.reporting.exhibits.recovery import recovery_numbers
 from portllm.storage import files
 
 ARMS = {
@@ -57,7 +59,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def test_main_table(source: Path) -> None:
-    text = tables.main([source], {**SETTINGS, "kind": "main"}).text
+    text = make_table("main", [source], {**SETTINGS, "kind": "main"}).text
     assert list(text.columns) == [
         "version",
         "arm",
@@ -75,7 +77,7 @@ def test_main_table(source: Path) -> None:
 
 
 def test_the_main_tables_numbers_have_intervals(source: Path) -> None:
-    numbers = tables.main([source], {**SETTINGS, "kind": "main"}).numbers
+    numbers = make_table("main", [source], {**SETTINGS, "kind": "main"}).numbers
     first = numbers.iloc[0]
     theirs = stats.binomtest(200, 400).proportion_ci(method="wilson")
     assert (first["low"], first["high"]) == pytest.approx((theirs.low, theirs.high))
@@ -86,7 +88,7 @@ def test_without_items_f1_has_the_normal_interval_of_lm_evals_error(source: Path
     table = pandas.read_csv(source)
     table["metric"] = table["metric"].replace("acc,none", "f1,none")
     table.to_csv(source, index=False)
-    numbers = tables.main([source], {**SETTINGS, "kind": "main"}).numbers
+    numbers = make_table("main", [source], {**SETTINGS, "kind": "main"}).numbers
     row = numbers[numbers["metric"] == "f1,none"].iloc[0]
     assert (row["low"], row["high"]) == pytest.approx((0.4608, 0.5392), abs=1e-4)
     assert row["interval"] == "normal"
@@ -97,24 +99,24 @@ def test_scores_of_other_numbers_of_items_are_in_no_common_table(source: Path) -
     table.loc[0, "n"] = 399
     table.to_csv(source, index=False)
     message = "m/v2/easy, zero-shot: found 400 items, expected the 399 of m/base/easy, zero-shot"
-    for make in (tables.main, paired_tables.recovery):
+    for kind in ("main", "recovery"):
         with pytest.raises(InputError, match=message):
-            make([source], SETTINGS)
+            make_table(kind, [source], SETTINGS)
 
 
 def test_selection_of_tasks_and_versions(source: Path) -> None:
     chosen = {**SETTINGS, "kind": "main", "tasks": ["easy"], "versions": ["v2"]}
-    text = tables.main([source], chosen).text
+    text = make_table("main", [source], chosen).text
     assert list(text.columns) == ["version", "arm", "easy, n = 400"]
     assert set(text["version"]) == {"v2"}
 
 
 def test_recovery_is_stated_only_where_there_is_a_gain(source: Path) -> None:
-    numbers = paired_tables.recovery_numbers([source], SETTINGS).set_index(["task", "metric"])
+    numbers = recovery_numbers([source], SETTINGS).set_index(["task", "metric"])
     # (0.85 − 0.5) / (0.9 − 0.5) with the ported seeds' mean; the hard task gains 0.1 only.
     assert numbers.loc[("easy", "acc,none"), "recovery"] == pytest.approx(0.875)
     assert numbers.loc["hard", "recovery"].isna().all()
-    text = paired_tables.recovery([source], SETTINGS).text
+    text = make_table("recovery", [source], SETTINGS).text
     assert text["recovery"].tolist() == ["88%", "–", "–", "88%"]
     assert text["model"].iloc[-1] == "mean of 1 of 3"
 
@@ -128,12 +130,12 @@ def test_a_cell_of_no_arm_is_left_out_and_one_of_two_arms_is_in_both(source: Pat
 
 
 def test_latex_and_markdown(source: Path) -> None:
-    text = tables.main([source], {**SETTINGS, "kind": "main"}).text
-    latex = tables.to_latex(text)
+    text = make_table("main", [source], {**SETTINGS, "kind": "main"}).text
+    latex = table_formats.to_latex(text)
     assert r"\toprule" in latex
     assert r"85.0 $\pm$ 2.0" in latex
     assert "±" not in latex
-    assert "| v2        | ported" in tables.to_markdown(text)
+    assert "| v2        | ported" in table_formats.to_markdown(text)
 
 
 def test_versions_table(tmp_path: Path) -> None:
@@ -146,12 +148,12 @@ def test_versions_table(tmp_path: Path) -> None:
         "relative": 0.15,
     }
     files.write_json(tmp_path / "movement.json", measured)
-    text = tables.versions([tmp_path / "movement.json"], {}).text
+    text = make_table("versions", [tmp_path / "movement.json"], {}).text
     assert text.iloc[0].tolist() == ["m", "v2", "1,234,567", "10.00", "1.50", "15.0%"]
 
 
 def test_the_figure_shows_every_version(source: Path) -> None:
-    figure = figures.recovery([source], {**SETTINGS, "width": 6, "height": 3}).figure
+    figure = make_figure("recovery", [source], {**SETTINGS, "width": 6, "height": 3}).figure
     axes = figure.axes[0]
     assert "v2" in [label.get_text() for label in axes.get_xticklabels()]
     assert "%" in axes.get_ylabel()
@@ -176,7 +178,7 @@ def test_labels_of_many_versions_and_tasks_stand_apart(tmp_path: Path, count: in
             rows += [["m", task, *cell, metric, value, 0.02, 400] for task, metric in metrics]
     path = tmp_path / "scores.csv"
     pandas.DataFrame(rows, columns=score_table.COLUMNS).to_csv(path, index=False)
-    figure = figures.recovery([path], {**SETTINGS, "width": 7, "height": 3}).figure
+    figure = make_figure("recovery", [path], {**SETTINGS, "width": 7, "height": 3}).figure
     shown = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert len(shown) == count * len(metrics)
     # Every row of bars has the line of re-fine-tuning, on which a number would stand.
@@ -260,15 +262,17 @@ def test_efficiency_from_manifests(tmp_path: Path) -> None:
         _manifest(tmp_path / "b", "patch", 7200, [30 * gigabyte, 20 * gigabyte]),
         _manifest(tmp_path / "c", "transplant", 36, []),
     ]
-    text = tables.efficiency(sources, {"kind": "efficiency"}).text
+    text = make_table("efficiency", sources, {"kind": "efficiency"}).text
     assert text.to_numpy().tolist() == [
         ["m", "t", "re-fine-tuning", "a GPU", "20,971,520", "30.00", "50.00", "2.00", "3.0000", 2],
         ["m", "t", "porting", "cpu", "0", "–", "–", "2.00", "0.0100", 1],
     ]
     quick = _manifest(tmp_path / "d", "transplant", 0.1, [])
-    assert tables.efficiency([quick], {"kind": "efficiency"}).text["hours"].tolist() == ["<0.0001"]
+    assert make_table("efficiency", [quick], {"kind": "efficiency"}).text["hours"].tolist() == [
+        "<0.0001"
+    ]
     known = {"kind": "efficiency", "published": "resources/published/portllm_efficiency.csv"}
-    rows = tables.efficiency(sources, known).text
+    rows = make_table("efficiency", sources, known).text
     published = rows[rows["device"].str.startswith("published")]
     assert published["GB, all devices"].tolist() == [350.61, 28.71]
     assert published["hours"].tolist() == [40.65, 0.0083]
@@ -283,8 +287,8 @@ def test_norms_are_averaged_over_seeds(tmp_path: Path) -> None:
         path = tmp_path / f"{seed}.json"
         files.write_json(path, {**names, **measured, "weights": 14})
         sources.append(path)
-    table = tables.norms(sources, {"kind": "norms"})
+    table = make_table("norms", sources, {"kind": "norms"})
     assert table.numbers["seeds"].tolist() == [2]
     assert table.text.iloc[0].tolist() == ["m", "v2", "base", "t", *["2.00"] * 5]
-    assert "$" in tables.to_latex(table.text)
-    assert "‖" not in tables.to_latex(table.text)
+    assert "$" in table_formats.to_latex(table.text)
+    assert "‖" not in table_formats.to_latex(table.text)

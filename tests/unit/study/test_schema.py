@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from conftest import PROJECT
+from exhibit_making import KINDS
 
-from portllm.study import yaml_files
+from portllm.study import config as configuration
 from portllm.transplant import methods
 
-SCHEMA = yaml_files.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
+SCHEMA = configuration.full_schema(PROJECT / "config" / "schema.yaml", KINDS)
 
 
 def keys(node: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -61,6 +61,11 @@ def _likely_first(name: str, folder: Path) -> list[Path]:
     )
 
 
+def installed_tasks(environment: Path) -> Path | None:
+    """Return the folder of lm-eval's own tasks in an environment; None if it is not installed."""
+    return next(environment.glob("lib/python*/site-packages/lm_eval/tasks"), None)
+
+
 def find(name: str, search_folders: Iterable[Path]) -> Path | None:
     """Return the file that defines the task `name` in the first folder that has it, or None."""
     candidates = (path for folder in search_folders for path in _likely_first(name, folder))

@@ -1,8 +1,8 @@
-"""What the figures share: series told apart in grey too, panels, titles and legends that fit."""
+"""Style of all figures: series that differ without colour, and panels, titles, legends that fit."""
 
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from portllm.reporting.formatting import level_text
 # Equal scores give equal files.
 matplotlib.rcParams["svg.hashsalt"] = "portllm"
 
-Settings = dict[str, Any]
+Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+GREY = "0.35"
+# The last of the bars' colours, a yellow, is too light for a line on white.
+LINE_COLOURS = (*COLOURS[:-1], "black")
+# Width of a letter of the ticks' labels, in points.
+TICK_LETTER = 4.6 * 8 / 7
 # Narrower panels cannot hold their labels.
 PANEL_WIDTH = 2.2
 # What a panel's labels beside it take of its width, in inches.
@@ -55,6 +60,25 @@ def inner_width(axes: Axes) -> float:
     """About how wide a panel is without the labels beside it, in inches."""
     columns = axes.get_subplotspec().get_gridspec().ncols
     return axes.figure.get_figwidth() / columns - BESIDE
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour, marker and line of a series; two of the three tell series apart without colour."""
+    return {
+        "color": LINE_COLOURS[number % len(LINE_COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+        "markersize": 4,
+        "linewidth": 1.2,
+    }
+
+
+def tidy(axes: Axes) -> None:
+    """Remove the frame's upper and right sides, and set ticks and labels in small type."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_size(9)
 
 
 def set_title(axes: Axes, *lines: str) -> None:

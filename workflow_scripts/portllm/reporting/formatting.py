@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import pandas
 
@@ -20,9 +19,6 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-ExhibitSettings = dict[str, Any]
-
-
 def value_text(value: float, stderr: float, metric: str) -> str:
     """A score with its standard error, per cent where the metric is a share."""
     factor = metrics.factor(metric)
@@ -34,6 +30,11 @@ def hours_text(values: Iterable[float]) -> list[str]:
     """Hours to four digits behind the point; less than these can show is not shown as none."""
     smallest = 1e-4
     return [f"<{smallest:.4f}" if 0 < value < smallest else f"{value:.4f}" for value in values]
+
+
+def memory_text(values: Iterable[float]) -> list[str]:
+    """Bytes as gigabytes."""
+    return ["–" if pandas.isna(value) else f"{value / 1e9:.2f}" for value in values]
 
 
 def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
@@ -67,6 +68,26 @@ def range_text(value: float, low: float, high: float, metric: str, *, signed: bo
         return f"{shown} [–]".replace("-", "−")
     # A minus as people write it, in text that stands beside plus signs.
     return f"{shown} [{ends[0]}, {ends[1]}]".replace("-", "−")
+
+
+def range_texts(
+    numbers: pandas.DataFrame, name: str, low: str, high: str, *, signed: bool = False
+) -> list[str]:
+    """A column of numbers as text, each with its interval from two other columns."""
+    columns = (numbers[column] for column in (name, low, high, "metric"))
+    return [range_text(*row, signed=signed) for row in zip(*columns, strict=True)]
+
+
+def task_names(numbers: pandas.DataFrame) -> list[str]:
+    """The task of each row, with its metric if the task has several."""
+    names = column_names(numbers)
+    return [names[pair] for pair in zip(numbers["task"], numbers["metric"], strict=True)]
+
+
+def without_one(text: pandas.DataFrame) -> pandas.DataFrame:
+    """A table without its column of models if there is one model, and of seeds if there is one."""
+    same = [name for name in ("model", "seeds") if name in text and text[name].nunique() == 1]
+    return text.drop(columns=[name for name in same if name == "model" or text[name].iloc[0] == 1])
 
 
 def p_text(value: float) -> str:

@@ -4,7 +4,7 @@ import base64
 import io
 import mimetypes
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import yaml
 
 from portllm.comparison import score_table
 from portllm.errors import InputError
+from portllm.study.exhibits import Exhibit, Registry
 
-KINDS = ("tables", "figures")
 NUMERIC = re.compile(r"[-−+–]?\d*[\d.,]*( ± [\d.]+)?( ?%)?( \[[^]]*\])?$")
 # Parts of a study in words, and the columns of scores that imported ones give for them.
 OF_SCORES = {"Models": "model", "Versions": "applied_to", "Tasks": "task", "Seeds": "seed"}
@@ -24,8 +24,8 @@ REST = "Further tables and figures"
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """A table or a figure: its number in the report, name, caption, and content as HTML parts."""
+class Item:
+    """A table or figure in the report: its number, name, caption, and content as HTML parts."""
 
     number: int
     name: str
@@ -64,16 +64,16 @@ def read_markdown(text: str) -> tuple[list[str], list[list[str]], list[str]]:
     return cells[0], cells[1:], notes
 
 
-def _table(number: int, name: str, caption: str, path: Path) -> Exhibit:
+def _table(number: int, name: str, caption: str, path: Path) -> Item:
     header, rows, notes = read_markdown(path.read_text())
     files = {kind: data_uri(path.with_suffix(f".{kind.lower()}")) for kind in ("CSV", "TEX")}
-    return Exhibit(number, name, caption, files, header, rows, notes)
+    return Item(number, name, caption, files, header, rows, notes)
 
 
-def _figure(number: int, name: str, caption: str, path: Path) -> Exhibit:
+def _figure(number: int, name: str, caption: str, path: Path) -> Item:
     found = {kind: path.with_suffix(f".{kind.lower()}") for kind in ("CSV", "SVG", "PNG")}
     files = {kind: data_uri(file) for kind, file in found.items()}
-    return Exhibit(number, name, caption, files, image=files["SVG"])
+    return Item(number, name, caption, files, image=files["SVG"])
 
 
 def with_imported(parts: dict[str, list[str]], sources: Iterable[Path]) -> dict[str, list[str]]:
@@ -92,133 +92,89 @@ def with_imported(parts: dict[str, list[str]], sources: Iterable[Path]) -> dict[
 
 
 def read_sections(path: Path) -> list[dict[str, Any]]:
-    """The sections of the story, each with every key; InputError where the file is no such list."""
+    """Read the report's sections, in order, each with every key.
+
+    Raises:
+        InputError: if the file is no list of sections with an id and a title.
+
+    """
     try:
         sections = yaml.safe_load(path.read_text())
         return [
-            {"text": "", "study": False, "tables": {}, "figures": {}, **section}
+            {"id": section["id"], "title": section["title"], "text": "", "study": False, **section}
             for section in sections
         ]
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
         raise InputError(f"{path}: no list of sections ({error})") from None
 
 
-def arrange(
-    sections: list[dict[str, Any]], kinds: dict[str, dict[str, str]]
-) -> list[dict[str, list[tuple[str, str]]]]:
-    """Names and captions of the tables and figures of each section, and of what is left over.
+def arrange(sections: list[dict[str, Any]], kinds: Mapping[str, Exhibit]) -> list[list[str]]:
+    """Return the names of the tables, or of the figures, of each section.
 
-    `kinds` gives the kind of each table and figure of the study by its name.
+    Within a section, the order is that of the kinds, then that of the study. One more list holds
+    those whose section does not exist.
+
+    Args:
+        sections: The report's sections, in order.
+        kinds: The kind of each table, or figure, by name.
+
     """
-    named = {kind: {k for section in sections for k in section[kind]} for kind in KINDS}
-    rest = {kind: {k: "" for k in kinds[kind].values() if k not in named[kind]} for kind in KINDS}
-    return [
-        {
-            kind: [
-                (name, section[kind][its_kind])
-                for wanted in section[kind]
-                for name, its_kind in kinds[kind].items()
-                if its_kind == wanted
-            ]
-            for kind in KINDS
-        }
-        for section in [*sections, rest]
-    ]
+    ordered = sorted(kinds, key=lambda name: kinds[name].order)
+    ids = [section["id"] for section in sections]
+    placed = [[name for name in ordered if kinds[name].section == one] for one in ids]
+    return [*placed, [name for name in ordered if kinds[name].section not in ids]]
 
 
-def _per_cent(value: float) -> str:
-    return f"{value:.0%}".replace("%", " %")
+def headlines(exhibits: Registry, results: Iterable[tuple[str, pandas.DataFrame]]) -> list[str]:
+    """Return what the study found, one sentence for each kind of table that has one.
 
+    Args:
+        exhibits: All kinds of tables and figures.
+        results: Kind and numbers of each table; of two tables of a kind, the first one counts.
 
-def _recovery_sentence(numbers: pandas.DataFrame) -> str | None:
-    shares = numbers["recovery"].dropna()
-    if shares.empty:
-        return None
-    left_out = len(numbers) - len(shares)
-    gains = f"; {left_out} others gain too little to divide by" if left_out else ""
-    return (
-        f"Ported patches recover {_per_cent(shares.mean())} of what re-fine-tuning gains, a mean "
-        f"over {len(shares)} comparisons ({_per_cent(shares.min())} to {_per_cent(shares.max())}"
-        f"{gains})."
-    )
-
-
-def _movement_sentence(numbers: pandas.DataFrame) -> str:
-    moved = numbers["relative"]
-    return (
-        f"{len(moved)} later versions, whose weights lie {moved.min():.1%} to {moved.max():.1%} of "
-        "the base's norm away from it."
-    )
-
-
-def _cost_sentence(numbers: pandas.DataFrame) -> str | None:
-    hours = numbers.groupby("arm")["hours"].mean()
-    if not {"porting", "re-fine-tuning"} <= set(hours.index) or hours["porting"] == 0:
-        return None
-    ratio = hours["re-fine-tuning"] / hours["porting"]
-    return f"Porting trains nothing; training a patch again took {ratio:.0f} times as long."
-
-
-def _trend_sentence(numbers: pandas.DataFrame) -> str | None:
-    # Arms with a patch have the un-patched model's trend beside them.
-    patched = numbers[numbers["un_patched_slope"].notna()]
-    if patched.empty:
-        return None
-    # Of intervals and tests alike; rounded, as 1 − 0.95 is a little more than 0.05.
-    significant = round(1 - patched["level"].iloc[0], 6)
-    parts = []
-    for arm, rows in patched.groupby("arm", sort=False):
-        falling = int(((rows["slope"] < 0) & (rows["p_holm"] < significant)).sum())
-        parts.append(f"{arm} in {falling} of {len(rows)}")
-    return (
-        f"Over {int(patched['last_update'].max())} updates, scores fall (Holm-corrected "
-        f"p < {significant:g}): {', '.join(parts)} series."
-    )
-
-
-HIGHLIGHTS = {
-    "recovery": _recovery_sentence,
-    "versions": _movement_sentence,
-    "trend": _trend_sentence,
-    "efficiency": _cost_sentence,
-}
-
-
-def highlights(results: Iterable[tuple[str, pandas.DataFrame]]) -> list[str]:
-    """What the study found, a sentence for each kind of table that has one; the first table's."""
+    """
     of_kind: dict[str, pandas.DataFrame] = {}
     for kind, numbers in results:
         of_kind.setdefault(kind, numbers)
-    sentences = [make(of_kind[kind]) for kind, make in HIGHLIGHTS.items() if kind in of_kind]
+    tables = exhibits.of_group("tables").items()
+    sentences = [kind.headline(of_kind[name]) for name, kind in tables if name in of_kind]
     return [sentence for sentence in sentences if sentence]
 
 
 def write(
     template: Path,
     sections: list[dict[str, Any]],
+    exhibits: Registry,
     *,
-    tables: dict[str, tuple[str, Path]],
-    figures: dict[str, tuple[str, Path]],
-    study: dict[str, Any],
+    settings: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Path]],
 ) -> str:
-    """The report as HTML. Tables and figures are given by name, with their kind and file."""
-    kinds = {
-        "tables": {name: kind for name, (kind, _) in tables.items()},
-        "figures": {name: kind for name, (kind, _) in figures.items()},
-    }
-    titles = [*sections, {"title": REST, "text": "", "study": False}]
-    parts, counts = [], dict.fromkeys(KINDS, 0)
-    makers = {"tables": (_table, tables), "figures": (_figure, figures)}
-    for section, names in zip(titles, arrange(sections, kinds), strict=True):
-        part: dict[str, Any] = {**section}
-        for kind, (make, given) in makers.items():
-            part[kind] = []
-            for name, caption in names[kind]:
-                counts[kind] += 1
-                part[kind].append(make(counts[kind], name, caption, given[name][1]))
-        if part["tables"] or part["figures"] or part["study"]:
-            parts.append(part)
-    numbers = [(kind, pandas.read_csv(path.with_suffix(".csv"))) for kind, path in tables.values()]
+    """Return the report as HTML.
+
+    Args:
+        template: Jinja template of the page.
+        sections: The report's sections, in order.
+        exhibits: All kinds of tables and figures.
+        settings: `study`, the study in words; `tables` and `figures`, kind and caption of each.
+        files: The Markdown of each table and the SVG of each figure, by name.
+
+    """
+    last = {"title": REST, "text": "", "study": False}
+    parts: list[dict[str, Any]] = [{**section} for section in [*sections, last]]
+    for group, read in (("tables", _table), ("figures", _figure)):
+        entries = settings[group]
+        kinds = {name: exhibits[group, entries[name]["kind"]] for name in files[group]}
+        number = 0
+        for part, names in zip(parts, arrange(sections, kinds), strict=True):
+            part[group] = []
+            for name in names:
+                number += 1
+                caption = entries[name]["caption"]
+                part[group].append(read(number, name, caption, files[group][name]))
+    numbers = [
+        (settings["tables"][name]["kind"], pandas.read_csv(path.with_suffix(".csv")))
+        for name, path in files["tables"].items()
+    ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
         autoescape=True,
@@ -227,5 +183,8 @@ def write(
         lstrip_blocks=True,
     )
     environment.tests["numeric"] = lambda cell: NUMERIC.match(cell) is not None
-    page = environment.get_template(template.name)
-    return page.render(sections=parts, study=study, highlights=highlights(numbers))
+    return environment.get_template(template.name).render(
+        sections=[part for part in parts if part["tables"] or part["figures"] or part["study"]],
+        study=settings["study"],
+        highlights=headlines(exhibits, numbers),
+    )

@@ -7,7 +7,8 @@ from typing import Any
 
 from portllm.data import task_files
 from portllm.errors import InputError, nearest
-from portllm.study import imported_patterns, matrix, stage_settings
+from portllm.study import imported_patterns, matrix, selection, stage_settings
+from portllm.study.exhibits import FILE, GROUPS, Group, Registry
 from portllm.study.matrix import Config
 from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
 from portllm.transplant import methods
@@ -190,52 +191,54 @@ def _check_arms(config: Config, origins: KeyOrigins) -> None:
         _check_known(definition["method"], known_methods, place, "method")
     for role in ("zero_shot", "ported", "re_fine_tuned"):
         wanted = config["recovery"][role]
-        if matrix.has_rows(config, {"kind": "recovery"}):
+        if selection.compared_cells(config, {}):
             _check_known(wanted, config["arms"], origins.at("recovery", role), "arm")
 
 
-def _check_tables(config: Config, origins: KeyOrigins) -> None:
+def _check_exhibits(config: Config, exhibits: Registry, origins: KeyOrigins) -> None:
     # A study may select fewer versions than a table names; the table has no rows for the others.
     everywhere = {
         version for model in config["models"] for version in matrix.sources(config, model)
     } | set(config["evolutions"])
     known = {
-        kind: [*own, *matrix.imported_names(config, kind)]
-        for kind, own in (
+        names: [*own, *matrix.imported_names(config, names)]
+        for names, own in (
             ("models", config["models"]),
             ("tasks", config["tasks"]),
             ("versions", everywhere),
         )
     }
     known["arms"] = list(config["arms"])
-    shown = [("tables", name, settings) for name, settings in config["tables"].items()]
-    shown += [("figures", name, settings) for name, settings in config["figures"].items()]
-    for section, name, settings in shown:
-        for kind, options in known.items():
-            for wanted in settings.get(kind, ()):
-                place = origins.at(section, name, kind)
-                _check_known(wanted, options, place, kind.removesuffix("s"))
-        published = settings.get("published")
-        if published and not Path(published).is_file():
-            raise InputError(f"{origins.at(section, name, 'published')}: no such file: {published}")
-        if settings["kind"] in matrix.TEMPORAL:
-            _check_chain(config, settings, origins.at(section, name))
+    for group in GROUPS:
+        for name, settings in config[group].items():
+            for names, options in known.items():
+                for selected in settings.get(names, ()):
+                    place = origins.at(group, name, names)
+                    _check_known(selected, options, place, names.removesuffix("s"))
+            _check_exhibit(config, exhibits, (group, name), origins)
 
 
-def _check_chain(config: Config, settings: dict[str, Any], place: str) -> None:
-    """Check that no two versions of a table or figure over updates are the same update."""
-    models = [*matrix.chosen(config, "models"), *matrix.imported_names(config, "models")]
-    for model in settings.get("models", models):
-        versions: dict[int, str] = {}
-        for version, number in matrix.updates(config, model).items():
-            if version not in settings.get("versions", [version]):
-                continue
-            other = versions.setdefault(number, version)
-            if other != version:
-                raise InputError(
-                    f"{place}: {other} and {version} are both update {number} of {model}; "
-                    "expected one chain of updates, named by `versions`"
-                )
+def _check_exhibit(
+    config: Config, exhibits: Registry, key: tuple[Group, str], origins: KeyOrigins
+) -> None:
+    group, name = key
+    settings = config[group][name]
+    kind = exhibits[group, settings["kind"]]
+    for own in settings:
+        others = exhibits.kinds_with(group, own)
+        if others and own not in kind.keys:
+            place = origins.at(group, name, own)
+            raise InputError(
+                f"{place}: unknown key for kind {kind.kind!r}; only for {', '.join(others)}"
+            )
+    for own, schema in kind.keys.items():
+        if schema.get("format") == FILE and own in settings and not Path(settings[own]).is_file():
+            place = origins.at(group, name, own)
+            raise InputError(f"{place}: no such file: {settings[own]}")
+    try:
+        kind.check(config, settings)
+    except InputError as error:
+        raise InputError(f"{origins.at(group, name)}: {error}") from None
 
 
 def _check_methods(config: Config, origins: KeyOrigins) -> None:
@@ -316,6 +319,7 @@ def check_references(
     config: Config,
     origins: KeyOrigins,
     *,
+    exhibits: Registry,
     task_library: Path | None = None,
     device_limit: int | None = None,
 ) -> None:
@@ -335,5 +339,5 @@ def check_references(
     check_tasks(config, task_library, origins)
     _check_merged(config, origins)
     _check_scoring(config, origins)
-    _check_tables(config, origins)
+    _check_exhibits(config, exhibits, origins)
     _check_devices(config, device_limit, origins)

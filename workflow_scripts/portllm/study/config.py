@@ -14,6 +14,7 @@ from jsonschema.exceptions import ValidationError, best_match
 
 from portllm.errors import InputError, nearest
 from portllm.study import chains, checks, overlays, stage_settings
+from portllm.study.exhibits import Registry
 from portllm.study.matrix import Config
 from portllm.study.settings import resolve
 from portllm.study.yaml_files import KeyOrigins, read_recipe, read_yaml
@@ -73,6 +74,11 @@ def _fill_defaults(config: Any, schema: dict[str, Any], root: dict[str, Any]) ->
             _fill_defaults(item, schema["items"], root)
 
 
+def full_schema(path: Path, exhibits: Registry) -> dict[str, Any]:
+    """Read a study's schema and add the kinds of tables and figures to it."""
+    return exhibits.complete_schema(read_yaml(path, what=str(path)))
+
+
 def check_schema(config: Config, schema: dict[str, Any], files: Iterable[Path] = ()) -> None:
     """Validate a configuration against the schema and fill in its defaults, in place."""
     error = best_match(Draft202012Validator(schema).iter_errors(config))
@@ -123,6 +129,7 @@ def load(
     config: Config,
     *,
     schema: Path,
+    exhibits: Registry,
     files: Iterable[Path] = (),
     task_library: Path | None = None,
     device_limit: int | None = None,
@@ -132,6 +139,7 @@ def load(
     Args:
         config: The merged configuration.
         schema: The schema's file.
+        exhibits: All kinds of tables and figures (`portllm.reporting.registry.load`).
         files: The YAML files that the configuration was merged from, for error messages.
         task_library: lm-eval's own task folder; None if lm-eval is not installed.
         device_limit: How many devices the run may use; None for no limit.
@@ -143,7 +151,10 @@ def load(
     files = list(files)
     origins = KeyOrigins(files)
     overlays.check_has_base(config, files, project=schema.parents[1])
-    check_schema(config, read_yaml(schema, what=str(schema)), files)
+    check_schema(config, full_schema(schema, exhibits), files)
     chains.expand(config, origins.at)
-    checks.check_references(config, origins, task_library=task_library, device_limit=device_limit)
+    checks.check_references(
+        config, origins, exhibits=exhibits, task_library=task_library, device_limit=device_limit
+    )
+    exhibits.fill_defaults(config)
     return config

@@ -18,11 +18,6 @@ SAME = "same"
 ALL = "all"
 LATER = "later"
 
-# Kinds of tables and figures that follow scores over updates.
-TEMPORAL = ("temporal", "trend", "lifetime")
-# Kinds that compare a carried patch with the one that was trained anew, weight by weight.
-MEASURED = ("geometry", "loss_slices")
-
 
 @dataclass(frozen=True, order=True)
 class Patch:
@@ -144,20 +139,6 @@ def imported_names(config: Config, kind: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def imported_sources(config: Config, settings: dict[str, Any]) -> list[str]:
-    """Sources of imported scores from which a table or figure selects."""
-
-    def chooses(source: dict[str, Any], kind: str) -> bool:
-        return not set(source[kind]).isdisjoint(settings.get(kind, source[kind]))
-
-    kinds = ("models", "tasks", "versions")
-    return [
-        name
-        for name, source in config["imported"].items()
-        if all(chooses(source, kind) for kind in kinds)
-    ]
-
-
 def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
     selector = arm["applied_to"]
     if selector == ALL:
@@ -227,115 +208,6 @@ def native_patch(cell: Cell) -> Patch:
     return Patch(cell.model, cell.applied_to, cell.task, cell.seed or 0)
 
 
-def _is_selected(cell: Cell, settings: dict[str, Any]) -> bool:
-    return (
-        cell.model in settings.get("models", [cell.model])
-        and cell.task in settings.get("tasks", [cell.task])
-        and cell.applied_to in settings.get("versions", [cell.applied_to])
-    )
-
-
-def selected_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
-    """Cells that a table or figure selects by its models, tasks and versions."""
-    return [cell for cell in cells(config) if _is_selected(cell, settings)]
-
-
-def compared_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
-    """Selected ports that have a patch trained on the same version beside them.
-
-    One for each patch and version, whatever the number of methods that the study ports it with.
-    """
-    trained = {cell.patch for cell in cells(config)} - existing_patches(config).keys()
-    found: dict[tuple[Patch | None, str], Cell] = {}
-    for cell in selected_cells(config, settings):
-        if cell.is_ported and native_patch(cell) in trained:
-            found.setdefault((cell.patch, cell.applied_to), cell)
-    return list(found.values())
-
-
-def measured_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
-    """Compared ports of patches trained on a version of the study, whose update is known."""
-    return [
-        cell
-        for cell in compared_cells(config, settings)
-        if cell.trained_on in versions(config, cell.model)
-    ]
-
-
-def scaled_cells(config: Config, settings: dict[str, Any]) -> list[Cell]:
-    """Selected ports that apply a multiple of the patch."""
-    return [
-        cell
-        for cell in selected_cells(config, settings)
-        if cell.is_ported and config["methods"][cell.method]["kind"] == "scaled"
-    ]
-
-
-def moved_versions(config: Config) -> list[tuple[str, str]]:
-    """Models and their versions whose distance from the base can be measured."""
-    return [
-        (model, version)
-        for model in chosen(config, "models")
-        if "base" in config["models"][model]
-        for version in versions(config, model)
-        if version != BASE
-    ]
-
-
-def _arms_of_jobs(config: Config, settings: dict[str, Any]) -> dict[Job, dict[str, set[Cell]]]:
-    """Scoring jobs (model, version, task) that are selected, each with the cells of its arms."""
-    jobs: dict[Job, dict[str, set[Cell]]] = {}
-    for model in chosen(config, "models"):
-        for task in chosen(config, "tasks"):
-            for arm in chosen(config, "arms"):
-                for cell in arm_cells(config, arm, model, task):
-                    if _is_selected(cell, settings):
-                        arms = jobs.setdefault((model, cell.applied_to, task), {})
-                        arms.setdefault(arm, set()).add(cell)
-    return jobs
-
-
-def jobs_with_items(config: Config, settings: dict[str, Any]) -> list[Job]:
-    """Scoring jobs (model, version, task) whose items a table or figure compares."""
-    roles = config["recovery"]
-    others = {roles["zero_shot"], roles["re_fine_tuned"]}
-    ported = set(settings.get("arms", [roles["ported"]]))
-    found = []
-    for job, arms in _arms_of_jobs(config, settings).items():
-        match settings["kind"]:
-            case "main":
-                wanted = bool(set(settings.get("arms", arms)) & arms.keys())
-            case "recovery":
-                wanted = {roles["ported"], *others} <= arms.keys()
-            case "comparisons":
-                wanted = bool(ported & arms.keys() and others & arms.keys())
-            case "seeds":
-                shown = settings.get("arms", arms.keys())
-                wanted = any(len(arms[arm]) > 1 for arm in shown if arm in arms)
-            case _:
-                wanted = False
-        if wanted:
-            found.append(job)
-    return found
-
-
-def has_rows(config: Config, settings: dict[str, Any]) -> bool:
-    """Whether a table or figure would have anything to show in this study."""
-    if settings["kind"] == "versions":
-        return bool(moved_versions(config))
-    if settings["kind"] in ("recovery", "norms", "efficiency"):
-        return bool(compared_cells(config, settings))
-    if settings["kind"] in ("comparisons", "seeds"):
-        return bool(jobs_with_items(config, settings))
-    if settings["kind"] in ("costs", "provenance"):
-        return bool(cells(config))
-    if settings["kind"] in MEASURED:
-        return bool(measured_cells(config, settings))
-    if settings["kind"] == "scaling":
-        return bool(scaled_cells(config, settings))
-    return bool(selected_cells(config, settings) or imported_sources(config, settings))
-
-
 def models_from_scratch(config: Config) -> list[str]:
     """Models whose base is trained here."""
     bases = {name: model.get("base", {}) for name, model in config["models"].items()}
@@ -351,55 +223,3 @@ def trained_tasks(config: Config) -> set[str]:
 def obtained_versions(config: Config) -> list[str]:
     """Names of versions that some model obtains instead of evolving them."""
     return sorted({version for model in config["models"] for version in sources(config, model)})
-
-
-def _statistics(config: Config, kind: str) -> dict[str, Any]:
-    """The settings of the statistics that a kind of table or figure computes, if it does any."""
-    drawn = ("level", "resamples", "seed")
-    names = {
-        "main": drawn,
-        "recovery": drawn,
-        "comparisons": ("margin", *drawn),
-        **dict.fromkeys(("seeds", "trend", "lifetime", "loss_slices", "scaling"), ("level",)),
-    }
-    chosen_here = {name: config["statistics"][name] for name in names.get(kind, ())}
-    return {"statistics": chosen_here} if chosen_here else {}
-
-
-def table_settings(config: Config, table: str) -> dict[str, Any]:
-    """What a table needs: its own settings, and of the study what its kind reads."""
-    settings = config["tables"][table]
-    kind = settings["kind"]
-    if kind in ("versions", "norms", "efficiency", "costs", "provenance", *MEASURED):
-        return settings
-    return {**settings, **_of_scores(config, settings)}
-
-
-def figure_settings(config: Config, figure: str) -> dict[str, Any]:
-    """What a figure of scores needs: its own settings, and of the study what its kind reads."""
-    settings = config["figures"][figure]
-    if settings["kind"] in MEASURED:
-        return {**settings, **_statistics(config, settings["kind"])}
-    if settings["kind"] == "scaling":
-        return {**settings, "methods": config["methods"], **_statistics(config, "scaling")}
-    return {**settings, **_of_scores(config, settings)}
-
-
-def _of_scores(config: Config, settings: dict[str, Any]) -> dict[str, Any]:
-    kind = settings["kind"]
-    wanted = settings.get("arms", chosen(config, "arms"))
-    found = _statistics(config, kind)
-    if kind == "recovery":
-        found["recovery"] = config["recovery"]
-    if kind == "comparisons":
-        found["recovery"] = {
-            name: value for name, value in config["recovery"].items() if name != "minimum_gain"
-        }
-        found["ported"] = settings.get("arms", [config["recovery"]["ported"]])
-        wanted = chosen(config, "arms")
-    if kind in TEMPORAL:
-        models = dict.fromkeys([*chosen(config, "models"), *imported_names(config, "models")])
-        found["updates"] = {model: updates(config, model) for model in models}
-    if kind == "trend":
-        found["lifetime"] = config["lifetime"]
-    return {"arms": {arm: config["arms"][arm] for arm in wanted}, **found}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from portllm.study import matrix
+from portllm.study.exhibits import GROUPS
 
 
 def _arm_text(name: str, arm: dict[str, Any]) -> str:
@@ -58,11 +59,14 @@ def described(config: matrix.Config) -> dict[str, list[str]]:
 
 
 def report_settings(config: matrix.Config) -> dict[str, Any]:
-    """Return what the report needs: the description, and the kinds of tables and figures."""
+    """Return what the report needs: the description, and kinds and captions of what it shows."""
     return {
         "study": {"title": config["title"], "parts": described(config)},
         **{
-            kind: {name: settings["kind"] for name, settings in config[kind].items()}
-            for kind in ("tables", "figures")
+            group: {
+                name: {"kind": settings["kind"], "caption": settings["caption"]}
+                for name, settings in config[group].items()
+            }
+            for group in GROUPS
         },
     }

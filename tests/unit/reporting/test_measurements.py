@@ -2,50 +2,20 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pandas
 import pytest
+from exhibit_making import make_figure, make_table
 from labels import assert_labels_stand_apart
+from measured_weights import NAMES, save, weight
 from scipy import stats
 
 from portllm.comparison import score_table
-from portllm.reporting import measurement_figures, measurement_tables, tables
+from portllm.reporting import measurements, table_formats
+from portllm.reporting.exhibits.scaling import scaled_scores
 from portllm.storage import files
 
 STATISTICS = {"statistics": {"level": 0.9}}
-NAMES = {"model": "m", "version": "v2", "trained_on": "base", "task": "t"}
-
-
-def weight(layer: int, module: str, inner: float, **more: Any) -> dict[str, Any]:
-    shares = {
-        f"{kind}_{side}_{measure}": value
-        for kind in ("update", "native")
-        for side in ("column", "row")
-        for measure, value in (("similarity", 0.25), ("expected", 0.125), ("angles", [30.0, 80.0]))
-    }
-    energies = {f"update_{side}_energy": 0.4 for side in ("column", "row")}
-    expected = {f"update_{side}_energy_expected": 0.3 for side in ("column", "row")}
-    return {
-        "weight": f"model.layers.{layer}.{module}.weight",
-        "layer": layer,
-        "module": module,
-        "norm": 2.0,
-        "expected_cosine": 0.01,
-        "update_norm": 5.0,
-        "update_inner": inner,
-        "native_norm": 1.0,
-        "native_inner": inner / 5,
-        **shares,
-        **energies,
-        **expected,
-        **more,
-    }
-
-
-def save(path: Path, rows: list[dict[str, Any]], **names: Any) -> Path:
-    files.write_json(path, {**NAMES, "seed": "1", **names, "weights": rows})
-    return path
 
 
 @pytest.fixture
@@ -58,14 +28,14 @@ def sources(tmp_path: Path) -> list[Path]:
 def test_weights_count_together_as_one_vector(tmp_path: Path) -> None:
     large = weight(1, "q_proj", 90.0, norm=10.0, update_norm=10.0, expected_cosine=0.02)
     path = save(tmp_path / "1.json", [weight(0, "q_proj", 0.0), large])
-    numbers = measurement_tables.angles([path], measurement_tables.NAMES)
+    numbers = measurements.angles([path], measurements.NAMES)
     assert numbers["update_cosine"].tolist() == pytest.approx([90 / math.sqrt(104 * 125)])
     elements = 0.01**-2 + 0.02**-2
     assert numbers["expected_cosine"].tolist() == pytest.approx([elements**-0.5])
 
 
 def test_table_of_angles(sources: list[Path]) -> None:
-    table = measurement_tables.geometry(sources, {"kind": "geometry"})
+    table = make_table("geometry", sources, {"kind": "geometry"})
     # Seeds of 0.1 and 0.3; six weights of ten thousand elements.
     assert table.text.to_numpy().tolist() == [
         [
@@ -74,9 +44,9 @@ def test_table_of_angles(sources: list[Path]) -> None:
         ]
     ]
     assert table.numbers["seeds"].tolist() == [2]
-    by_module = measurement_tables.geometry(sources, {"kind": "geometry", "by": "module"}).text
+    by_module = make_table("geometry", sources, {"kind": "geometry", "by": "module"}).text
     assert by_module["module"].tolist() == ["q_proj", "up_proj"]
-    latex = tables.to_latex(table.text, table.notes)
+    latex = table_formats.to_latex(table.text, table.notes)
     assert not set("Δθ′−±") & set(latex)
 
 
@@ -86,13 +56,11 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     for name in [name for name in bare if name.startswith("native")]:
         bare.pop(name)
     path = save(tmp_path / "1.json", [bare, weight(1, "q_proj", 1.0)])
-    by_layer = measurement_tables.geometry([path], {"kind": "geometry", "by": "layer"}).text
+    by_layer = make_table("geometry", [path], {"kind": "geometry", "by": "layer"}).text
     assert by_layer["cos(Δθ, θ′ − θ)"].tolist() == ["–", "+0.100 (±0.010)"]
     assert by_layer["cos(Δθ, Δθ′)"].tolist() == ["–", "+0.100 (±0.010)"]
     assert by_layer["smallest angle, degrees"].tolist() == ["–", "30"]
-    alone = measurement_tables.geometry(
-        [save(tmp_path / "2.json", [bare])], {"kind": "geometry"}
-    ).text
+    alone = make_table("geometry", [save(tmp_path / "2.json", [bare])], {"kind": "geometry"}).text
     assert alone.iloc[0, 2:].tolist() == ["–"] * 6
 
 
@@ -102,7 +70,7 @@ def test_figure_of_angles(sources: list[Path]) -> None:
         document = files.read_json(path)
         names = {"version": "v3", "seed": document["seed"]}
         again.append(save(path.with_name(f"v3-{path.name}"), document["weights"], **names))
-    figure = measurement_figures.geometry([*sources, *again], {"width": 7.0, "height": 2.6}).figure
+    figure = make_figure("geometry", [*sources, *again], {"width": 7.0, "height": 2.6}).figure
     assert len(figure.axes) == 4
     for axes in figure.axes:
         assert axes.get_xlabel() == "layer"
@@ -135,7 +103,7 @@ def test_figure_of_loss_slices(tmp_path: Path) -> None:
         for seed, loss in (("1", 1.0), ("2", 2.0))
     ]
     settings = {**STATISTICS, "width": 7.0, "height": 3.2}
-    figure = measurement_figures.loss_slices(sources, settings).figure
+    figure = make_figure("loss_slices", sources, settings).figure
     assert [axes.get_title() for axes in figure.axes] == [
         "v2, 2 seeds\nn = 9, un-patched: 4.00",
         "v3, 2 seeds\nn = 9, un-patched: 4.00",
@@ -185,7 +153,7 @@ def swept(tmp_path: Path) -> Path:
 
 
 def test_scores_against_scale(swept: Path) -> None:
-    result = measurement_figures.scaled_scores(swept, {"methods": METHODS, **STATISTICS})
+    result = scaled_scores(swept, {"methods": METHODS, **STATISTICS})
     assert result[["random", "scale", "value", "runs"]].to_numpy().tolist() == [
         [False, 0.0, 0.1, 1],
         [False, 0.5, 0.6, 1],
@@ -203,7 +171,7 @@ def test_scores_against_scale(swept: Path) -> None:
 
 def test_figure_of_scale(swept: Path) -> None:
     settings = {"methods": METHODS, **STATISTICS, "width": 4.0, "height": 3.0}
-    figure = measurement_figures.scaling([swept], settings).figure
+    figure = make_figure("scaling", [swept], settings).figure
     (axes,) = figure.axes
     assert axes.get_title() == "v2\nt\nn = 400"
     assert figure.legends[0].get_title().get_text() == "bars: 90 % intervals over the items"

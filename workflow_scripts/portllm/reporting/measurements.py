@@ -1,4 +1,4 @@
-"""Tables of what the analysis measured of patches and updates, a JSON file for each cell."""
+"""Measurements of patches and updates, one JSON file for each cell, as data frames."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas
 
-from portllm.reporting.formatting import ExhibitSettings, Table
 from portllm.storage.files import read_json
 
 NAMES = ["model", "version", "trained_on", "task"]
@@ -70,51 +69,6 @@ def angles(sources: Iterable[Path], by: list[str]) -> pandas.DataFrame:
     over_seeds = pandas.DataFrame(rows).groupby(by, sort=False, as_index=False, dropna=False)
     means = over_seeds.mean(numeric_only=True)
     return means.drop(columns="seed", errors="ignore").assign(seeds=over_seeds.size()["size"])
-
-
-def _beside(numbers: pandas.DataFrame, name: str, expected: str | None, shown: str) -> list[str]:
-    """Values as text, each with what is expected of random directions in brackets."""
-    sign = "±{:.3f}" if expected == "expected_cosine" else shown
-    texts = []
-    for place, value in enumerate(numbers[name]):
-        random = "" if expected is None else f" ({sign.format(numbers[expected].iloc[place])})"
-        texts.append("–" if pandas.isna(value) else shown.format(value) + random)
-    return texts
-
-
-NOTES = (
-    "In brackets: what random directions would give, the standard deviation of a cosine and the "
-    "mean of a share. Columns and rows: the spaces that a change puts out and reacts to. Both "
-    "patches of one seed have started from the same random A, which their rows keep; columns are "
-    "learnt alone.",
-)
-
-# Title, measure, what random directions give, and the number's shape.
-_COLUMNS = (
-    ("cos(Δθ, θ′ − θ)", "update_cosine", "expected_cosine", "{:+.3f}"),
-    ("smallest angle, degrees", "update_column_angles", None, "{:.0f}"),
-    ("update in its columns", "update_column_energy", "update_column_energy_expected", "{:.0%}"),
-    ("cos(Δθ, Δθ′)", "native_cosine", "expected_cosine", "{:+.3f}"),
-    ("shared columns", "native_column_similarity", "native_column_expected", "{:.0%}"),
-    ("shared rows", "native_row_similarity", "native_row_expected", "{:.0%}"),
-)
-
-
-def geometry(sources: list[Path], settings: ExhibitSettings) -> Table:
-    """Angles per version and task, of all weights together or apart by module or layer.
-
-    In brackets is what random directions would give: a cosine's standard deviation, a share's mean.
-    """
-    by = settings.get("by", "version")
-    keys = NAMES if by == "version" else [*NAMES, by]
-    numbers = angles(sources, keys)
-    text = numbers[keys].copy()
-    for name in ("model", "trained_on"):
-        if text[name].nunique() == 1:
-            text = text.drop(columns=name)
-    text = text.rename(columns={"trained_on": "trained on"})
-    text = text.assign(**{title: _beside(numbers, *column) for title, *column in _COLUMNS})
-    return Table(numbers, text, NOTES)
 
 
 def slices(sources: Iterable[Path]) -> pandas.DataFrame:

@@ -1,0 +1,1 @@
+"""The kinds of tables and figures, one file for each kind or pair of kinds."""

@@ -1,0 +1,25 @@
+"""Devices that a run may use, from Snakemake's command line."""
+
+import os
+from typing import Any
+
+from portllm.jobs import devices
+
+
+def device_limit(workflow: Any) -> int | None:
+    """Return N of `--resources gpu=N` on this machine; None for no limit and on a cluster."""
+    limit = workflow.global_resources.get("gpu")
+    is_local = workflow.local_exec and workflow.is_main_process
+    return limit.value if is_local and limit is not None else None
+
+
+def devices_by_rule(workflow: Any) -> dict[str, int]:
+    """Return N of each `--set-resources RULE:gpu=N`, without numbers that are expressions."""
+    overwritten = workflow.resource_settings.overwrite_resources.items()
+    given = [(rule, settings.get("gpu")) for rule, settings in overwritten]
+    return {rule: gpu.value for rule, gpu in given if gpu and not gpu.is_evaluable()}
+
+
+def has_devices(workflow: Any) -> bool:
+    """Whether jobs have devices to compute on; assumed of the nodes of a cluster."""
+    return bool(devices.pool(os.environ)) or not workflow.local_exec
