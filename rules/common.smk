@@ -120,7 +120,7 @@ envvars:
 
 def asks(rule, name, default):
     """What a rule's jobs ask for: the config's word, else what follows from their model."""
-    return lambda wildcards, attempt: requests.wanted(
+    return lambda wildcards, attempt: requests.requested(
         PRICED, rule, dict(wildcards), name, default, attempt
     )
 

@@ -159,7 +159,7 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
     study.release(first)
     study.begun(*patches, times=3)
     again = study.start(*patches, partition="gpu5", resources=two)
-    wait_until("it waits", lambda: "Waiting for what an earlier run left running" in again.output)
+    wait_until("it waits", lambda: "Waiting for running jobs of an earlier run" in again.output)
     waiting = next(output for output in patches if not study.events("begin", output))
     left = [output for output in patches if output not in (first, waiting)]
     assert f"patch_wildcards_tiny_base_demo_yes_no_{waiting[-1]} " in again.output

@@ -111,7 +111,7 @@ def test_an_unknown_model_is_reported(checkout: Checkout) -> None:
     config["models"]["demo"]["base"] = {"hub": "someone/something-new"}
     checkout.write("config.yaml", config)
     text = plan(checkout)
-    assert "someone/something-new: its architecture is in no file here" in text
+    assert "someone/something-new: unknown architecture; fetch the model" in text
     assert stages(text)["train_patch"][0] == 17
     assert "+ ?" in text
 

@@ -41,20 +41,25 @@ def priced(
 def test_the_study_overrides_estimates(tmp_path: Path) -> None:
     study = priced(tmp_path, patch={"mem_mb": 123, "threads": 7, "runtime": 5, "gpu": 0})
     asked = {
-        name: requests.wanted(study, "train_patch", NAMES, name, 99) for name in ("mem_mb", "gpu")
+        name: requests.requested(study, "train_patch", NAMES, name, 99)
+        for name in ("mem_mb", "gpu")
     }
     assert asked == {"mem_mb": 123, "gpu": 0}
-    assert requests.wanted(study, "train_patch", NAMES, "threads", 99) == 7
-    assert requests.wanted(study, "train_patch", NAMES, "runtime", 99, attempt=3) == 15
+    assert requests.requested(study, "train_patch", NAMES, "threads", 99) == 7
+    assert requests.requested(study, "train_patch", NAMES, "runtime", 99, attempt=3) == 15
 
 
 def test_requests_grow_with_each_attempt(tmp_path: Path) -> None:
     study = priced(tmp_path)
     for name in ("mem_mb", "runtime"):
-        first, second = (requests.wanted(study, "train_patch", NAMES, name, 1, a) for a in (1, 2))
+        first, second = (
+            requests.requested(study, "train_patch", NAMES, name, 1, a) for a in (1, 2)
+        )
         assert second == 2 * first
     for name in ("gpu", "threads"):
-        first, second = (requests.wanted(study, "train_patch", NAMES, name, 1, a) for a in (1, 2))
+        first, second = (
+            requests.requested(study, "train_patch", NAMES, name, 1, a) for a in (1, 2)
+        )
         assert second == first
 
 
@@ -73,18 +78,18 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES)
 def test_memory_requests_cover_the_weights(tmp_path: Path, rule: str) -> None:
     names = {**NAMES, "version": "v", "applied_to": "v"}
-    asked = requests.wanted(priced(tmp_path), rule, names, "mem_mb", 1)
-    large = requests.wanted(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
+    requested = requests.requested(priced(tmp_path), rule, names, "mem_mb", 1)
+    large = requests.requested(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
     # 7.24 billion parameters in bfloat16; merges and measurements never hold all of them.
     whole = ("train_patch", "evolve", "score", "measure_loss_slice")
-    assert asked > (14_483 if rule in whole else 0)
+    assert requested > (14_483 if rule in whole else 0)
     if rule in ("measure_norms", "measure_geometry"):
         # One projection at a time, in float64; the largest of the two models is Mistral's.
-        assert asked > 14336 * 4096 * 8 / 1e6
-        assert large < asked
+        assert requested > 14336 * 4096 * 8 / 1e6
+        assert large < requested
     else:
-        assert large > asked or rule == "merge"
-    assert asked % 500 == 0
+        assert large > requested or rule == "merge"
+    assert requested % 500 == 0
 
 
 def test_every_rule_requests_resources_under_its_own_name() -> None:
@@ -102,31 +107,33 @@ def test_measurements_take_the_resources_of_their_stage(tmp_path: Path) -> None:
     study = priced(tmp_path, analyse={"mem_mb": 123, "gpu": 2})
     names = {**NAMES, "applied_to": "v"}
     for rule in ("measure_geometry", "measure_norms", "measure_loss_slice"):
-        assert requests.wanted(study, rule, names, "mem_mb", 1) == 123
-    assert requests.wanted(study, "measure_loss_slice", names, "gpu", 1) == 2
+        assert requests.requested(study, rule, names, "mem_mb", 1) == 123
+    assert requests.requested(study, "measure_loss_slice", names, "gpu", 1) == 2
 
 
 def test_without_a_gpu_host_memory_covers_everything(tmp_path: Path) -> None:
-    with_gpu = requests.wanted(priced(tmp_path), "train_patch", NAMES, "mem_mb", 1)
-    alone = requests.wanted(priced(tmp_path, patch={"gpu": 0}), "train_patch", NAMES, "mem_mb", 1)
+    with_gpu = requests.requested(priced(tmp_path), "train_patch", NAMES, "mem_mb", 1)
+    alone = requests.requested(
+        priced(tmp_path, patch={"gpu": 0}), "train_patch", NAMES, "mem_mb", 1
+    )
     assert alone > 2 * with_gpu
 
 
 def test_an_unknown_model_gets_the_rule_s_default(tmp_path: Path) -> None:
     study = priced(tmp_path, "somebody/unknown")
-    assert requests.wanted(study, "train_patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
-    assert requests.wanted(study, "train_patch", NAMES, "runtime", 720) == 720
+    assert requests.requested(study, "train_patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
+    assert requests.requested(study, "train_patch", NAMES, "runtime", 720) == 720
 
 
 def test_sharded_evolutions_request_as_many_devices_as_they_need(tmp_path: Path) -> None:
     names = {"model": "m", "version": "v"}
     plain = priced(tmp_path, recipe={"bf16": True, "sequence_len": 512})
-    assert requests.wanted(plain, "evolve", names, "gpu", 1) == 1
+    assert requests.requested(plain, "evolve", names, "gpu", 1) == 1
     sharded = priced(
         tmp_path, recipe={"bf16": True, "deepspeed": "zero3.json", "micro_batch_size": 8}
     )
     # 12 bytes a parameter and the activations: more than 87 GB.
-    assert requests.wanted(sharded, "evolve", names, "gpu", 1) >= 2
+    assert requests.requested(sharded, "evolve", names, "gpu", 1) >= 2
     requests.check_devices(sharded, {}, None)
     for limit in (0, 1):
         requests.check_devices(plain, {}, limit)
@@ -136,11 +143,11 @@ def test_sharded_evolutions_request_as_many_devices_as_they_need(tmp_path: Path)
 
 def test_threads_follow_the_size(tmp_path: Path) -> None:
     names = {"model": "m", "version": "v"}
-    assert requests.wanted(priced(tmp_path), "evolve", names, "threads", 1) == 4
+    assert requests.requested(priced(tmp_path), "evolve", names, "threads", 1) == 4
     scratch = {"corpus": "c", "steps": 1, "config": {"model_type": "mistral", "hidden_size": 64}}
     study = priced(tmp_path)
     small = {**scratch, "vocabulary_size": 300}
     study.versions["m", "v"] = estimates.obtained_version(
         {"from_scratch": small}, tmp_path, {}, None
     )
-    assert requests.wanted(study, "evolve", names, "threads", 1) == 1
+    assert requests.requested(study, "evolve", names, "threads", 1) == 1

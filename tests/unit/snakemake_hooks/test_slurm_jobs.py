@@ -62,8 +62,8 @@ def test_running_jobs_are_awaited_and_pending_jobs_cancelled(tmp_path: Path, squ
     slurm.finish_earlier_jobs(tmp_path, output.append, pause)
     assert (tmp_path / "cancelled").read_text() == "--state=PENDING 2\n"
     assert [text.partition(":")[0] for text in output] == [
-        "Cancelling what an earlier run left in the queue",
-        "Waiting for what an earlier run left running",
+        "Cancelling pending jobs of an earlier run",
+        "Waiting for running jobs of an earlier run",
     ]
     assert pauses == sorted(pauses)
 
@@ -77,5 +77,5 @@ def test_an_unresponsive_controller_is_an_error(tmp_path: Path, squeue: Path) ->
 
 
 def test_slurm_that_is_not_installed_is_an_error(tmp_path: Path, squeue: Path) -> None:
-    with pytest.raises(InputError, match="no squeue here: is this a login node"):
+    with pytest.raises(InputError, match="squeue: command not found; run on a login node"):
         slurm.finish_earlier_jobs(tmp_path, print)

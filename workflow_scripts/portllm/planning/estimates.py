@@ -1,8 +1,7 @@
-"""What a study will cost, worked out before anything runs, without network.
+"""Estimate the memory and disk of a study's jobs before anything runs, without network.
 
-Snakemake's own summary says which jobs there are and which it would run;
-`portllm.planning.formulas` prices them. What cannot be known offline is said to be unknown
-(`UnknownError`), never guessed.
+Snakemake's summary lists the jobs, and `portllm.planning.formulas` has the formulas. What cannot be
+known offline raises `UnknownError`; nothing is guessed.
 """
 
 from dataclasses import dataclass, replace
@@ -17,14 +16,14 @@ from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
 from portllm.transplant import methods
 
-# Of the demo's scores: 430 bytes a row of samples. The number of items is known with `limit` only.
+# The demo's samples take 430 bytes per row. The number of items is only known if `limit` is set.
 SAMPLE_BYTES = 450
 ITEMS_ASSUMED = 2000
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a model: its architecture, where that is known from, what its files take."""
+    """A version of a model: its architecture, the source of that, the size of its checkpoint."""
 
     architecture: Architecture
     origin: str
@@ -33,7 +32,7 @@ class Version:
 
 
 def hub_models(directory: Path) -> dict[str, dict[str, Any]]:
-    """Architectures that the repository knows, by hub id."""
+    """Read the known model configurations of the repository, by lower-case hub id."""
     known = (read_json(path) for path in sorted(directory.glob("*.json")))
     return {config["hub"].lower(): config for config in known}
 
@@ -41,7 +40,7 @@ def hub_models(directory: Path) -> dict[str, dict[str, Any]]:
 def _config_of(
     source: dict[str, Any], built: Path, known: dict[str, dict[str, Any]], mirror: str | None
 ) -> tuple[dict[str, Any], str, Path | None]:
-    """Configuration of an obtained version, where it comes from, and where its weights lie."""
+    """Return the configuration of an obtained version, its source, and its weights' directory."""
     if (built / "config.json").is_file():
         return read_json(built / "config.json"), str(built), built
     if "from_scratch" in source:
@@ -54,28 +53,28 @@ def _config_of(
     if source.get("hub", "").lower() in known:
         return known[source["hub"].lower()], "resources/models", None
     raise UnknownError(
-        f"{source.get('hub', local)}: its architecture is in no file here; it will be known once "
-        "it is fetched, or from a file in resources/models"
+        f"{source.get('hub', local)}: unknown architecture; fetch the model, or add its "
+        "configuration to resources/models"
     )
 
 
 def obtained_version(
     source: dict[str, Any], built: Path, known: dict[str, dict[str, Any]], mirror: str | None
 ) -> Version:
-    """A base or a release; UnknownError where its architecture cannot be known offline."""
+    """Return a base or release; raises UnknownError if its architecture is unknown offline."""
     config, origin, weights = _config_of(source, built, known, mirror)
-    found = formulas.architecture(config)
+    model = formulas.architecture(config)
     shards = [path.stat().st_size for path in weights.glob("*.safetensors")] if weights else []
     return Version(
-        found,
+        model,
         origin,
-        checkpoint_bytes=sum(shards) or formulas.parameters(found) * found.dtype_bytes,
+        checkpoint_bytes=sum(shards) or formulas.parameters(model) * model.dtype_bytes,
         linked="path" in source or ("hub" in source and mirror is not None),
     )
 
 
 def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Version:
-    """An evolution's outcome: merged LoRA keeps the parent's dtype, full training saves its own."""
+    """Return an evolution's result: merged LoRA keeps the parent's dtype, full training may not."""
     width = parent.architecture.dtype_bytes
     if not recipe.get("adapter"):
         width = formulas.evolution_training(recipe, gpu=gpu).width
@@ -86,7 +85,7 @@ def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Ve
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory of one job: on the device, and on the host with a GPU and without one."""
+    """Memory of one job in bytes: on the device, and on the host with and without a GPU."""
 
     device: int | None
     host: int
@@ -94,7 +93,7 @@ class Estimate:
 
 
 class PricedStudy:
-    """A study with the architectures that can be known of it, priced job by job."""
+    """A study with its known architectures, which estimates memory and disk of each job."""
 
     def __init__(
         self,
@@ -130,19 +129,19 @@ class PricedStudy:
         return self.config["resources"].get(stage, {}).get(name)
 
     def version(self, model: str, version: str) -> Version:
-        """A version; UnknownError where its architecture is not known."""
+        """Return a version; raises UnknownError if its architecture is unknown."""
         try:
             return self.versions[model, version]
         except KeyError:
             raise UnknownError(f"{model}/{version}: architecture unknown") from None
 
     def adapter_bytes(self, patch: Patch) -> int:
-        """Disk of a patch or port: its factors in float32 (PEFT keeps them so)."""
-        brought = matrix.existing_patches(self.config).get(patch)
-        if brought is not None:
-            file = Path(brought.get("path", ""), "adapter_model.safetensors")
-            if "path" not in brought or not file.is_file():
-                raise UnknownError(f"{brought.get('hub', file)}: a patch of unknown rank")
+        """Return the file size of a patch or port, whose factors are float32 in PEFT."""
+        existing = matrix.existing_patches(self.config).get(patch)
+        if existing is not None:
+            file = Path(existing.get("path", ""), "adapter_model.safetensors")
+            if "path" not in existing or not file.is_file():
+                raise UnknownError(f"{existing.get('hub', file)}: a patch of unknown rank")
             return file.stat().st_size
         settings = stage_settings.patch_settings(self.config, patch.task)
         model = self.version(patch.model, patch.trained_on).architecture
@@ -151,9 +150,9 @@ class PricedStudy:
         )
 
     def disk(self, job: PlannedJob) -> int:
-        """Disk that a job's outputs take: measured where they are there, else estimated.
+        """Return the bytes of a job's outputs: measured if they exist, else estimated.
 
-        Text of corpora and tasks, tables and figures count nothing before they are there.
+        The estimate for corpora, task data, tables and figures is 0.
         """
         if job.cached:
             return sum(files_bytes(Path(path)) for path in job.outputs)
@@ -177,11 +176,11 @@ class PricedStudy:
 
     def _score_bytes(self, names: dict[str, str]) -> int:
         limit = self.config["tasks"][names["task"]]["limit"]
-        wanted = names["model"], names["applied_to"], names["task"]
-        return len(self.cells[wanted]) * (limit or ITEMS_ASSUMED) * SAMPLE_BYTES
+        cells = self.cells[names["model"], names["applied_to"], names["task"]]
+        return len(cells) * (limit or ITEMS_ASSUMED) * SAMPLE_BYTES
 
     def work(self, job: PlannedJob) -> int:
-        """Disk that a job needs beside its outputs, only while it runs."""
+        """Return the bytes that a job needs in addition to its outputs while it runs."""
         names = dict(job.wildcards)
         if job.rule == "train_patch":
             settings = stage_settings.patch_settings(self.config, names["task"])
@@ -196,7 +195,7 @@ class PricedStudy:
         return 0
 
     def memory(self, job: PlannedJob) -> tuple[str, Estimate] | None:
-        """What decides a job's memory, in words, and the estimate; None where it is small."""
+        """Estimate a job's memory, and describe what it depends on; None if it is small."""
         names = dict(job.wildcards)
         match job.rule:
             case "pretrain":
@@ -243,8 +242,8 @@ class PricedStudy:
         model = self.version(names["model"], names["applied_to"]).architecture
         settings = stage_settings.scoring_settings(self.config, names["task"])
         width = formulas.DTYPES.get(settings["dtype"], model.dtype_bytes)
-        # How long prompts are is not known before the task data is made; those of the patch's
-        # training are, and every example in the prompt is about as long again.
+        # The length of prompts is unknown before the task data exists. Assume that of the patch's
+        # training, once more for each few-shot example.
         longest = stage_settings.patch_settings(self.config, names["task"])["max_length"]
         length = settings["max_length"] or longest * (1 + settings["few_shot"])
         length = min(length, model.context)

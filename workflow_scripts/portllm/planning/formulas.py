@@ -80,12 +80,12 @@ BLOCKS = 50_000_000
 
 
 class UnknownError(Exception):
-    """Something that cannot be worked out offline. The message is one line for people."""
+    """A quantity cannot be estimated offline; the message is one line for the user."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A decoder with gated MLPs (those of `DEFAULTS`), by transformers' names of its sizes."""
+    """Sizes of a decoder with gated MLPs, one of the model types in `DEFAULTS`."""
 
     model_type: str
     hidden_size: int
@@ -103,12 +103,14 @@ class Architecture:
 
 
 def architecture(config: dict[str, Any]) -> Architecture:
-    """Read a transformers configuration; UnknownError for an architecture without formulae."""
+    """Read a transformers configuration; raises UnknownError for other architectures."""
     kind = config.get("model_type", "none")
     if kind not in DEFAULTS:
-        raise UnknownError(f"no formulae for model_type {kind}; known: {', '.join(DEFAULTS)}")
-    given = {name: value for name, value in config.items() if value is not None}
-    values = {**DEFAULTS[kind], **given}
+        raise UnknownError(f"no formulas for model_type {kind}; known: {', '.join(DEFAULTS)}")
+    values = {
+        **DEFAULTS[kind],
+        **{key: value for key, value in config.items() if value is not None},
+    }
     heads = values["num_attention_heads"]
     dtype = str(values.get("dtype", values.get("torch_dtype", "float32"))).removeprefix("torch.")
     return Architecture(
@@ -129,7 +131,7 @@ def architecture(config: dict[str, Any]) -> Architecture:
 
 
 def projections(model: Architecture) -> dict[str, tuple[int, int]]:
-    """Input and output width of each linear projection of a layer."""
+    """Return (input, output) width of each linear projection of a layer."""
     hidden, inner = model.hidden_size, model.intermediate_size
     queries = model.heads * model.head_dim
     keys = model.key_value_heads * model.head_dim
@@ -145,10 +147,10 @@ def projections(model: Architecture) -> dict[str, tuple[int, int]]:
 
 
 def parameters(model: Architecture) -> int:
-    """Number of parameters.
+    """Return the number of parameters.
 
-    Embedding V·h (twice where the output layer is not tied to it), per layer the seven projections
-    with their biases and the norms' h each, and the last norm's h.
+    Embedding V·h (twice if the output layer is not tied to it), per layer the seven projections
+    with their biases and h for each norm, and h for the last norm.
     """
     linear = projections(model)
     biases = 0
@@ -167,16 +169,16 @@ def _targets(model: Architecture, targets: str | Iterable[str]) -> dict[str, tup
         targets = linear if targets == ALL_LINEAR else [targets]
     chosen = {name.rsplit(".", 1)[-1] for name in targets}
     if unknown := sorted(chosen - linear.keys()):
-        raise UnknownError(f"LoRA on {', '.join(unknown)}: counted for the linear projections only")
+        raise UnknownError(f"LoRA on {', '.join(unknown)}: expected linear projections only")
     return {name: linear[name] for name in linear if name in chosen}
 
 
 def lora_parameters(
     model: Architecture, rank: int, targets: str | Iterable[str] = ALL_LINEAR
 ) -> int:
-    """Trainable parameters of LoRA: r·(in + out) for each projection (Hu et al. 2021, 4.1).
+    """Return LoRA's trainable parameters: r·(in + out) per projection (Hu et al. 2021, sec. 4.1).
 
-    `all-linear` is every projection and, as in PEFT, not the output layer.
+    `all-linear` means every projection but, as in PEFT, not the output layer.
     """
     sizes = _targets(model, targets).values()
     return model.layers * rank * sum(inner + out for inner, out in sizes)
@@ -189,11 +191,11 @@ def activations_of_layer(
     *,
     mask_bytes: int = 1,
 ) -> int:
-    """Bytes that a layer keeps for the backward pass, per token.
+    """Return the bytes per token that a layer keeps for the backward pass.
 
-    Counted as Korthikanti et al. (arXiv 2205.05198, section 4.1) count, for today's decoders: they
-    give 34·h + 5·a·s for a GPT layer in 16 bits, which has a plain MLP and keeps its attention
-    matrix; gated MLPs with norms in float32 keep more and PyTorch's fused attention no matrix.
+    Counted as in Korthikanti et al. (arXiv 2205.05198, section 4.1), who give 34·h + 5·a·s for a
+    GPT layer in 16 bits. Current decoders differ: gated MLPs and float32 norms keep more, and
+    PyTorch's fused attention does not keep the attention matrix.
 
     - norms: their input in float32, two of 4·h;
     - attention: queries and output, keys and values, 2·w·(a + g)·d;
@@ -203,8 +205,8 @@ def activations_of_layer(
     - LoRA: for each target its dropped-out input in float32, 4·in, and the dropout's mask, one
       byte an element on a GPU, four on a CPU.
 
-    Within 5 % of the tensors that PyTorch saves (tests/unit/test_plan.py), gemma2's two more norms
-    left out.
+    Within 5 % of the tensors that PyTorch saves (tests/unit/planning/test_estimates.py), without
+    the two additional norms of gemma2.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     queries, keys = model.heads * model.head_dim, model.key_value_heads * model.head_dim
@@ -216,7 +218,7 @@ def activations_of_layer(
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """What decides the memory of a training; `targets` None trains all weights."""
+    """The settings that decide the memory of a training; `targets` None trains all weights."""
 
     batch: int
     length: int
@@ -230,23 +232,23 @@ class TrainingMemory:
 
 
 def trained_parameters(model: Architecture, training: TrainingMemory) -> int:
-    """Parameters that a training changes."""
+    """Return the number of parameters that a training changes."""
     if training.targets is None:
         return parameters(model)
     return lora_parameters(model, training.rank, training.targets)
 
 
 def training_bytes(model: Architecture, training: TrainingMemory) -> dict[str, int]:
-    """Peak device memory of a training, by part.
+    """Return the peak device memory of a training in bytes, by part.
 
-    - weights: P at the training's dtype (4 bits: half a byte each), LoRA factors T in float32;
-    - gradients: one for each trained parameter, in its own dtype;
-    - optimiser: AdamW's two moments, 2·4·T (Rajbhandari et al. 2020, ZeRO, section 3.1), 2·T where
-      it has eight bits; no float32 master copy, which transformers and Axolotl do not keep, and
-      at most, for PyTorch keeps the moments of 16-bit weights in 16 bits;
-    - activations: L layers of `activations_of_layer`; with gradient checkpointing each layer's
-      input, 2·s·b·h·L in 16 bits (Korthikanti et al., section 5), and one layer at a time;
-    - logits: as they are, and their float32 log-softmax and gradient, s·b·V·(w + 4 + 4).
+    - weights: P in the training's dtype (4 bits: half a byte each), LoRA factors T in float32;
+    - gradients: one per trained parameter, in its dtype;
+    - optimiser: AdamW's two moments, 2·4·T (Rajbhandari et al. 2020, ZeRO, section 3.1), or 2·T in
+      8 bits; no float32 master copy, which transformers and Axolotl do not keep; an upper bound,
+      because PyTorch keeps the moments of 16-bit weights in 16 bits;
+    - activations: L layers of `activations_of_layer`; with gradient checkpointing the input of each
+      layer, 2·s·b·h·L in 16 bits (Korthikanti et al., section 5), and one layer at a time;
+    - logits: themselves, their float32 log-softmax and its gradient, s·b·V·(w + 4 + 4).
     """
     trained = trained_parameters(model, training)
     lora = training.targets is not None
@@ -265,11 +267,11 @@ def training_bytes(model: Architecture, training: TrainingMemory) -> dict[str, i
 
 
 def scoring_bytes(model: Architecture, batch: int, length: int, width: int) -> dict[str, int]:
-    """Peak memory of scoring, by part: nothing is kept for a backward pass.
+    """Return the peak memory of scoring in bytes, by part, without a backward pass.
 
-    - weights: P at the scoring's dtype;
-    - activations: one layer's, at most what training keeps of it;
-    - cache: keys and values of all layers, 2·L·g·d·w a token (transformers returns them);
+    - weights: P in the scoring dtype;
+    - activations: those of one layer, at most what training keeps of it;
+    - cache: keys and values of all layers, 2·L·g·d·w per token (transformers returns them);
     - logits: themselves and their log-softmax, 2·s·b·V·w (lm-eval's HFLM).
     """
     tokens = batch * length
@@ -283,36 +285,36 @@ def scoring_bytes(model: Architecture, batch: int, length: int, width: int) -> d
 
 
 def transplant_host_bytes(adapter: int) -> int:
-    """Host memory of a port: the adapter as read and as changed."""
+    """Return the host memory of a port in bytes: the adapter before and after the method."""
     return IMPORTS["transplant"] + 2 * adapter
 
 
 def merge_host_bytes(model: Architecture, adapter: int, *, dense: bool = False) -> int:
-    """Host memory of a merge: the adapter as read and as changed, and blocks of weights.
+    """Return the host memory of a merge in bytes: the adapter twice, and blocks of weights.
 
-    A dense method holds, twice, a whole projection and the steps of its change, six in float32.
+    A dense method holds a whole projection and six float32 intermediates of its change, twice.
     """
     largest = max(inner * out for inner, out in projections(model).values())
     return IMPORTS["merge"] + BLOCKS + 2 * adapter + dense * 2 * 6 * FLOAT32 * largest
 
 
 def movement_host_bytes(model: Architecture) -> int:
-    """Host memory of measuring a version's movement: its embedding, and the base's."""
+    """Return the host memory of measuring movement in bytes: both versions' embeddings."""
     return IMPORTS["movement"] + 2 * model.vocabulary_size * model.hidden_size * model.dtype_bytes
 
 
 def projection_host_bytes(model: Architecture, adapter: int) -> int:
-    """Host memory of measuring two patches on a version, one projection at a time.
+    """Return the host memory of comparing two patches in bytes, one projection at a time.
 
-    Both patches as read and in float64, the largest projection of two versions, and it thrice in
-    float64: angles hold their difference and its parts, norms a sum and its square.
+    Both patches as read and in float64, the largest projection of two versions, and three float64
+    copies of it: for angles the difference and its parts, for norms a sum and its square.
     """
     largest = max(inner * out for inner, out in projections(model).values())
     return IMPORTS["movement"] + 2 * 3 * adapter + largest * (2 * model.dtype_bytes + 3 * 8)
 
 
 def patch_training(settings: dict[str, Any], *, gpu: bool) -> TrainingMemory:
-    """The training of a patch. `auto` precision is bfloat16 on a GPU, float32 without one."""
+    """Return the training of a patch; `auto` precision is bfloat16 on a GPU, else float32."""
     half = settings["precision"] == "bfloat16" or (settings["precision"] == "auto" and gpu)
     width = HALF if half else FLOAT32
     targets = settings["target_modules"]
@@ -329,7 +331,7 @@ def patch_training(settings: dict[str, Any], *, gpu: bool) -> TrainingMemory:
 
 
 def evolution_training(recipe: dict[str, Any], *, gpu: bool) -> TrainingMemory:
-    """The training that an Axolotl recipe describes; Axolotl's own defaults for absent keys."""
+    """Return the training of an Axolotl recipe, with Axolotl's defaults for missing keys."""
     half = recipe.get("bf16") is True or recipe.get("fp16") is True
     half = half or (recipe.get("bf16", "auto") == "auto" and gpu)
     width = HALF if half else FLOAT32
@@ -354,7 +356,7 @@ def evolution_training(recipe: dict[str, Any], *, gpu: bool) -> TrainingMemory:
 
 
 def pretraining(settings: dict[str, Any]) -> TrainingMemory:
-    """The training of a from-scratch base: all weights, float32."""
+    """Return the training of a pretrained base: all weights in float32."""
     return TrainingMemory(
         batch=settings["batch_size"],
         length=settings["sequence_length"],
@@ -364,9 +366,9 @@ def pretraining(settings: dict[str, Any]) -> TrainingMemory:
 
 
 def trainer_checkpoint_bytes(model: Architecture, training: TrainingMemory, *, kept: int) -> int:
-    """Disk of a trainer's checkpoints while it trains: weights that change, and AdamW's state.
+    """Return the bytes of the checkpoints during a training: trained weights and AdamW's state.
 
-    `kept` is their limit; one more is there while it is written.
+    `kept` is the limit of checkpoints; one more exists while it is written.
     """
     trained = trained_parameters(model, training)
     weights = trained * (FLOAT32 if training.targets is not None else training.width)
@@ -374,10 +376,10 @@ def trainer_checkpoint_bytes(model: Architecture, training: TrainingMemory, *, k
 
 
 def evolution_work_bytes(model: Architecture, recipe: dict[str, Any], *, gpu: bool) -> int:
-    """Disk that an evolution needs beside its output, while it trains.
+    """Return the bytes that an evolution needs in addition to its output while it trains.
 
-    A recipe without `save_total_limit` keeps all its checkpoints; how many depends on the corpus
-    and two are counted. The final weights are moved, not copied.
+    A recipe without `save_total_limit` keeps all checkpoints, whose number depends on the corpus;
+    two are counted. The final weights are moved, not copied.
     """
     training = evolution_training(recipe, gpu=gpu)
     saves = str(recipe.get("save_strategy", "epoch")).lower() not in ("no", "false")

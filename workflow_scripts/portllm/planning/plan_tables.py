@@ -117,7 +117,7 @@ def memory_rows(
             continue
         if memory is not None:
             names = dict(job.wildcards)
-            mem_mb = requests.wanted(priced, job.rule, names, "mem_mb", default=0)
+            mem_mb = requests.requested(priced, job.rule, names, "mem_mb", default=0)
             kinds[job.rule, names["model"], *memory, mem_mb] += 1
     rows, short = [], False
     for (name, model, words, estimate, mem_mb), count in kinds.items():

@@ -1,8 +1,8 @@
-"""What a job asks of its machine: the study's word for its stage, else worked out from the model.
+"""Decide the resources that each job requests: from the study, else estimated from the model.
 
-Memory is the plan's estimate with room above it. Times are limits, not forecasts: a cluster kills
-what runs past them, so they are generous and grow with the model's parameters. Both grow with each
-attempt, since a retried job has often died of having too little.
+Memory is the plan's estimate plus a margin. Run times are generous limits that grow with the
+model's parameters, because a cluster kills jobs that exceed them. Both grow with each attempt,
+because retried jobs have often failed for lack of memory or time.
 """
 
 from collections.abc import Mapping
@@ -31,13 +31,13 @@ STAGES = {
 }
 GROWING = ("mem_mb", "runtime")
 
-# Above the estimate: allocators, page-locked buffers, a device's context on the host.
+# Margin above the estimate for allocators, page-locked buffers and device contexts on the host.
 MEMORY_FACTOR, MEMORY_EXTRA_MB = 1.5, 1000
 MEMORY_STEP_MB = 500
 
-# Minutes: to start with, and for every billion parameters. A patch with the published settings
-# takes about 40 hours of one GPU on the largest task (its source: resources/published), hence a
-# day for 7 billion parameters; the checkpoints carry what takes longer into the next attempt.
+# Minutes: a constant, and per billion parameters. A patch with the published settings takes about
+# 40 GPU-hours on the largest task (see resources/published). For 7 billion parameters this gives a
+# day; longer trainings resume from their checkpoints in the next attempt.
 MINUTES = {
     "pretrain": (60, 0),
     "train_patch": (60, 200),
@@ -51,9 +51,9 @@ MINUTES = {
     "measure_geometry": (60, 60),
     "measure_loss_slice": (60, 60),
 }
-# Below this a job does its work on one thread faster than it can divide it.
+# Number of parameters below which one thread is fastest.
 LARGE, THREADS_FOR_LARGE = 1_000_000_000, 4
-# What a sharded training may fill of each device: that of an 80 GB device.
+# Memory per device that a sharded training may fill: that of an 80 GB device.
 DEVICE_BYTES = 80_000_000_000
 
 
@@ -68,11 +68,11 @@ def minutes_by_rule(priced: PricedStudy) -> dict[str, float]:
 
 
 def stage_of(rule: str) -> str:
-    """The stage under whose name the study sets what a rule's jobs ask for."""
+    """Return the stage of a rule, the key under `resources` in the study."""
     return STAGES.get(rule, rule)
 
 
-def wanted(
+def requested(
     priced: PricedStudy,
     rule: str,
     names: dict[str, str],
@@ -80,10 +80,18 @@ def wanted(
     default: int,
     attempt: int = 1,
 ) -> int:
-    """How much of a resource (threads, gpu, mem_mb, runtime in minutes) a job asks for.
+    """Return how much of a resource a job requests.
 
-    The study's own value counts first, then what follows from the model, then `default`, where
-    the model's architecture is not known before it is fetched.
+    The study's own value comes first, then the estimate from the model, then `default` if the
+    model's architecture is unknown before it is fetched.
+
+    Args:
+        priced: the study with its estimates.
+        rule: the job's rule.
+        names: the job's wildcards.
+        resource: `threads`, `gpu`, `mem_mb` or `runtime` (minutes).
+        default: the rule's default.
+        attempt: 1 for the first attempt.
     """
     value = priced.config["resources"].get(stage_of(rule), {}).get(resource)
     if value is None:
@@ -97,9 +105,10 @@ def wanted(
 
 
 def computed(priced: PricedStudy, rule: str, names: dict[str, str], resource: str) -> int | None:
-    """A resource that follows from the job's model; None where the rule has no formula.
+    """Estimate a resource from the job's model; None if the rule has no formula.
 
-    Raises UnknownError where the architecture is not known.
+    Raises:
+        UnknownError: the architecture is unknown.
     """
     match resource:
         case "mem_mb":
@@ -115,10 +124,10 @@ def computed(priced: PricedStudy, rule: str, names: dict[str, str], resource: st
 
 
 def _memory(priced: PricedStudy, rule: str, names: dict[str, str]) -> int | None:
-    found = priced.memory(PlannedJob(rule, tuple(names.items()), (), cached=False))
-    if found is None:
+    job_memory = priced.memory(PlannedJob(rule, tuple(names.items()), (), cached=False))
+    if job_memory is None:
         return None
-    _, estimate = found
+    _, estimate = job_memory
     gpu = priced.config["resources"].get(stage_of(rule), {}).get("gpu")
     needed = estimate.host_alone if gpu == 0 else estimate.host
     megabytes = MEMORY_FACTOR * needed / 1e6 + MEMORY_EXTRA_MB
@@ -126,7 +135,7 @@ def _memory(priced: PricedStudy, rule: str, names: dict[str, str]) -> int | None
 
 
 def _devices(priced: PricedStudy, names: dict[str, str]) -> int | None:
-    """Devices of an evolution: one, unless its recipe shards the training over several."""
+    """Return the devices of an evolution if its recipe shards the training; else None."""
     recipe = priced.recipes[names["version"]]
     if not any(recipe.get(key) for key in ("deepspeed", "fsdp", "fsdp_config")):
         return None
@@ -136,35 +145,42 @@ def _devices(priced: PricedStudy, names: dict[str, str]) -> int | None:
 
 
 def _parameters(priced: PricedStudy, names: dict[str, str]) -> int:
-    """Parameters of the job's model; all its versions have as many."""
+    """Return the parameters of the job's model, which are equal for all versions."""
     versions = [names.get(key) for key in ("version", "applied_to", "trained_on")]
-    wanted_version = next(filter(None, versions), matrix.BASE)
-    return formulas.parameters(priced.version(names["model"], wanted_version).architecture)
+    version = next(filter(None, versions), matrix.BASE)
+    return formulas.parameters(priced.version(names["model"], version).architecture)
 
 
 def check_devices(priced: PricedStudy, by_rule: Mapping[str, Any], limit: int | None) -> None:
-    """Refuse jobs that ask for more devices than a run may use, None being no limit.
+    """Check that no job requests more devices than the run may use.
 
-    Snakemake would lower their number and say nothing. `by_rule` are numbers that --set-resources
-    names; else evolutions are looked at that shard their training. What the study itself asks for
-    is checked with its configuration, and one device or none (`--resources gpu=0`) is the run's
-    choice. Raises InputError.
+    Snakemake would silently lower the number. Checked are `--set-resources` and evolutions that
+    shard their training; the study's own `resources` are checked with its configuration. Any run
+    may use one device or none (`--resources gpu=0`).
+
+    Args:
+        priced: the study with its estimates.
+        by_rule: devices per rule from `--set-resources`.
+        limit: devices that the run may use; None for no limit.
+
+    Raises:
+        InputError: a job requests more.
     """
     if limit is None:
         return
-    for rule, asked in by_rule.items():
-        if isinstance(asked, int) and asked > max(limit, 1):
+    for rule, count in by_rule.items():
+        if isinstance(count, int) and count > max(limit, 1):
             raise InputError(
-                f"--set-resources {rule}:gpu={asked}: the run may use {limit} devices "
+                f"--set-resources {rule}:gpu={count}: the run may use {limit} devices "
                 f"(--resources gpu={limit})"
             )
     for model, version in priced.versions:
         if "evolve" in by_rule or version not in priced.config["evolutions"]:
             continue
-        asked = wanted(priced, "evolve", {"model": model, "version": version}, "gpu", 1)
-        if asked > max(limit, 1):
+        count = requested(priced, "evolve", {"model": model, "version": version}, "gpu", 1)
+        if count > max(limit, 1):
             raise InputError(
-                f"evolutions.{version}: its recipe shards {model} over {asked} devices of "
+                f"evolutions.{version}: its recipe shards {model} over {count} devices of "
                 f"{DEVICE_BYTES / 1e9:.0f} GB, but the run may use {limit} (--resources "
                 f"gpu={limit}); resources.evolve.gpu sets another number"
             )

@@ -1,8 +1,8 @@
-"""What the workflow does beyond Snakemake when its jobs run on a cluster.
+"""Extend Snakemake for runs on a cluster.
 
-Snakemake has no hook between the start of a run and the choice of its jobs. So two methods of the
-workflow's object are replaced by ones that do more: the one that begins that choice, in the process
-that submits jobs, and the one that executes a job, on the cluster's nodes.
+Snakemake has no hook between the start of a run and the selection of its jobs. So two methods of
+the workflow object are wrapped: the one that starts the selection, in the process that submits
+jobs, and the one that executes a job, on the cluster's nodes.
 """
 
 import sys
@@ -17,19 +17,19 @@ from portllm.snakemake_hooks import slurm
 
 
 def attend(workflow: Any) -> None:
-    """Attend to the runs of a workflow on clusters; to be called where it is defined."""
-    choose, execute = workflow._prepare_dag, workflow.execute
+    """Install the extensions; call this from the Snakefile."""
+    select_jobs, execute = workflow._prepare_dag, workflow.execute
 
-    def prepare_and_choose(*arguments: Any, **settings: Any) -> None:
+    def prepare_and_select(*arguments: Any, **settings: Any) -> None:
         plugin = workflow.executor_plugin
-        # There is none where nothing is run, and a local one in a dry run.
+        # There is no plugin for commands without jobs, and a local one in a dry run.
         if plugin is not None and not plugin.common_settings.local_exec:
-            # Else jobs would get no more threads than the login node has cores: the default
-            # profile says `cores: all`, which means this machine's.
+            # The default profile sets `cores: all`, which would limit the threads of jobs to the
+            # cores of the login node.
             workflow.resource_settings.cores = None
             if plugin.name == "slurm":
                 prepare_slurm(workflow)
-        choose(*arguments, **settings)
+        select_jobs(*arguments, **settings)
 
     def execute_and_record(**settings: Any) -> None:
         execute(**settings)
@@ -38,15 +38,15 @@ def attend(workflow: Any) -> None:
     if workflow.exec_mode == ExecMode.REMOTE:
         workflow.execute = execute_and_record
     else:
-        workflow._prepare_dag = prepare_and_choose
+        workflow._prepare_dag = prepare_and_select
 
 
 def prepare_slurm(workflow: Any) -> None:
-    """Wait for the jobs of earlier runs on the same results, and make this run's easy to watch.
+    """Wait for the jobs of earlier runs on the same results, and cache MinJobAge.
 
-    The executor asks before each question how long squeue knows a job that has ended. When the
-    controller is down just then, it turns to sacct; without accounting that fails, and the
-    executor forgets its jobs and waits for ever. So it is asked once, here, while it answers.
+    Before each status check, the executor asks the controller for MinJobAge. If the controller is
+    down at that moment, the executor switches to sacct. Without accounting that fails, and it waits
+    forever for jobs that it has forgotten. So the value is read once, here.
     """
     import snakemake_executor_plugin_slurm as plugin
 
@@ -64,10 +64,10 @@ def prepare_slurm(workflow: Any) -> None:
 
 
 def record_outputs(workflow: Any) -> None:
-    """Let the process that did a job write Snakemake's record of how its outputs were made.
+    """Write Snakemake's metadata of a job's outputs from the process that ran the job.
 
-    Snakemake leaves that to the process that submitted the job. If that one died meanwhile, nobody
-    would notice later that parameters or code have changed since.
+    Snakemake leaves this to the process that submitted the job. If that one was killed, later
+    changes of parameters or code would go unnoticed.
     """
     workflow.workflow_settings.exec_mode = ExecMode.DEFAULT
     for job in workflow.dag.finished_jobs:
