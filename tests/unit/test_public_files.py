@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import yaml
 from conftest import PROJECT
 
 import portllm
+from portllm.cli import main
 
 PAGES = [
     *sorted(PROJECT.glob("*.md")),
@@ -130,10 +132,42 @@ def test_a_study_names_its_schema_for_editors(study: Path) -> None:
     assert (study.parent / schema).resolve() == PROJECT / "config/schema.yaml"
 
 
+def make_targets() -> set[str]:
+    """The targets that the Makefile offers to users."""
+    phony = re.search(r"^\.PHONY: (.+)$", (PROJECT / "Makefile").read_text(), re.M)
+    assert phony is not None
+    return set(phony[1].split())
+
+
 def test_make_help_lists_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=PROJECT, capture_output=True, text=True, check=True)
-    listed = {line.split()[1] for line in done.stdout.splitlines()}
-    makefile = (PROJECT / "Makefile").read_text()
-    phony = re.search(r"^\.PHONY: (.+)$", makefile, re.M)
-    assert phony is not None
-    assert listed == set(phony[1].split())
+    assert {line.split()[1] for line in done.stdout.splitlines()} == make_targets()
+
+
+def documented_commands(program: str) -> list[list[str]]:
+    """The arguments of every call of a program in the pages' consoles."""
+    lines = [line for page in PAGES for line in page.read_text().splitlines()]
+    calls = [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
+    return [call[1:] for call in calls if call[:1] == [program]]
+
+
+def test_documented_targets_of_make_exist() -> None:
+    calls = documented_commands("make")
+    assert ["demo"] in calls
+    assert {target for call in calls for target in call if target != "&&"} <= (
+        make_targets() | {".", ".venvs/workflow/bin/activate"}
+    )
+
+
+def test_documented_calls_of_portllm_parse() -> None:
+    calls = documented_commands("portllm")
+    assert {"check", "port", "merge"} <= {call[0] for call in calls}
+    for call in calls:
+        main.build_parser().parse_args(call[:1] if call[0] == "plan" else call)
+
+
+def test_documented_studies_exist() -> None:
+    calls = [*documented_commands("snakemake"), *documented_commands("portllm")]
+    named = {word for call in calls for word in call if re.match(r"config/.*\.yaml$", word)}
+    assert "config/paper.yaml" in named
+    assert [study for study in named if not (PROJECT / study).exists()] == []
