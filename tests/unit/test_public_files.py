@@ -23,6 +23,7 @@ STUDIES = [
     PROJECT / "config.yaml",
     *sorted(path for path in PROJECT.glob("config/*.yaml") if path.name != "schema.yaml"),
     *sorted(PROJECT.glob("tests/studies/*.yaml")),
+    PROJECT / ".test/config.yaml",
 ]
 # The digest of https://www.apache.org/licenses/LICENSE-2.0.txt.
 APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"

@@ -1,6 +1,7 @@
 """Every study in the repository plans exactly the jobs of its configuration."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -277,6 +278,14 @@ def test_the_tutorials_study_plans_the_jobs_that_the_page_shows(checkout: Checko
     retrained = checkout.counts("--configfile", "mine/study.yaml", "mine/retrain.yaml")
     assert "train_patch" not in counts
     assert retrained == {**counts, "train_patch": 1, "make_table": counts["make_table"] + 2}
+
+
+def test_the_workflows_own_test_runs_in_its_directory(checkout: Checkout) -> None:
+    (checkout.directory / ".test").mkdir()
+    shutil.copy(PROJECT / ".test/config.yaml", checkout.directory / ".test")
+    counts = checkout.counts("--directory", ".test")
+    assert (counts["evolve"], counts["train_patch"], counts["score"]) == (1, 2, 2)
+    assert not (checkout.directory / ".snakemake").exists()
 
 
 def test_a_chain_is_evolved_for_its_tasks_alone(checkout: Checkout, tmp_path: Path) -> None:
