@@ -130,7 +130,7 @@ def test_kinds_of_a_section_have_an_order(group: str) -> None:
 
 def test_sections_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "sections.yaml").write_text("title: [")
-    with pytest.raises(InputError, match=r"sections.yaml: no list of sections"):
+    with pytest.raises(InputError, match=r"sections.yaml: expected a list of sections"):
         html_report.read_sections(tmp_path / "sections.yaml")
 
 

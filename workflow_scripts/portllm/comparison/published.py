@@ -41,7 +41,7 @@ def is_possible(value: float, items: float, digits: int = 4) -> bool:
     )
 
 
-def beside(numbers: pandas.DataFrame, published: pandas.DataFrame) -> pandas.DataFrame:
+def with_published(numbers: pandas.DataFrame, published: pandas.DataFrame) -> pandas.DataFrame:
     """Add `published`, `difference`, `published_possible` and `published_source` to scores."""
     renamed = published.rename(
         columns={"value": "published", "n": "published_n", "source": "published_source"}

@@ -1,4 +1,4 @@
-"""Grouped bars with intervals, in as many rows as their labels need."""
+"""Draw grouped bars with intervals, in as many rows as their labels need."""
 
 import math
 
@@ -6,16 +6,23 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from portllm.reporting.figure_style import BESIDE, COLOURS, HATCHES, Settings, legend, panels
+from portllm.reporting.figure_style import (
+    AXIS_LABEL_WIDTH,
+    COLOURS,
+    HATCHES,
+    Settings,
+    legend,
+    panels,
+)
 
-# What the labels of bars take, in points: a line of figures, a letter of them, and one of a group.
+# Sizes of labels in points: a line, a letter of a bar's label, a letter of a group's label.
 LINE, LETTER, GROUP_LETTER = 9.0, 4.6, 5.6
 # The share of a group's width that its bars take.
 FILLED = 0.8
 
 
 def _groups_in_a_row(table: pandas.DataFrame, points: float) -> int:
-    """How many groups of bars a row of so many points holds so that their labels stand apart."""
+    """Return how many groups fit into a row of `points` without overlapping labels."""
     longest = max(len(line) for label in table.index for line in label.splitlines())
     of_bars = points * FILLED / (LINE * len(table.columns))
     of_labels = points / (GROUP_LETTER * longest + LINE)
@@ -31,12 +38,18 @@ def grouped_bars(
     intervals: tuple[pandas.DataFrame, pandas.DataFrame],
     note: str,
 ) -> Figure:
-    """Grouped bars: a group for each row, a bar for each column; missing values say so.
+    """Draw a group of bars for each row of the table and a bar for each column.
 
-    `intervals` are lower and upper ends, shaped like the table; a bar may have none. Groups that
-    one row of the figure cannot hold go on in the next.
+    Missing values are labelled n/a. Groups that do not fit into one row continue in the next.
+
+    Args:
+        table: the values.
+        settings: width and height of the figure, in inches.
+        unit: label of the vertical axis.
+        intervals: lower and upper ends, shaped like the table; NaN for none.
+        note: title of the legend.
     """
-    points = 72 * (settings["width"] - BESIDE)
+    points = 72 * (settings["width"] - AXIS_LABEL_WIDTH)
     count = _groups_in_a_row(table, points)
     starts = range(0, len(table), count)
     figure, rows = panels(settings, len(starts), widest=1, same_scale=True)
@@ -58,7 +71,7 @@ def _row_of_bars(
     intervals: tuple[pandas.DataFrame, pandas.DataFrame],
     group: float,
 ) -> None:
-    """One row of grouped bars; `group` is the width of a group in points."""
+    """Draw one row of grouped bars; `group` is the width of a group in points."""
     width = FILLED / len(table.columns)
     numbers = table.map(lambda value: "n/a" if pandas.isna(value) else f"{value:.0f}")
     upright = LETTER * numbers.map(len).to_numpy().max() + 2 > group * width
@@ -77,7 +90,7 @@ def _row_of_bars(
         axes.errorbar(
             places,
             values,
-            # Without an interval there is no line, which would be one of no width.
+            # NaN draws no line.
             yerr=[(values - lows).clip(lower=0), (highs - values).clip(lower=0)],
             fmt="none",
             ecolor="black",
@@ -94,7 +107,7 @@ def _row_of_bars(
                 va="bottom",
                 fontsize=7,
                 rotation=90 if upright else 0,
-                # A line of the figure may pass behind it.
+                # Hides lines of the figure behind the text.
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
                 zorder=3,
             )

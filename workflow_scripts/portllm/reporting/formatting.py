@@ -1,4 +1,4 @@
-"""A table, and how numbers are written for people."""
+"""The finished table, and functions that format numbers for people."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from portllm.scoring import metrics
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers for machines, the same as text for people, and lines to stand under the text."""
+    """A table as numbers (CSV) and as text (Markdown, LaTeX), with notes below the text."""
 
     numbers: pandas.DataFrame
     text: pandas.DataFrame
@@ -20,32 +20,32 @@ class Table:
 
 
 def value_text(value: float, stderr: float, metric: str) -> str:
-    """A score with its standard error, per cent where the metric is a share."""
+    """Format a score with its standard error, in per cent if the metric is a share."""
     factor = metrics.factor(metric)
     shown = f"{value * factor:.1f}"
     return shown if pandas.isna(stderr) else f"{shown} ± {stderr * factor:.1f}"
 
 
 def hours_text(values: Iterable[float]) -> list[str]:
-    """Hours to four digits behind the point; less than these can show is not shown as none."""
+    """Format hours with four decimals; values below 0.0001 become "<0.0001"."""
     smallest = 1e-4
     return [f"<{smallest:.4f}" if 0 < value < smallest else f"{value:.4f}" for value in values]
 
 
 def memory_text(values: Iterable[float]) -> list[str]:
-    """Bytes as gigabytes."""
+    """Format bytes in gigabytes."""
     return ["–" if pandas.isna(value) else f"{value / 1e9:.2f}" for value in values]
 
 
 def published_text(value: float, difference: float, possible: bool, metric: str) -> str:
-    """A published score beside ours; a star marks one that no number of right answers gives."""
+    """Format a published score and our difference; a star marks an impossible score."""
     factor = metrics.factor(metric)
     star = "" if possible else "*"
     return f" [{value * factor:.2f}{star}, {difference * factor:+.1f}]"
 
 
 def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
-    """A task's name, with the metric where the task has several."""
+    """Return a name for each task and metric: the task, with the metric if it has several."""
     pairs = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
     tasks = [task for task, _ in pairs]
     names = {}
@@ -58,7 +58,7 @@ def column_names(table: pandas.DataFrame) -> dict[tuple[str, str], str]:
 
 
 def range_text(value: float, low: float, high: float, metric: str, *, signed: bool = False) -> str:
-    """A number with its interval, per cent where the metric is a share."""
+    """Format a number with its interval, in per cent if the metric is a share."""
     if pandas.isna(value):
         return "–"
     sign = "+" if signed else ""
@@ -66,50 +66,50 @@ def range_text(value: float, low: float, high: float, metric: str, *, signed: bo
     shown, *ends = (f"{number * factor:{sign}.1f}" for number in (value, low, high))
     if pandas.isna(low):
         return f"{shown} [–]".replace("-", "−")
-    # A minus as people write it, in text that stands beside plus signs.
+    # A typographic minus, to match the plus signs.
     return f"{shown} [{ends[0]}, {ends[1]}]".replace("-", "−")
 
 
 def range_texts(
     numbers: pandas.DataFrame, name: str, low: str, high: str, *, signed: bool = False
 ) -> list[str]:
-    """A column of numbers as text, each with its interval from two other columns."""
+    """Format a column of numbers, each with its interval from two other columns."""
     columns = (numbers[column] for column in (name, low, high, "metric"))
     return [range_text(*row, signed=signed) for row in zip(*columns, strict=True)]
 
 
 def task_names(numbers: pandas.DataFrame) -> list[str]:
-    """The task of each row, with its metric if the task has several."""
+    """Return the task of each row, with its metric if the task has several."""
     names = column_names(numbers)
     return [names[pair] for pair in zip(numbers["task"], numbers["metric"], strict=True)]
 
 
 def without_one(text: pandas.DataFrame) -> pandas.DataFrame:
-    """A table without its column of models if there is one model, and of seeds if there is one."""
+    """Drop the column of models if there is only one model, and of seeds if all are 1."""
     same = [name for name in ("model", "seeds") if name in text and text[name].nunique() == 1]
     return text.drop(columns=[name for name in same if name == "model" or text[name].iloc[0] == 1])
 
 
 def p_text(value: float) -> str:
-    """A p-value; very small ones by their bound."""
+    """Format a p-value with three decimals; smaller ones become "<0.001"."""
     if pandas.isna(value):
         return "–"
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def level_text(level: float) -> str:
-    """The level of an interval, in per cent."""
+    """Format a confidence level in per cent."""
     return f"{100 * level:g} %"
 
 
 def score_interval(
     value: float, stderr: float, n: float, metric: str, level: float
 ) -> tuple[float, float]:
-    """A score's interval where its items are not at hand.
+    """Return a score's interval without its items.
 
-    Wilson's for a share of right items; else normal, from the standard error, which is lm-eval's
-    bootstrap where the metric has no closed form, as F1 has none. A standard error of zero, where
-    no resample differed, gives no interval.
+    Wilson's for the share of correct items; else normal, from lm-eval's standard error, which is a
+    bootstrap for metrics without a closed form, such as F1. A standard error of zero (all resamples
+    equal) gives NaN.
     """
     if metrics.is_proportion(metric):
         return statistics.proportion_interval(value, int(n), level)
@@ -119,7 +119,7 @@ def score_interval(
 
 
 def with_intervals(numbers: pandas.DataFrame, level: float) -> pandas.DataFrame:
-    """Scores with the ends of their intervals, `low` and `high`, their kind and their level."""
+    """Add the columns `low`, `high`, `interval` (its kind) and `level` to scores."""
     columns = (numbers[name] for name in ("value", "stderr", "n", "metric"))
     ends = [score_interval(*row, level) for row in zip(*columns, strict=True)]
     kinds = [

@@ -1,4 +1,4 @@
-"""The report: one HTML file that tells the study's story and opens offline."""
+"""Write the report: one HTML file with all tables and figures, which opens offline."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from portllm.errors import InputError
 from portllm.study.exhibits import Exhibit, Registry
 
 NUMERIC = re.compile(r"[-−+–]?\d*[\d.,]*( ± [\d.]+)?( ?%)?( \[[^]]*\])?$")
-# Parts of a study in words, and the columns of scores that imported ones give for them.
+# Parts of a study's description, and the column of imported scores for each.
 OF_SCORES = {"Models": "model", "Versions": "applied_to", "Tasks": "task", "Seeds": "seed"}
 REST = "Further tables and figures"
 
@@ -39,17 +39,17 @@ class Item:
 
 
 def data_uri(path: Path) -> str:
-    """A file's content as a URI, which a page can carry with it."""
+    """Return a file's content as a data URI."""
     kind = mimetypes.guess_type(path.name)[0] or "text/plain"
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def read_markdown(text: str) -> tuple[list[str], list[list[str]], list[str]]:
-    """Header, rows and the paragraphs below of a Markdown table, as make_table.py writes it."""
+    """Parse a Markdown table of make_table.py: header, rows, and the paragraphs below."""
     lines = text.strip().splitlines()
     table = [line for line in lines if line.startswith("|")]
     if len(table) < 2:
-        raise InputError(f"no Markdown table: {lines[:1]}")
+        raise InputError(f"found {lines[:1]}, expected a Markdown table")
     frame = pandas.read_csv(
         io.StringIO("\n".join([table[0], *table[2:]])),
         sep="|",
@@ -71,31 +71,36 @@ def _table(number: int, name: str, caption: str, path: Path) -> Item:
 
 
 def _figure(number: int, name: str, caption: str, path: Path) -> Item:
-    found = {kind: path.with_suffix(f".{kind.lower()}") for kind in ("CSV", "SVG", "PNG")}
-    files = {kind: data_uri(file) for kind, file in found.items()}
+    paths = {kind: path.with_suffix(f".{kind.lower()}") for kind in ("CSV", "SVG", "PNG")}
+    files = {kind: data_uri(file) for kind, file in paths.items()}
     return Item(number, name, caption, files, image=files["SVG"])
 
 
 def with_imported(parts: dict[str, list[str]], sources: Iterable[Path]) -> dict[str, list[str]]:
-    """A study's parts in words, with what imported scores are of; parts of nothing are left out.
+    """Add the models, versions, tasks and seeds of imported scores to a study's description.
 
-    `sources` are tables of scores, SOURCE.csv.
+    Args:
+        parts: the description, by part.
+        sources: tables of imported scores, SOURCE.csv.
+
+    Returns:
+        The description without empty parts.
     """
-    found = {part: list(what) for part, what in parts.items()}
+    extended = {part: list(names) for part, names in parts.items()}
     for path in sources:
         table = score_table.read(path)
         for part, column in OF_SCORES.items():
             names = [name for name in dict.fromkeys(table[column]) if name != score_table.NONE]
             if names:
-                found.setdefault(part, []).append(f"{', '.join(names)} (of {path.stem})")
-    return {part: what for part, what in found.items() if what}
+                extended.setdefault(part, []).append(f"{', '.join(names)} (of {path.stem})")
+    return {part: names for part, names in extended.items() if names}
 
 
 def read_sections(path: Path) -> list[dict[str, Any]]:
     """Read the report's sections, in order, each with every key.
 
     Raises:
-        InputError: if the file is no list of sections with an id and a title.
+        InputError: the file is not a list of sections with an id and a title.
 
     """
     try:
@@ -105,7 +110,7 @@ def read_sections(path: Path) -> list[dict[str, Any]]:
             for section in sections
         ]
     except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: no list of sections ({error})") from None
+        raise InputError(f"{path}: expected a list of sections ({error})") from None
 
 
 def arrange(sections: list[dict[str, Any]], kinds: Mapping[str, Exhibit]) -> list[list[str]]:

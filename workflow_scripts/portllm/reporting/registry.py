@@ -1,4 +1,4 @@
-"""Loading all kinds of tables and figures."""
+"""Load all kinds of tables and figures."""
 
 import importlib
 import pkgutil

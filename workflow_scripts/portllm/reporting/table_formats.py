@@ -1,4 +1,4 @@
-"""A table as text: Markdown and LaTeX."""
+"""Write a table as Markdown or LaTeX."""
 
 from collections.abc import Iterable
 
@@ -23,13 +23,13 @@ _FITTED = r"""%% needs \usepackage{booktabs,graphicx}
 
 
 def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
-    """The table as LaTeX with booktabs rules, notes in small type under it.
+    """Write a table as LaTeX with booktabs rules and notes in small type below.
 
-    One that is wider than the text is made smaller; no table is made larger.
+    A table that is wider than the text is scaled down.
     """
     latex = _FITTED % text.to_latex(index=False, escape=True).strip()
     for note in notes:
-        # The paragraph ends within the group, or it would be set as the text around it is.
+        # \par inside the group, so that the paragraph uses the group's font size.
         latex += f"\\par\\smallskip{{\\footnotesize\\sloppy\\noindent {_latex_text(note)}\\par}}\n"
     for symbol, command in _LATEX.items():
         latex = latex.replace(symbol, command)
@@ -37,7 +37,7 @@ def to_latex(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
 
 
 def _latex_text(text: str) -> str:
-    # Long file names hold no spaces: a line may end after a slash or an underscore of theirs.
+    # Long file names have no spaces, so allow line breaks after slashes and underscores.
     special = {character: "\\" + character for character in "&%$#_{}"}
     special |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     escaped = "".join(special.get(character, character) for character in text)
@@ -45,6 +45,6 @@ def _latex_text(text: str) -> str:
 
 
 def to_markdown(text: pandas.DataFrame, notes: Iterable[str] = ()) -> str:
-    """The table as Markdown, notes under it; what is text already is left as it is."""
+    """Write a table as Markdown with notes below; text cells are not parsed as numbers."""
     table = text.to_markdown(index=False, disable_numparse=True) + "\n"
     return table + "".join(f"\n{note}\n" for note in notes)

@@ -190,9 +190,9 @@ def _check_arms(config: Config, origins: KeyOrigins) -> None:
         known_methods = [*config["methods"], *filter(None, named)]
         _check_known(definition["method"], known_methods, place, "method")
     for role in ("zero_shot", "ported", "re_fine_tuned"):
-        wanted = config["recovery"][role]
+        arm = config["recovery"][role]
         if selection.compared_cells(config, {}):
-            _check_known(wanted, config["arms"], origins.at("recovery", role), "arm")
+            _check_known(arm, config["arms"], origins.at("recovery", role), "arm")
 
 
 def _check_exhibits(config: Config, exhibits: Registry, origins: KeyOrigins) -> None:

@@ -1,7 +1,7 @@
-"""A study: its versions, patches and cells, worked out from a checked configuration.
+"""Derive a study's versions, patches and cells from its configuration.
 
-Nothing here reads files or knows Snakemake. Configurations are plain dictionaries whose defaults
-have been filled in by `portllm.study.config.load`.
+Nothing here reads files or depends on Snakemake. Configurations are dictionaries with defaults, as
+`portllm.study.config.load` returns them.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ LATER = "later"
 
 @dataclass(frozen=True, order=True)
 class Patch:
-    """A patch: what was learnt for `task` on version `trained_on` of `model`."""
+    """A patch for `task`, trained on version `trained_on` of `model`."""
 
     model: str
     trained_on: str
@@ -31,7 +31,7 @@ class Patch:
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One score to make: a version, and the patch that is applied to it, if any."""
+    """One score: a version and a task, with the patch that is applied, if any."""
 
     model: str
     applied_to: str
@@ -54,12 +54,12 @@ class Cell:
 
 
 def chosen(config: Config, kind: str) -> list[str]:
-    """Names of one kind (models, tasks, evolutions, arms) that the study runs, in its order."""
+    """List the models, tasks, evolutions or arms that the study runs, in its order."""
     return list(config["study"].get(kind) or config.get(kind, {}))
 
 
 def sources(config: Config, model: str) -> dict[str, dict[str, Any]]:
-    """Versions of a model that are obtained, not evolved: its base and its provider's releases.
+    """Return the sources of a model's base and releases, the versions that are not evolved.
 
     A model that only receives existing patches needs no base.
     """
@@ -69,7 +69,7 @@ def sources(config: Config, model: str) -> dict[str, dict[str, Any]]:
 
 
 def existing_patches(config: Config) -> dict[Patch, dict[str, Any]]:
-    """Patches that someone brings, by what they are in the study; their seed is its first."""
+    """Return the sources of existing patches; they have the first seed of the study."""
     seed = config["study"]["seeds"][0]
     return {
         Patch(model, definition["trained_on"], task, seed): definition
@@ -79,12 +79,13 @@ def existing_patches(config: Config) -> dict[Patch, dict[str, Any]]:
 
 
 def evolutions(config: Config, model: str) -> list[str]:
-    """Evolutions that a model goes through, parents before children.
+    """List the evolutions of a model, parents before children.
 
-    One is left out whose tasks the study does not run, unless another continues it.
+    An evolution is left out if the study runs none of its tasks and no other evolution continues
+    it.
     """
     tasks = chosen(config, "tasks")
-    wanted = [
+    scored = [
         name
         for name in config["models"][model].get("evolutions", chosen(config, "evolutions"))
         if name in chosen(config, "evolutions")
@@ -99,26 +100,26 @@ def evolutions(config: Config, model: str) -> list[str]:
         if name not in ordered:
             ordered.append(name)
 
-    for name in wanted:
+    for name in scored:
         add(name)
     return ordered
 
 
 def versions(config: Config, model: str) -> list[str]:
-    """All versions of a model: base, releases, evolutions."""
+    """List all versions of a model: base, releases, evolutions."""
     return [*sources(config, model), *evolutions(config, model)]
 
 
 def scored_tasks(config: Config, version: str) -> list[str]:
-    """Tasks that are scored on a version: those of its evolution where it names some, else all."""
+    """List the tasks scored on a version: those that its evolution names, else all."""
     return config["evolutions"].get(version, {}).get("tasks", list(config["tasks"]))
 
 
 def updates(config: Config, model: str) -> dict[str, int]:
-    """Which update each version of a model is: its depth in the chain, 0 for the base.
+    """Return the update number of each version of a model: its depth in the chain, 0 for the base.
 
-    Imported versions say it themselves. A release has no number, nor has what evolves from it: how
-    many updates a provider made in between is not known.
+    Imported versions have explicit numbers. Releases and their evolutions have none, because the
+    number of the provider's updates in between is unknown.
     """
     numbers: dict[str, int] = {}
     for source in config["imported"].values():
@@ -134,9 +135,9 @@ def updates(config: Config, model: str) -> dict[str, int]:
 
 
 def imported_names(config: Config, kind: str) -> list[str]:
-    """Names of one kind (models, tasks, versions) that imported scores may have."""
-    found = (name for source in config["imported"].values() for name in source[kind])
-    return list(dict.fromkeys(found))
+    """List the models, tasks or versions that imported scores may have."""
+    names = (name for source in config["imported"].values() for name in source[kind])
+    return list(dict.fromkeys(names))
 
 
 def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
@@ -145,12 +146,12 @@ def _applied_to(arm: dict[str, Any], available: list[str]) -> list[str]:
         return available
     if selector == LATER:
         return [version for version in available if version != BASE]
-    wanted = [selector] if isinstance(selector, str) else selector
-    return [version for version in available if version in wanted]
+    names = [selector] if isinstance(selector, str) else selector
+    return [version for version in available if version in names]
 
 
 def arm_cells(config: Config, arm: str, model: str, task: str) -> Iterator[Cell]:
-    """The cells that an arm selects for a model and a task, one for each version and seed."""
+    """Yield the cells that an arm selects for a model and a task, one per version and seed."""
     definition = config["arms"][arm]
     available = versions(config, model)
     for version in _applied_to(definition, available):
@@ -160,31 +161,31 @@ def arm_cells(config: Config, arm: str, model: str, task: str) -> Iterator[Cell]
         if trained_on == NONE:
             yield Cell(model, version, task)
             continue
-        brought = [
+        existing = [
             patch.seed
             for patch in existing_patches(config)
             if (patch.model, patch.trained_on, patch.task) == (model, trained_on, task)
         ]
         # A patch cannot be trained on a version that the model does not have.
         trained = config["study"]["seeds"] if trained_on in available else []
-        for seed in brought or trained:
+        for seed in existing or trained:
             yield Cell(model, version, task, trained_on, definition["method"], seed)
 
 
 def cells(config: Config) -> list[Cell]:
-    """Every cell of the study, once, in the order in which the tables list them."""
-    found = (
+    """List every cell of the study once, in the order of the tables."""
+    of_arms = (
         cell
         for model in chosen(config, "models")
         for task in chosen(config, "tasks")
         for arm in chosen(config, "arms")
         for cell in arm_cells(config, arm, model, task)
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(of_arms))
 
 
 def cells_by_job(config: Config) -> dict[Job, list[Cell]]:
-    """Cells of each scoring job: one model, one version, one task, every patch on it."""
+    """Group the cells by scoring job: model, version and task."""
     jobs: dict[Job, list[Cell]] = {}
     for cell in cells(config):
         jobs.setdefault((cell.model, cell.applied_to, cell.task), []).append(cell)
@@ -204,22 +205,22 @@ def merged_cell(config: Config, entry: dict[str, Any]) -> Cell:
 
 
 def native_patch(cell: Cell) -> Patch:
-    """The patch that was trained on the version that the cell applies its patch to."""
+    """Return the patch that is trained on the version that the cell applies its patch to."""
     return Patch(cell.model, cell.applied_to, cell.task, cell.seed or 0)
 
 
 def models_from_scratch(config: Config) -> list[str]:
-    """Models whose base is trained here."""
+    """List the models whose base is pretrained by the study."""
     bases = {name: model.get("base", {}) for name, model in config["models"].items()}
     return [name for name, base in bases.items() if "from_scratch" in base]
 
 
 def trained_tasks(config: Config) -> set[str]:
-    """Tasks for which some patch of the study is trained, not brought."""
-    brought = existing_patches(config)
-    return {cell.task for cell in cells(config) if cell.patch and cell.patch not in brought}
+    """Return the tasks for which the study trains a patch."""
+    existing = existing_patches(config)
+    return {cell.task for cell in cells(config) if cell.patch and cell.patch not in existing}
 
 
 def obtained_versions(config: Config) -> list[str]:
-    """Names of versions that some model obtains instead of evolving them."""
+    """List the versions that some model obtains instead of evolving them."""
     return sorted({version for model in config["models"] for version in sources(config, model)})

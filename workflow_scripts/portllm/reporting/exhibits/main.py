@@ -52,7 +52,7 @@ class MainTable(ScoreExhibit):
         if settings.get("published"):
             from portllm.comparison import published
 
-            numbers = published.beside(numbers, published.read(Path(settings["published"])))
+            numbers = published.with_published(numbers, published.read(Path(settings["published"])))
         versions = list(dict.fromkeys(score_table.read(sources[0])["applied_to"]))
         text = _wide(numbers, versions, list(settings["arms"]))
         return Table(numbers, text.drop(columns="model") if len(set(text["model"])) == 1 else text)
