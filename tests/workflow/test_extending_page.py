@@ -94,7 +94,7 @@ def test_the_method_is_scheduled_by_an_arm(extended: Checkout) -> None:
 def test_the_table_shows_the_best_arm(extended: Checkout) -> None:
     scores = extended.directory / "results/scores.csv"
     scores.parent.mkdir()
-    cell = "tiny,sst2,first,{},direct,1,\"acc,none\",{},0.01,100\n"
+    cell = 'tiny,sst2,first,{},direct,1,"acc,none",{},0.01,100\n'
     header = "model,task,applied_to,trained_on,method,seed,metric,value,stderr,n\n"
     scores.write_text(header + cell.format("base", 0.75) + cell.format("first", 0.5))
     arms = {

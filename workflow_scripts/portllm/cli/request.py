@@ -1,4 +1,4 @@
-"""What a user asks the transplanting commands for, and whether it makes sense."""
+"""The request to a transplanting command, and its validation."""
 
 import argparse
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from portllm.storage import manifests
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for: patches on a base model, written as an adapter or as checkpoints.
+    """A user's request: patches on a base model, written as an adapter or as checkpoints.
 
     `patches` and `base` are directories or hub ids. With `unmerge`, the patches are subtracted.
     """
@@ -34,7 +34,7 @@ class Request:
 
     @classmethod
     def of(cls, arguments: argparse.Namespace, **outputs: Any) -> "Request":
-        """The request of parsed options, of which a command may define only some."""
+        """Build a request from parsed options, of which a command may define only some."""
         given = vars(arguments)
         same = ("method", "threads", "push_to_hub", "dry_run", "allow_other_tokenizer")
         options = {name: given[name] for name in (*same, "hub_mirror") if name in given}

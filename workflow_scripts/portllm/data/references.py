@@ -39,8 +39,8 @@ class Source:
         """Hub id, commit and subfolder, for a manifest; None for a local directory."""
         if self.hub is None:
             return None
-        found = {"hub": self.hub.name, "revision": self.commit, "subfolder": self.hub.subfolder}
-        return {name: value for name, value in found.items() if value}
+        details = {"hub": self.hub.name, "revision": self.commit, "subfolder": self.hub.subfolder}
+        return {name: value for name, value in details.items() if value}
 
 
 def parse_hub_id(text: str) -> HubId | None:

@@ -39,11 +39,11 @@ def grace_seconds(environment: Mapping[str, str]) -> float:
     Raises:
         InputError: the environment variable is not a number.
     """
-    given = environment.get(GRACE, str(DEFAULT_GRACE))
+    value = environment.get(GRACE, str(DEFAULT_GRACE))
     try:
-        return float(given)
+        return float(value)
     except ValueError:
-        raise InputError(f"{GRACE}: found {given!r}, expected a number of seconds") from None
+        raise InputError(f"{GRACE}: found {value!r}, expected a number of seconds") from None
 
 
 def _stat(process: int) -> list[str]:
@@ -76,16 +76,16 @@ class SnakemakeProcess:
         """
         self._parent = os.getppid()
         self._processes: dict[int, str | None] = {}
-        given = environment.get(SNAKEMAKE_PID, "")
-        if not given.isdigit():
+        snakemake_pid = environment.get(SNAKEMAKE_PID, "")
+        if not snakemake_pid.isdigit():
             return  # started by hand
         ancestor, between = self._parent, []
-        while ancestor > 1 and ancestor != int(given):
+        while ancestor > 1 and ancestor != int(snakemake_pid):
             between.append(ancestor)
             ancestor = _parent(ancestor)
-        if ancestor == int(given):
+        if ancestor == int(snakemake_pid):
             self._processes = {pid: _start_time(pid) for pid in [*between, ancestor]}
-        elif _start_time(int(given)) is None:
+        elif _start_time(int(snakemake_pid)) is None:
             raise SnakemakeGoneError
 
     def is_gone(self) -> bool:

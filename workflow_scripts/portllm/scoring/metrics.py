@@ -31,16 +31,16 @@ def parse(measured: dict[str, Any], count: int) -> dict[str, dict[str, float | i
         The metrics. `stderr` is None where lm-eval did not compute it ("N/A").
 
     """
-    found = {}
+    parsed = {}
     for name, value in measured.items():
         metric, _, variant = name.partition(",")
         if not variant or metric.endswith("_stderr"):
             continue
         stderr = measured.get(f"{metric}_stderr,{variant}")
         numeric = isinstance(stderr, int | float | numpy.number)
-        found[name] = {
+        parsed[name] = {
             "value": float(value),
             "stderr": float(stderr) if numeric else None,
             "n": count,
         }
-    return found
+    return parsed

@@ -20,7 +20,7 @@ BACKENDS = {"hf": "eval", "vllm": "vllm"}
 
 
 def required(config: matrix.Config) -> list[str]:
-    """Names of the environments that the jobs of a study run in, Snakemake's own left out."""
+    """List the environments that the jobs of a study need, without Snakemake's own."""
     models = matrix.chosen(config, "models")
     if not models:
         return []
@@ -31,7 +31,7 @@ def required(config: matrix.Config) -> list[str]:
 
 
 def build(name: str, checkout: Path, log: Path) -> None:
-    """Build an environment; its output goes to `log`. Raises InputError where that fails."""
+    """Build an environment, with its output in `log`; raises InputError if that fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         command = ["bash", checkout / "envs" / "make.sh", name]
@@ -61,8 +61,18 @@ def prepare(
 ) -> bool:
     """Build the missing environments among `names` and warn of those with changed pins.
 
-    Where nothing may be built, say which are missing. Returns whether one was built. Raises
-    InputError where building fails.
+    Args:
+        names: environments to check.
+        checkout: directory of the workflow.
+        logs: directory of the build logs.
+        logger: where messages go.
+        may_build: if false, missing environments are only reported.
+
+    Returns:
+        Whether an environment was built.
+
+    Raises:
+        InputError: a build failed.
     """
     states = {name: environments.state(name, checkout) for name in names}
     for name, state in states.items():
@@ -93,8 +103,8 @@ def attend(
     """Prepare the environments `names` before the main process builds the DAG of a run.
 
     A dry run, the plan and commands without jobs (--lint, --unlock, --summary) build nothing.
-    `after_building` is called where one was built; it checks what could not be checked before. Its
-    InputError, like that of a failed build, ends the process with one line.
+    `after_building` is called after a build, for checks that need the environment. An InputError of
+    a build or of `after_building` ends the process with one line.
     """
     if not workflow.is_main_process:
         return

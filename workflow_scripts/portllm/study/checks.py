@@ -30,11 +30,11 @@ def _check_selection(config: Config, origins: KeyOrigins) -> None:
 
 
 def _exactly_one(definition: dict[str, Any], options: tuple[str, ...], place: str) -> str:
-    given = [option for option in options if option in definition]
-    if len(given) != 1:
-        found = " and ".join(given) or "none of them"
-        raise InputError(f"{place}: expected exactly one of {', '.join(options)}; found {found}")
-    return given[0]
+    present = [option for option in options if option in definition]
+    if len(present) != 1:
+        listed = " and ".join(present) or "none of them"
+        raise InputError(f"{place}: expected exactly one of {', '.join(options)}; found {listed}")
+    return present[0]
 
 
 def _check_source(config: Config, source: dict[str, Any], key: Key, origins: KeyOrigins) -> None:
@@ -286,16 +286,16 @@ def check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> No
         if not folders or (library is None and "include" not in definition):
             # lm-eval is not installed yet; a run checks again once it is.
             continue
-        found = task_files.find(name, folders)
-        if found is None:
+        path = task_files.find(name, folders)
+        if path is None:
             if library is None:
                 continue
             known = task_files.names(folders)
             raise InputError(f"{place}: lm-eval has no task {name!r}; {nearest(name, known)}")
-        if task in trained and task_files.load(found).get("training_split") is None:
+        if task in trained and task_files.load(path).get("training_split") is None:
             raise InputError(
                 f"{place}: lm-eval's task {name!r} has no training split, so no patch can be "
-                f"trained for it ({found.name} sets no training_split)"
+                f"trained for it ({path.name} sets no training_split)"
             )
 
 

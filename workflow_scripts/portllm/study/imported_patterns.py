@@ -60,15 +60,15 @@ def _rule(settings: SourceSettings, number: int) -> CellPattern:
         subject: _compile(pattern, f"{place}.match.{subject}")
         for subject, pattern in definition["match"].items()
     }
-    given = [*names, *(name for pattern in patterns.values() for name in pattern.groupindex)]
-    if len(settings["models"]) == 1 and "model" not in given:
+    named = [*names, *(name for pattern in patterns.values() for name in pattern.groupindex)]
+    if len(settings["models"]) == 1 and "model" not in named:
         names["model"] = settings["models"][0]
-        given.append("model")
+        named.append("model")
     for name in NAMES:
-        if given.count(name) > 1:
-            raise InputError(f"{place}: found {name!r} {given.count(name)} times, expected once")
+        if named.count(name) > 1:
+            raise InputError(f"{place}: found {name!r} {named.count(name)} times, expected once")
     for name in ("model", "applied_to", "trained_on"):
-        if name not in given:
+        if name not in named:
             raise InputError(
                 f"{place}: no {name!r}; expected it as a key, or as a group of a pattern, "
                 f"(?P<{name}>…)"
@@ -153,8 +153,11 @@ def name_cell(
     Raises:
         UnusableError: no pattern matches, or the source does not list a name.
     """
-    given = arguments(model_args)
-    subjects = {"path": path, **{name: given.get(name, "") for name in ("pretrained", "peft")}}
+    model_arguments = arguments(model_args)
+    subjects = {
+        "path": path,
+        **{name: model_arguments.get(name, "") for name in ("pretrained", "peft")},
+    }
     names = _captured(rules, subjects)
     for name, renamed in settings["rename"].items():
         if name in names:
@@ -171,7 +174,7 @@ def name_cell(
     if names["trained_on"] == matrix.SAME:
         names["trained_on"] = names["applied_to"]
     if names["trained_on"] == matrix.NONE:
-        if given.get("peft"):
+        if model_arguments.get("peft"):
             raise UnusableError("matched as an un-patched version, but it records an adapter")
         # Repetitions evolve the versions again, so un-patched versions may have a seed too.
         named = {"seed": matrix.NONE, **names, "method": matrix.NONE}

@@ -1,4 +1,4 @@
-"""Which cells and scoring jobs of a study a table or figure shows."""
+"""Select the cells and scoring jobs of a study that a table or figure shows."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,12 +20,12 @@ def _is_selected(cell: Cell, settings: Settings) -> bool:
 
 
 def selected_cells(config: Config, settings: Settings) -> list[Cell]:
-    """Cells that a table or figure selects by its models, tasks and versions."""
+    """List the cells that a table or figure selects by its models, tasks and versions."""
     return [cell for cell in matrix.cells(config) if _is_selected(cell, settings)]
 
 
 def compared_cells(config: Config, settings: Settings) -> list[Cell]:
-    """Selected ports for which the study also trains a patch on the same version.
+    """List the selected ports for which the study also trains a patch on the same version.
 
     One for each patch and version, however many methods the study ports it with.
     """
@@ -40,7 +40,7 @@ def compared_cells(config: Config, settings: Settings) -> list[Cell]:
 
 
 def measured_cells(config: Config, settings: Settings) -> list[Cell]:
-    """Compared ports whose patch was trained on a version of the study, so its update is known."""
+    """List the compared ports whose patch was trained on a version of the study."""
     return [
         cell
         for cell in compared_cells(config, settings)
@@ -49,7 +49,7 @@ def measured_cells(config: Config, settings: Settings) -> list[Cell]:
 
 
 def scaled_cells(config: Config, settings: Settings) -> list[Cell]:
-    """Selected ports that apply a multiple of the patch."""
+    """List the selected ports that apply a multiple of the patch."""
     return [
         cell
         for cell in selected_cells(config, settings)
@@ -58,7 +58,7 @@ def scaled_cells(config: Config, settings: Settings) -> list[Cell]:
 
 
 def moved_versions(config: Config) -> list[tuple[str, str]]:
-    """Models and their versions whose distance from the base can be measured."""
+    """List models and versions whose distance from the base can be measured."""
     return [
         (model, version)
         for model in matrix.chosen(config, "models")

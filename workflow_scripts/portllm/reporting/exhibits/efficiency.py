@@ -77,14 +77,14 @@ def _cost_row(directory: Path) -> dict[str, Any]:
     from portllm.storage import manifests
     from portllm.storage.files import read_json
 
-    made = read_json(directory / manifests.NAME)
-    cost, names = made["cost"], made["names"]
+    manifest = read_json(directory / manifests.NAME)
+    cost, names = manifest["cost"], manifest["names"]
     peaks = cost["peak_device_bytes"]
     return {
         "model": names["model"],
         "task": names["task"],
-        "arm": "porting" if made["stage"] == "transplant" else "re-fine-tuning",
-        "trainable_parameters": made["trainable_parameters"],
+        "arm": "porting" if manifest["stage"] == "transplant" else "re-fine-tuning",
+        "trainable_parameters": manifest["trainable_parameters"],
         "devices": cost["devices"],
         "device": cost["device"],
         "peak_device_bytes": max(peaks, default=None),
