@@ -15,10 +15,12 @@ sys.path.insert(0, str(PROJECT / "workflow_scripts"))
 import yaml  # noqa: E402
 
 from portllm.reporting import registry  # noqa: E402
+from portllm.study.exhibits import GROUPS  # noqa: E402
 from portllm.transplant import methods  # noqa: E402
 
 Schema = dict[str, Any]
 
+KINDS_OF_EXHIBITS = [f"{group}.NAME.kind" for group in GROUPS]
 # Defaults longer than this are shown in full below the table of their section.
 LONGEST_DEFAULT = 40
 
@@ -116,11 +118,12 @@ class Page:
         for name, child in part.get("properties", {}).items():
             key = f"{prefix}{name}"
             described = self.resolved(child)
-            yield Row(
-                f"`{key}`",
-                self.type_of(child),
-                self.default_of(key, child, required=name in part.get("required", ())),
-                described.get("description", ""),
+            default = self.default_of(key, child, required=name in part.get("required", ()))
+            row = Row(f"`{key}`", self.type_of(child), default, described.get("description", ""))
+            # A table of kinds follows.
+            is_exhibit = key in KINDS_OF_EXHIBITS
+            yield (
+                row._replace(type="string", description="A kind; see below.") if is_exhibit else row
             )
             if self.link(child) is None:
                 yield from self.rows(described, f"{key}.")
@@ -142,6 +145,8 @@ class Page:
             text += f"\nType: {self.type_of(part)}. Default: {own}.\n"
         if rows:
             text += "\n" + table(("key", "type", "default", "meaning"), rows)
+        if name in GROUPS:
+            return text + "\n" + kinds_table(name)
         for key, value in self.long_defaults.items():
             written = yaml.safe_dump(
                 {key.rpartition(".")[2]: value},
@@ -229,6 +234,20 @@ def methods_table() -> str:
     return (
         table(header, rows) + "\n[methods.md](methods.md#transplant-methods) has their sources.\n"
     )
+
+
+def kinds_table(group: str) -> str:
+    """Kinds of tables or figures, from the registry."""
+    rows = [
+        (
+            f"`{name}`",
+            kind.summary,
+            ", ".join(f"`{key}`" for key in kind.keys) or "–",
+            "yes" if kind.is_default else "no",
+        )
+        for name, kind in sorted(registry.load().of_group(group).items())
+    ]
+    return table(("kind", "shows", "keys of its own", "made by default"), rows)
 
 
 def page() -> str:
