@@ -478,7 +478,9 @@ def test_too_little_disk_space_is_an_error_before_writing(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     with (
-        pytest.raises(InputError, match=r"no room.*0\.02 GB needed, 0\.00 GB free"),
+        pytest.raises(
+            InputError, match=r"too little disk space .*: found 0\.00 GB free, expected 0\.02 GB"
+        ),
         files.whole_directory(tmp_path / "merged") as directory,
     ):
         merging.merge_many(Checkpoint(model), {directory: changes})
