@@ -11,7 +11,7 @@ from portllm.storage import files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "sources", type=Path, nargs="+", help="scores.csv, then result files with items beside them"
+        "sources", type=Path, nargs="+", help="scores.csv, then result files (with their samples)"
     )
     parser.add_argument(
         "--settings",

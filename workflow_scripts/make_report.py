@@ -11,9 +11,11 @@ from portllm.storage import files
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--tables", type=Path, nargs="*", default=[], help="*.md, with *.csv beside"
+        "--tables", type=Path, nargs="*", default=[], help="*.md, each with a *.csv and *.tex"
     )
-    parser.add_argument("--figures", type=Path, nargs="*", default=[], help="*.svg, others beside")
+    parser.add_argument(
+        "--figures", type=Path, nargs="*", default=[], help="*.svg, each with *.csv, *.png"
+    )
     parser.add_argument(
         "--imported", type=Path, nargs="*", default=[], help="imported scores, SOURCE.csv"
     )

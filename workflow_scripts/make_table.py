@@ -18,7 +18,7 @@ def main() -> None:
         "sources",
         type=Path,
         nargs="+",
-        help="scores.csv, result files with items beside them, or measurements, by the kind",
+        help="scores.csv, result files (with their samples) or measurements, depending on the kind",
     )
     parser.add_argument(
         "--settings",

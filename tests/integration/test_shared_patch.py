@@ -36,7 +36,7 @@ def test_a_shared_patch_is_scored_and_can_be_retrained(tmp_path: Path) -> None:
     assert cells[1]["adapter_content"] == original
     assert manifests.content_hash(second.directory / PATCH) == original
 
-    # Made anew without the cache, the patch is the checkout's own; the shared one stays.
+    # Retrained without the cache, the patch belongs to the checkout; the shared one stays.
     second.complete(PATCH, "--forcerun", "train_patch", "--configfile", CONFIG[-1])
     assert not (second.directory / PATCH / "adapter_model.safetensors").is_symlink()
     assert (first.directory / PATCH / "adapter_model.safetensors").is_file()

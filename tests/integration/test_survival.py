@@ -47,7 +47,7 @@ def start() -> Iterator[Start]:
     runs: list[subprocess.Popen[str]] = []
 
     def begin(checkout: Checkout, target: str) -> subprocess.Popen[str]:
-        # What the run before has said must not be taken for what this one says.
+        # Remove the log of the previous run, so that its lines are not mistaken for this run's.
         for log in (checkout.directory / "logs").rglob("*.log"):
             log.unlink()
         runs.append(checkout.start("run.log", target, *CONFIG))
@@ -137,7 +137,7 @@ def test_an_interrupted_patch_training_gives_the_same_patch(
     assert checkpoint(broken, "train_patch", orphaned)
     assert not (broken.directory / PATCH).exists()
 
-    # Snakemake is told to stop.
+    # Snakemake gets a signal to stop.
     run = start(broken, PATCH)
     wait_for(lambda: "resumed after step" in said(broken, log))
     run.terminate()

@@ -154,7 +154,7 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
     study.begun(*patches, times=2)
     wait_until("all are submitted", lambda: study.submissions() == 5)
     run.kill()
-    # While nobody looks, one ends, another begins, and the fourth still waits.
+    # While no Snakemake watches, one job ends, another starts, and the fourth is still pending.
     first, *_ = (note["output"] for note in study.begun(*patches, times=2))
     study.release(first)
     study.begun(*patches, times=3)

@@ -11,9 +11,9 @@ STUDY = "config.yaml"
 # The tables of versions, norms, geometry and efficiency read no scores, nor do the figures of
 # geometry and loss slices; costs and provenance are those of scores too.
 LAST = {"collect_scores": 1, "make_table": 7, "make_figure": 3, "make_report": 1}
-# What is measured of ports beside new patches.
+# Rules that measure ports against retrained patches.
 MEASURED = {"measure_norms": 9, "measure_geometry": 5, "measure_loss_slice": 2}
-# What new patches bring beside: these, all tables but that of versions, all figures.
+# Further jobs of new patches: these measurements, all tables but that of versions, all figures.
 PATCHED = {**MEASURED, "collect_scores": 1, "make_table": 10, "make_figure": 5, "make_report": 1}
 
 

@@ -63,7 +63,7 @@ def test_a_study_of_imported_scores_only(study: Checkout) -> None:
     for part, what in (("Models", "m"), ("Tasks", "boolq, gsm8k"), ("Seeds", "42")):
         assert f"<dt>{part}</dt><dd>{what} (of theirs)</dd>" in page
 
-    # A newer file and one that was cut off: what is made of scores is made anew, once.
+    # A newer file and a truncated one: everything downstream of the scores is rebuilt once.
     whole = elsewhere.result("boolq", 0.6, update=4)
     elsewhere.save(
         study.directory / "elsewhere/bare/v4/later.json", {**whole, "date": 1_790_000_000}

@@ -193,7 +193,7 @@ def test_damaged_results_are_reported_and_rebuilt(study: Checkout) -> None:
 
     output = study.complete(*targets, *CONFIG)
     assert f"{PATCH} is damaged (made_by has " in output
-    # The patch, its two ports, what scores them; and the cut off result.
+    # The patch, its two ports and their scoring jobs; and the truncated result.
     assert sorted(made(output)) == ["score", "score", "train_patch", "transplant", "transplant"]
     assert not (patch / "manifest.json").exists()
     assert json.loads(result.read_text()) == {}

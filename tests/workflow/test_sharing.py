@@ -207,7 +207,7 @@ def test_a_changed_local_model_changes_the_key(tmp_path: Path, cache: Path) -> N
         config["models"]["tiny"]["base"] = {"path": "model"}
         checkout.write(STUDY, config)
         outputs.append(moved(finish(checkout, cache)))
-    # The base is linked, not trained, so it is no part of the cache.
+    # The base is linked, not trained, so it is not in the cache.
     assert outputs == [SHARED - {"models/tiny/base"}, SHARED - {"models/tiny/base"}, set()]
 
 

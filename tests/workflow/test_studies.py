@@ -113,7 +113,7 @@ def expected_counts(config: dict) -> dict[str, int]:
     counts |= {"make_corpus": len(corpora), "make_task_data": len(tasks)}
     counts["measure_movement"] = counts["evolve"]
     counts |= {"collect_scores": 1, "make_figure": len(config.get("figures", range(1)))}
-    # There is no table of seeds where there is one.
+    # A study with one seed has no table of seeds.
     tables = config.get("tables", {number: {"kind": ""} for number in range(8)}).values()
     counts["make_table"] = sum(seeds > 1 or table["kind"] != "seeds" for table in tables)
     counts["make_report"] = 1
@@ -139,7 +139,7 @@ def test_the_first_hour_study_is_short_and_separate(checkout: Checkout) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
     for rule, count in {"fetch_model": 1, "evolve": 1, "train_patch": 4}.items():
         assert done.stdout.count(f"rule {rule}:\n") == count
-    # Results of the paper's study would be made anew with its settings.
+    # In results/paper, its settings would redo the results of the paper's study.
     assert "results/first_hour/patches/mistral-7b/base/rte/" in done.stdout
     assert "results/paper/" not in done.stdout
 

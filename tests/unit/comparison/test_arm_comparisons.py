@@ -78,7 +78,7 @@ def test_the_verdict_follows_the_margin(tmp_path: Path) -> None:
         0.1: ["not shown", "no", "not shown", "no"],
         3: ["yes", "no", "not shown", "no"],
     }
-    # In F1 no resample differs, which is no evidence.
+    # In F1 no resample differs, which is no evidence of equivalence.
     assert table.text["difference, points [95%]"].iloc[2] == "+0.0 [–]"
 
 
@@ -143,7 +143,7 @@ def test_seeds_table(tmp_path: Path) -> None:
     text = table.text.iloc[0]
     assert text["mean ± sd"] == f"{100 * row['mean']:.1f} ± {100 * row['sd']:.1f}"
     assert text["seed noise"] == f"{100 * mixed.seed_stderr:.1f}"
-    # F1 is no mean of its items, so that its noise is not split.
+    # F1 is not a mean of items, so its noise is not split.
     assert table.text.iloc[2][["item noise", "seed noise"]].tolist() == ["–", "–"]
 
 
@@ -187,10 +187,10 @@ def test_the_main_tables_f1_has_the_bootstraps_interval(tmp_path: Path) -> None:
         for right in PORTED.values()
     ]
     ported = kinds.loc[("f1,none", "ported")]
-    # Seeds share their items: the interval is no narrower than theirs.
+    # Seeds share their items, so the interval is the mean of the seeds' intervals.
     assert ported["low"] == pytest.approx(numpy.mean([one.low for one in result]))
     assert ported["high"] == pytest.approx(numpy.mean([one.high for one in result]))
-    # All items right: no resample differs, which is no evidence.
+    # All items are correct, so no resample differs and there is no interval.
     assert kinds.loc[("f1,none", "re-fine-tuned"), ["low", "high"]].isna().all()
     assert kinds.loc[("acc,none", "re-fine-tuned"), "low"] == pytest.approx(0.981, abs=1e-3)
 

@@ -1,4 +1,4 @@
-"""Published numbers stand beside ours, and those that cannot occur are marked."""
+"""Published scores are shown next to ours, and impossible ones are marked."""
 
 from pathlib import Path
 

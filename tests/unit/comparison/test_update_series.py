@@ -157,7 +157,7 @@ def test_trends_and_their_family(tmp_path: Path) -> None:
     # Holm's smallest p is multiplied by the number of the arm's slopes: two, not the table's four.
     assert decays["p_holm"] == pytest.approx(2 * expected.pvalue)
     assert holds["p_holm"] == pytest.approx(max(holds["p"], decays["p_holm"]))
-    # The un-patched model's own trend stands beside it, and the gain's is the difference.
+    # The row has the un-patched model's trend too, and the gain's is the difference.
     bare = numbers.loc[("decays", "un-patched")]
     assert decays["un_patched_slope"] == pytest.approx(bare["slope"])
     assert decays["gain_slope"] == pytest.approx(decays["slope"] - bare["slope"])

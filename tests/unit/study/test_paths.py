@@ -1,4 +1,4 @@
-"""Where a study's files are, and what its stages are told of its cells."""
+"""Paths of a study's files, and the settings that its stages get."""
 
 from pathlib import Path
 from typing import Any

@@ -177,7 +177,7 @@ def test_several_patches_give_one_checkpoint_or_one_each(tmp_path: Path) -> None
         torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
     content = json.loads((both / "manifest.json").read_text())["content"]
     assert set(content) >= {path.name for path in Checkpoint(both).shard_paths}
-    # The version has no manifest: its hash, made of what passed by, is that of its files.
+    # The version has no manifest; the hash computed during the merge equals that of its files.
     written = json.loads((one / "manifest.json").read_text())
     assert written["inputs"]["version"] == manifests.content_hash(model)
     taken_back = tmp_path / "taken back"

@@ -61,7 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 NORMS_PER_LAYER = {"llama": 2, "mistral": 2, "gemma2": 4, "qwen2": 2}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# Projections that have a bias whatever the configuration says.
+# Projections that always have a bias, independent of the configuration.
 BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
 
 # Peak of the demo's jobs, whose model is 2 MB: the interpreter and its imports. Measured on CPU,

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-# An installed package has the schema beside this module; a checkout has it in config/.
+# An installed package has the schema next to this module; a checkout has it in config/.
 _FILES = (
     Path(__file__).with_name("schema.yaml"),
     Path(__file__).parents[3] / "config" / "schema.yaml",

@@ -206,7 +206,7 @@ def _cost_files(cost_file: Path) -> list[Path]:
 
 
 def write_cost(cost_file: Path, rank: int, cost: dict[str, Any]) -> None:
-    """Write the device cost of one training process, in a file of its own."""
+    """Write the device cost of one training process to its own file."""
     files.write_json(cost_file.with_suffix(f".{rank}{cost_file.suffix}"), cost)
 
 

@@ -88,7 +88,7 @@ def is_dense(directory: Path) -> bool:
 
 
 def how_applied(directory: Path | None) -> str | None:
-    """How scoring applies a port or a patch, in words; None where there is none."""
+    """Describe how scoring applies a port or patch; None without one."""
     if directory is None:
         return None
     return MERGED if is_dense(directory) else ATTACHED

@@ -95,7 +95,7 @@ class StoredAdapter:
 
     @cached_property
     def known_fingerprint(self) -> dict[str, Any]:
-        """The fingerprint in the adapter's manifest; empty where there is none."""
+        """The fingerprint in the adapter's manifest; empty if it has none."""
         path = self.directory / MANIFEST
         return read_json(path).get("fingerprint", {}) if path.exists() else {}
 

@@ -62,7 +62,7 @@ class Checkpoint:
 
     @cached_property
     def index(self) -> dict[str, Any] | None:
-        """The index of a checkpoint in several shards; None where there is no index."""
+        """The index of a checkpoint in several shards; None if there is no index."""
         path = self.directory / INDEX
         return read_json(path) if path.exists() else None
 
@@ -129,7 +129,7 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_hash(self) -> str | None:
-        """SHA-256 of the tokenizer's vocabulary; None where there is no tokenizer.json."""
+        """SHA-256 of the tokenizer's vocabulary; None if there is no tokenizer.json."""
         path = self.directory / "tokenizer.json"
         if not path.exists():
             return None
