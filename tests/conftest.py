@@ -1,5 +1,6 @@
 """Shared test helpers: fresh copies of the project, and Snakemake runs in them."""
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from snakemake_server import Server
 
 # A background job of a script ignores these signals, and its children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -23,6 +25,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).parents[1]
 SNAKEMAKE = PROJECT / ".venvs" / "workflow" / "bin" / "snakemake"
+_SERVER = Server(SNAKEMAKE.with_name("python"))
 PARTS = (
     "Snakefile",
     "config.yaml",
@@ -45,15 +48,7 @@ class Checkout:
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run Snakemake; `stdout` of the result contains standard error too."""
-        return subprocess.run(
-            [SNAKEMAKE, *arguments],
-            cwd=self.directory,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        return _SERVER.run(arguments, self.directory, {**os.environ, **environment})
 
     def complete(self, *arguments: str, **environment: str) -> str:
         """Run Snakemake, which must succeed, and return its output."""
@@ -211,3 +206,39 @@ def copy_state(checkout: Checkout, directory: Path) -> Checkout:
     """Copy a checkout with its results, Snakemake's metadata and modification times."""
     shutil.copytree(checkout.directory, directory, symlinks=True)
     return Checkout(directory)
+
+
+MINUTE = "tests/studies/minute.yaml"
+
+
+@pytest.fixture(scope="session")
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all processes of a test run share.
+
+    PORTLLM_TEST_STUDIES names it where several test runs share it.
+    """
+    if named := os.environ.get("PORTLLM_TEST_STUDIES"):
+        return Path(named)
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def finish_minute_study(directory: Path) -> Checkout:
+    """Return a finished minute study in `directory`; the first caller runs it, the others wait."""
+    lock = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        study, finished = Checkout(directory / "minute"), directory / "minute.finished"
+        if not finished.exists():
+            shutil.rmtree(study.directory, ignore_errors=True)
+            make_checkout(study.directory).complete("--configfile", MINUTE)
+            finished.touch()
+        return study
+    finally:
+        os.close(lock)
+
+
+@pytest.fixture(scope="session")
+def minute_study(shared_directory: Path) -> Checkout:
+    """The finished minute study. Copy it with `copy_state` before you change anything in it."""
+    return finish_minute_study(shared_directory)

@@ -15,7 +15,7 @@ import numpy
 import pandas
 import pytest
 import yaml
-from conftest import PROJECT, Checkout, copy_state, make_checkout, run_program
+from conftest import MINUTE, PROJECT, Checkout, copy_state, run_program
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -25,17 +25,14 @@ from portllm.weights.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.slow
 
-STUDY = "tests/studies/minute.yaml"
-CONFIG = ("--configfile", STUDY)
+CONFIG = ("--configfile", MINUTE)
 DEMO = str(PROJECT / "resources" / "demo")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+def finished(minute_study: Checkout) -> Checkout:
     """The finished study."""
-    checkout = make_checkout(tmp_path_factory.mktemp("minute") / "checkout")
-    checkout.complete(*CONFIG)
-    return checkout
+    return minute_study
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +212,7 @@ def test_the_report_has_every_table_and_figure(results: Path) -> None:
 def test_snakemake_s_own_report_has_captions(finished: Checkout) -> None:
     finished.complete(*CONFIG, "--report", "snakemake-report.html")
     page = (finished.directory / "snakemake-report.html").read_text()
-    for words in ("A LoRA patch is trained once", "standard error over the items"):
+    for words in ("trains a LoRA patch once", "each with its standard error"):
         assert words in page
     for result in ("tables/main.csv", "figures/recovery.svg"):
         assert result in page
@@ -394,18 +391,18 @@ def test_evolutions_are_equal_for_equal_seeds_only(finished: Checkout, tmp_path:
     before = weights.read_bytes()
     again.complete("results/models/tiny/first", "--force", *CONFIG)
     assert weights.read_bytes() == before
-    config = again.read(STUDY)
+    config = again.read(MINUTE)
     config["evolutions"]["first"]["seed"] = 43
-    again.write(STUDY, config)
+    again.write(MINUTE, config)
     again.complete("results/models/tiny/first", *CONFIG)
     assert weights.read_bytes() != before
 
 
 def test_an_added_seed_scores_only_its_own_cells(finished: Checkout, tmp_path: Path) -> None:
     more = copy_state(finished, tmp_path / "more")
-    config = more.read(STUDY)
+    config = more.read(MINUTE)
     config["study"] = {"seeds": [1234, 7], "tasks": ["demo_yes_no"]}
-    more.write(STUDY, config)
+    more.write(MINUTE, config)
     target = "results/scores/tiny/base/demo_yes_no.json"
     before = json.loads((more.directory / target).read_text())
     more.complete(target, *CONFIG)

@@ -18,7 +18,7 @@ from background import (
     stand_in_study,
     wait_until,
 )
-from conftest import make_checkout
+from conftest import finish_minute_study, make_checkout
 
 BASE = "results/models/tiny/base"
 PATCH = "results/patches/tiny/base/demo_yes_no/seed{}"
@@ -177,17 +177,15 @@ def a_killed_run_is_taken_up_again(study: StandInStudy, cluster: Cluster) -> Non
 
 
 def test_the_minute_study_gives_the_scores_of_a_local_run(
-    started: dict[str, Future[None]], cluster: Cluster, tmp_path: Path
+    started: dict[str, Future[None]], cluster: Cluster, shared_directory: Path, tmp_path: Path
 ) -> None:
-    here, there = make_checkout(tmp_path / "here"), make_checkout(tmp_path / "there")
-    compared = ("scores.csv", "tables/main.csv", "tables/recovery.csv")
-    targets = [f"results/{file}" for file in compared]
+    there = make_checkout(tmp_path / "there")
     with ThreadPoolExecutor() as pool:
-        local = pool.submit(here.complete, *targets, "--cores", "1", "--configfile", STUDY)
+        local = pool.submit(finish_minute_study, shared_directory)
         done = there.run(*PROFILE, "--slurm-keep-successful-logs", "--configfile", STUDY)
         assert done.returncode == 0, done.stdout[-6000:]
-        local.result()
-    for file in compared:
+        here = local.result()
+    for file in ("scores.csv", "tables/main.csv", "tables/recovery.csv"):
         ours, theirs = (checkout.directory / "results" / file for checkout in (here, there))
         assert ours.read_bytes() == theirs.read_bytes(), file
     items = list(here.directory.glob("results/scores/*/*/*.samples.jsonl"))

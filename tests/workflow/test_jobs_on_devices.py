@@ -119,7 +119,7 @@ def test_requesting_more_devices_than_exist_is_an_error(study: Checkout) -> None
     set_resources(study, evolve={"gpu": 5})
     done = study.run("results/models/demo/lessons", "--cores", "1")
     assert done.returncode != 0
-    assert f"error: gpu=5: found 4 devices to draw from ({', '.join(POOL)})" in done.stdout
+    assert f"error: gpu=5: only 4 devices are available ({', '.join(POOL)})" in done.stdout
 
 
 def test_several_devices_for_a_patch_are_an_error(study: Checkout) -> None:
