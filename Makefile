@@ -3,7 +3,7 @@
 # make test        run all tests except those on SLURM
 # make test-fast   run the library's tests: no Snakemake, no study
 # make test-slurm  run the tests on a real SLURM with fake GPUs (root, Debian's packages)
-# make lint        run ruff, snakefmt and snakemake --lint
+# make lint        run ruff, snakefmt, import-linter, snakemake --lint; limit module length
 # make pins        resolve envs/*.in into envs/*.txt and envs/*.yaml
 # make docs        write docs/configuration.md from config/schema.yaml
 # make help        print this list
@@ -52,6 +52,8 @@ lint: workflow-environment test-environment
 	.venvs/test/bin/ruff format --check .
 	.venvs/test/bin/snakefmt --check Snakefile rules
 	PYTHONPATH=workflow_scripts .venvs/test/bin/lint-imports --no-cache --no-logo
+	@find workflow_scripts -name '*.py' -exec \
+		awk 'FNR == 401 {print FILENAME ": over 400 lines; split it"; bad = 1} END {exit bad}' {} +
 	$(SNAKEMAKE) --lint
 
 # torch is pinned without its build, so that it brings what the platform needs, and triton not at
