@@ -144,7 +144,12 @@ def test_a_figures_style_redraws_only_it(study: Checkout) -> None:
     assert study.counts() == {"make_figure": 1, "make_report": 1}
 
 
-def test_a_caption_triggers_no_job(study: Checkout) -> None:
+def test_a_caption_rebuilds_only_the_report(study: Checkout) -> None:
+    edit(study, lambda config: config["tables"]["main"].update(caption="Other words."))
+    assert study.counts() == {"make_report": 1}
+
+
+def test_a_template_of_captions_triggers_no_job(study: Checkout) -> None:
     (study.directory / "report" / "table.rst").write_text("Other words.")
     assert study.planned() == []
 
