@@ -93,6 +93,7 @@ def test_model_and_adapter_come_from_the_hub(
     assert done.returncode == 0, done.stderr
     config = files.read_json(tmp_path / "port" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "owner/versions"
+    assert config["revision"] == base.commit
 
     # What is in the cache is used offline.
     hub.repair()

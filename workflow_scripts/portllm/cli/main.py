@@ -4,8 +4,6 @@ A subcommand imports what it needs when it runs, so that `portllm --help` is qui
 """
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 import portllm
 from portllm.cli import options
@@ -48,14 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     port = _subcommand(commands, "port", "Write a patch as an adapter for a new model")
     options.add_patches_and_base(port, base_help="the new version of the model")
     options.add_method(port)
-    port.add_argument("--output", type=Path, required=True, metavar="DIR", help="port to write")
+    port.add_argument("--output", required=True, metavar="DIR", help="port to write")
 
     merge = _subcommand(commands, "merge", "Merge patches into full checkpoints")
     options.add_patches_and_base(merge, base_help="the new version of the model")
     options.add_method(merge)
     merge.add_argument(
         "--output",
-        type=Path,
         nargs="+",
         required=True,
         metavar="DIR",
@@ -67,9 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     unmerge.epilog = options.ROUNDING
     options.add_patches_and_base(unmerge, base_help="the merged checkpoint")
     options.add_method(unmerge)
-    unmerge.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="checkpoint to write"
-    )
+    unmerge.add_argument("--output", required=True, metavar="DIR", help="checkpoint to write")
     options.add_merging(unmerge)
 
     options.add_plan(
@@ -93,21 +88,22 @@ def main() -> None:
         run(lambda: plan.show(arguments.configfile, rest))
         return
 
+    from pathlib import Path
+
     from portllm.cli import transplant
     from portllm.cli.request import Request
 
-    output = getattr(arguments, "output", None)
-    outputs: dict[str, dict[str, Any]] = {
-        "check": {},
-        "port": {"adapter": output},
-        "merge": {"checkpoints": output},
-        "unmerge": {"checkpoints": [output], "unmerge": True},
-    }
-    request = Request.of(arguments, **outputs[arguments.command])
     if arguments.command == "check":
+        request = Request.of(arguments)
         run(lambda: transplant.check_patches(request), hub=request.needs_hub)
+        return
+    if arguments.command == "port":
+        request = Request.of(arguments, adapter=Path(arguments.output))
+    elif arguments.command == "merge":
+        request = Request.of(arguments, checkpoints=[*map(Path, arguments.output)])
     else:
-        run(lambda: transplant.execute(request), hub=request.needs_hub)
+        request = Request.of(arguments, checkpoints=[Path(arguments.output)], unmerge=True)
+    run(lambda: transplant.execute(request), hub=request.needs_hub)
 
 
 if __name__ == "__main__":

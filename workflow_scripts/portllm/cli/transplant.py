@@ -91,7 +91,7 @@ class Transplant:
     def write_port(self, output: Path) -> None:
         """Write the port, with its manifest."""
         with files.whole_directory(output) as directory:
-            ports.write(self.port, directory, base=self.base.base_name)
+            ports.write(self.port, directory, base=self.base.base_name, revision=self.base.commit)
             self._base_hash = manifests.content_hash(self.base.directory)
             parts = self._manifest_parts(self.port)
             manifests.write_for_directory(directory, cost=self._meter.read(), **parts)

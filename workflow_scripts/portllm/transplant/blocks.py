@@ -52,7 +52,7 @@ Targets = dict[str, list[tuple[str, Edit | None]]]
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The torch dtype in which sums of stored numbers are computed (`dtypes.arithmetic`)."""
+    """Return the dtype in which sums of stored numbers are computed (`dtypes.arithmetic`)."""
     return TORCH[dtypes.arithmetic(_STORED[dtype])]
 
 
@@ -80,7 +80,7 @@ class Buffers:
         self._of_thread = threading.local()
 
     def take(self, size: int) -> Tensor:
-        """A buffer of `size` bytes, the caller's until `give_back`."""
+        """Return a buffer of `size` bytes, the caller's until `give_back`."""
         try:
             buffer = self._free.pop()
         except IndexError:
@@ -96,7 +96,7 @@ class Buffers:
             self._free.append(torch.empty(0, dtype=torch.uint8).set_(storage))
 
     def scratch(self, size: int) -> Tensor:
-        """A buffer of the calling thread, valid until its next call."""
+        """Return a buffer of the calling thread, valid until its next call."""
         buffer = getattr(self._of_thread, "buffer", None)
         if buffer is None or len(buffer) < size:
             buffer = self._of_thread.buffer = torch.empty(size, dtype=torch.uint8)
@@ -131,7 +131,7 @@ class Block:
 def _blocks_of_weight(
     tensor: StoredTensor, edits: Sequence[tuple[int, Edit | None]]
 ) -> Iterator[Block]:
-    """Blocks of a weight that at least one output edits. `edits` name outputs by their number."""
+    """Yield the blocks of a weight that an output edits. `edits` name outputs by their number."""
     rows = tensor.shape[0] if tensor.shape else 1
     if tensor.size == 0:
         return
@@ -157,7 +157,7 @@ def _unchanged_blocks(begin: int, end: int, outputs: int) -> Iterator[Block]:
 
 
 def blocks_of_shard(tensors: Sequence[StoredTensor], outputs: Sequence[Targets]) -> Iterator[Block]:
-    """All blocks of a shard, in an order that gives each output's bytes from begin to end."""
+    """Yield all blocks of a shard, in an order that gives each output's bytes from begin to end."""
     begin, end = (tensors[0].begin, tensors[-1].end) if tensors else (0, 0)
     for tensor in tensors:
         edits = [targets.get(tensor.name, [(tensor.name, None)])[0][1] for targets in outputs]
@@ -183,7 +183,7 @@ def read_into(file: int, buffer: memoryview, offset: int) -> None:
 
 
 def _edited(block: Block, stored: Tensor, apply: PreparedEdit, buffers: Buffers) -> Tensor:
-    """New stored numbers of a block: widened, changed and rounded, one piece at a time."""
+    """Widen, change and round the stored numbers of a block, one piece at a time."""
     result = buffers.take(block.size).view(stored.dtype).view(stored.shape)
     shape = min(block.piece, len(stored)), stored.shape[1]
     dtype = sum_dtype(stored.dtype)

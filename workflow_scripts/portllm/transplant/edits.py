@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """Factor of B·A for a module: alpha/r, or alpha/√r for rslora (Kalajdzievski 2023).
+    """Return the factor of B·A: alpha/r, or alpha/√r for rslora (Kalajdzievski 2023).
 
     `alpha_pattern` is matched as PEFT does: a regular expression for the end of the name.
     """
@@ -72,7 +72,7 @@ def _delta(adapter: Adapter, weight: str, a: str, b: str) -> Delta:
 
 
 def deltas_of(adapter: Adapter) -> dict[str, Delta]:
-    """The change that an adapter adds to each weight, by the weight's name.
+    """Return the change that an adapter adds to each weight, by the weight's name.
 
     Raises InputError for an adapter that does more than add, such as DoRA.
     """
@@ -189,7 +189,7 @@ Edits = dict[str, Sum | Dora | Replacement | Dense]
 
 
 def edits_of(adapter: Adapter, *, weight: float = 1.0) -> Edits:
-    """What an adapter does to each weight of a model, times `weight`, by the weight's name.
+    """Return what an adapter does to each weight, times `weight`, by the weight's name.
 
     Raises InputError where `weight` is not one and the adapter does more than add.
     """
@@ -218,7 +218,7 @@ def _terms(patches: Iterable[tuple[Adapter, float]]) -> dict[str, list[tuple[flo
 
 
 def weighted_sum(patches: Sequence[tuple[Adapter, float]]) -> Edits:
-    """The sum of what several adapters add, each times its weight.
+    """Return the sum of what several adapters add, each times its weight.
 
     Raises InputError where one of several does more than add.
     """
@@ -228,7 +228,7 @@ def weighted_sum(patches: Sequence[tuple[Adapter, float]]) -> Edits:
 
 
 def edits_of_port(port: Port) -> Edits:
-    """What a port does to each weight of a model."""
+    """Return what a port does to each weight of a model."""
     patches = port.adapters()
     if not port.dense:
         return weighted_sum(patches)

@@ -66,7 +66,7 @@ def copy_companions(model: Path, directory: Path) -> None:
 
 
 def _targets(model: Checkpoint, edits: Edits) -> Targets:
-    """The weights written for each source weight; an output layer may be untied on the way.
+    """Return the weights written for each source weight. A tied output layer may get its own.
 
     With LoRA on a tied embedding, the output layer of the adapted model is still the original
     embedding (and the other way round). A merged checkpoint therefore stores both.
@@ -81,7 +81,7 @@ def _targets(model: Checkpoint, edits: Edits) -> Targets:
 
 
 def plan(model: Checkpoint, edits: Edits) -> streaming.MergePlan:
-    """What a merge would write, from headers alone."""
+    """Return what a merge would write, from headers alone."""
     return streaming.plan(model, _targets(model, edits))
 
 

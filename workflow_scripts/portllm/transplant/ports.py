@@ -47,7 +47,7 @@ class Port:
         return methods.get(self.method).dense
 
     def adapters(self) -> list[tuple[Adapter, float]]:
-        """The patches' adapters, as a low-rank method changes them, and their factors."""
+        """Load the patches, as a low-rank method changes them, and their factors."""
         loaded = [(patch.adapter.load(), patch.weight) for patch in self.patches]
         if self.dense:
             return loaded
@@ -113,8 +113,8 @@ def read(directory: Path) -> Port:
     return Port(patches, method, methods.check(method, parameters))
 
 
-def write(port: Port, directory: Path, *, base: Path | str) -> None:
-    """Write a port for the version `base` into `directory`.
+def write(port: Port, directory: Path, *, base: Path | str, revision: str | None = None) -> None:
+    """Write a port for the version `base`, a directory or a `revision` on the hub.
 
     Raises InputError for several patches, or a weighted one, of a method that makes an adapter.
     """
@@ -124,7 +124,7 @@ def write(port: Port, directory: Path, *, base: Path | str) -> None:
                 "an adapter holds one unscaled patch; merge the weighted sum into a checkpoint "
                 "instead, or scale the patch with --method scaled"
             )
-        adapters.save(port.adapters()[0][0], directory, base=base)
+        adapters.save(port.adapters()[0][0], directory, base=base, revision=revision)
         return
     entries = []
     for index, patch in enumerate(port.patches):
@@ -140,7 +140,7 @@ def write(port: Port, directory: Path, *, base: Path | str) -> None:
 def open_port(
     directories: Sequence[Path], weights: Sequence[float], method: str, parameters: Parameters
 ) -> Port:
-    """The port that a method makes of patches, or an existing port of a dense method.
+    """Open the port that a method makes of patches, or an existing port of a dense method.
 
     Args:
         directories: adapters, or one port.

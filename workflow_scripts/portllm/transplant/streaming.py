@@ -57,7 +57,7 @@ class MergePlan:
 
 
 def plan(model: Checkpoint, targets: Targets) -> MergePlan:
-    """What `write` would write for one output, from headers alone."""
+    """Return what `write` would write for one output, from headers alone."""
     tensors = {tensor.name: tensor for shard in model.shards for tensor in shard.tensors}
     for name, results in targets.items():
         if name not in tensors:
@@ -102,7 +102,7 @@ def _full_disk_as_input_error(directory: Path) -> Iterator[None]:
 
 
 def _header(shard: SafetensorsFile, targets: Targets) -> bytes:
-    """Header of a shard's copy: unchanged, unless weights are added after the others."""
+    """Return the header of a shard's copy: unchanged, unless weights are added at its end."""
     added = [
         replace(tensor, name=name)
         for tensor in shard.tensors
@@ -127,7 +127,7 @@ def _header(shard: SafetensorsFile, targets: Targets) -> bytes:
 def _in_order(
     pool: ThreadPoolExecutor | None, calls: Iterable[Callable[[], Any]], ahead: int
 ) -> Iterator[Any]:
-    """Results of calls in their order, with at most `ahead` calls started in advance."""
+    """Yield the results of calls in order, with at most `ahead` calls started in advance."""
     if pool is None:
         yield from (call() for call in calls)
         return
@@ -213,7 +213,7 @@ class _Pass:
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS, as for every job of the workflow; else the number of cores, at most four."""
+    """Return OMP_NUM_THREADS, as for every job of the workflow; else the cores, at most four."""
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdecimal() and int(threads) > 0:
         return int(threads)

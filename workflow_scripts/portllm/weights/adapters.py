@@ -100,7 +100,7 @@ class StoredAdapter:
         return read_json(path).get("fingerprint", {}) if path.exists() else {}
 
     def fingerprint(self, model: Checkpoint | None = None) -> dict[str, Any]:
-        """What the adapter requires of any version that it is applied to, for its manifest.
+        """Return what the adapter requires of a version, for its manifest.
 
         `model` is the model that it was trained on. Without one, architecture and tokenizer are
         taken from the adapter's own manifest where it has one.
@@ -124,12 +124,19 @@ def load(directory: Path) -> Adapter:
     return StoredAdapter(directory).load()
 
 
-def save(adapter: Adapter, directory: Path, *, base: Path | str) -> None:
-    """Write an adapter for the version `base`, in PEFT's layout."""
+def save(
+    adapter: Adapter, directory: Path, *, base: Path | str, revision: str | None = None
+) -> None:
+    """Write an adapter in PEFT's layout, for the version `base`: a directory or a hub id.
+
+    `revision` is the commit of a base on the hub, which PEFT then loads.
+    """
     from safetensors.numpy import save_file
 
     save_file(adapter.tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    write_json(directory / CONFIG, {**adapter.config, "base_model_name_or_path": str(base)})
+    pinned = {"revision": revision} if revision else {}
+    config = {**adapter.config, "base_model_name_or_path": str(base), **pinned}
+    write_json(directory / CONFIG, config)
 
 
 def sort_targets(directory: Path) -> None:
@@ -237,7 +244,7 @@ def _check_parts(weight: str, parts: dict[str, str], shapes: Shapes) -> None:
 
 
 def _changed_shapes(shapes: Shapes, *, fan_in_fan_out: bool = False) -> Shapes:
-    """Shape of each weight of the model that an adapter changes.
+    """Return the shape of each weight of the model that an adapter changes.
 
     Args:
         shapes: shapes of the adapter's tensors by their PEFT names. A is (rank, in) and B is

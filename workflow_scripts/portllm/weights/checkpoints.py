@@ -44,7 +44,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, directory: Path, place: str = "model") -> "Checkpoint":
-        """The checkpoint in a directory.
+        """Open the checkpoint in a directory.
 
         Raises InputError, which starts with `place`, for a directory without configuration or
         weights.
@@ -105,7 +105,7 @@ class Checkpoint:
         return self.shard_of[name].read_tensor(name)
 
     def tensors(self) -> Iterator[tuple[str, "Tensor"]]:
-        """Name and values of each weight, read one at a time."""
+        """Yield the name and values of each weight, read one at a time."""
         for name in self.shard_of:
             yield name, self.read(name)
 

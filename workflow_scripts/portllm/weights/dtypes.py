@@ -18,7 +18,7 @@ EXPECTED = f"expected one of {', '.join(STORED)}"
 
 
 def arithmetic(dtype: str) -> str:
-    """The dtype for sums of stored numbers: wider, so that only the final rounding shows.
+    """Return the dtype for sums of stored numbers: wider, so only the final rounding shows.
 
     Takes and returns safetensors' names.
     """
