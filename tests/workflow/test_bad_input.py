@@ -90,7 +90,7 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: set_parent(config, 0, "bas"),
         ["config.yaml: evolutions.", ".from", "no version named 'bas'", "nearest: base"],
     ),
-    "circular parents": (make_circle, ["config.yaml: evolutions.", ".from", "circle", "→"]),
+    "circular parents": (make_circle, ["config.yaml: evolutions.", ".from", "form a cycle", "→"]),
     "unknown corpus": (
         lambda config: first(config["evolutions"]).update(corpus="lesons"),
         ["config.yaml: evolutions.", ".corpus", "no corpus named 'lesons'", "nearest: lessons"],
