@@ -85,12 +85,6 @@ def test_the_method_keeps_the_largest_directions(
         assert error > 0
 
 
-def test_the_method_is_scheduled_by_an_arm(extended: Checkout) -> None:
-    planned = extended.planned("--configfile", "config.yaml", "half_rank.yaml")
-    methods = {names.get("method") for rule, names in planned if rule == "transplant"}
-    assert "half-rank" in methods
-
-
 def test_the_table_shows_the_best_arm(extended: Checkout) -> None:
     scores = extended.directory / "results/scores.csv"
     scores.parent.mkdir()
@@ -112,11 +106,6 @@ def test_the_table_shows_the_best_arm(extended: Checkout) -> None:
     assert lines[2].split("|")[2:6] == [" first     ", " ported ", " sst2   ", " 75.0 ± 1.0 "]
 
 
-def test_the_table_is_scheduled_by_its_name(extended: Checkout) -> None:
-    planned = extended.planned("--configfile", "config.yaml", "best.yaml")
-    assert ("make_table", {"table": "best"}) in planned
-
-
 def test_the_program_measures_the_effective_rank(
     extended: Checkout, patch: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -128,8 +117,13 @@ def test_the_program_measures_the_effective_rank(
     assert all(1 < rank <= 4 for rank in ranks.values())
 
 
-def test_the_rule_makes_its_file_with_what_it_needs(extended: Checkout) -> None:
+def test_a_study_schedules_the_method_the_table_and_the_stage(extended: Checkout) -> None:
     (command,) = (code for name, code in BLOCKS if name == "console")
     target = command.split()[-1]
-    rules = [rule for rule, _ in extended.planned(target)]
-    assert {"pretrain", "train_patch", "measure_effective_rank"} <= set(rules)
+    studies = ("config.yaml", "half_rank.yaml", "best.yaml")
+    planned = extended.planned("all", target, "--configfile", *studies)
+    methods = {names["method"] for rule, names in planned if rule == "transplant"}
+    assert "half-rank" in methods
+    assert ("make_table", {"table": "best"}) in planned
+    rules = {rule for rule, _ in planned}
+    assert {"pretrain", "train_patch", "measure_effective_rank"} <= rules
