@@ -37,10 +37,10 @@ def find_snakemake(checkout: Path) -> Path:
     own = checkout / ".venvs" / "workflow" / "bin" / "snakemake"
     if own.exists():
         return own
-    found = shutil.which("snakemake")
-    if found is None:
+    on_path = shutil.which("snakemake")
+    if on_path is None:
         raise InputError(f"no Snakemake: run `make envs` in {checkout}")
-    return Path(found)
+    return Path(on_path)
 
 
 def show(config_files: Sequence[str], snakemake_options: Sequence[str]) -> None:
