@@ -6,17 +6,14 @@ localrules:
 CELLS = matrix.cells_by_job(config)
 
 
-def cells_of(wildcards):
-    """The cells that a scoring job scores."""
-    return CELLS[wildcards.model, wildcards.applied_to, wildcards.task]
-
-
 rule score:
     input:
         version="<results>/models/{model}/{applied_to}",
         task="<results>/tasks/{task}",
         files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
-        adapters=lambda wildcards: paths.adapter_paths(cells_of(wildcards)),
+        adapters=lambda wildcards: paths.adapter_paths(
+            CELLS[wildcards.model, wildcards.applied_to, wildcards.task]
+        ),
     output:
         # Updated, not made anew: a cell that is there and still true is not scored again.
         results=update("<results>/scores/{model}/{applied_to}/{task}.json"),
@@ -33,7 +30,9 @@ rule score:
     params:
         settings=lambda wildcards: options(stage_settings.scoring_settings(config, wildcards.task)),
         cells=lambda wildcards, input: options(
-            stage_settings.scored_cells(cells_of(wildcards), input.adapters)
+            stage_settings.scored_cells(
+                CELLS[wildcards.model, wildcards.applied_to, wildcards.task], input.adapters
+            )
         ),
     shell:
         "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"

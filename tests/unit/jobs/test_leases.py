@@ -46,25 +46,28 @@ def test_an_index_and_a_name_of_one_device_exclude_each_other() -> None:
             assert first_line(second) == "1"
 
 
-def test_the_command_stops_when_only_the_wrapper_is_killed() -> None:
+def test_the_command_stops_when_only_the_wrapper_is_killed(tmp_path: Path) -> None:
+    may_end = tmp_path / "may_end"
     code = """
-import signal, time
+import os, signal, sys, time
 def stop(*_):
     print("told", flush=True)
-    time.sleep(0.5)
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.05)
     print("done", flush=True)
     raise SystemExit
 signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 time.sleep(60)
 """
-    with started(1, *python(code), CUDA_VISIBLE_DEVICES="a") as process:
+    with started(1, *python(code), str(may_end), CUDA_VISIBLE_DEVICES="a") as process:
         assert first_line(process) == "ready"
         process.kill()
         assert first_line(process) == "told"
         with started(1, *python(SHOW), CUDA_VISIBLE_DEVICES="a") as other:
             assert other.stderr is not None
             assert "waiting for 1 of 1 devices; busy: a (" in other.stderr.readline()
+            may_end.touch()
             # Not before the command has ended.
             assert first_line(process) == "done"
             assert first_line(other) == "a"
