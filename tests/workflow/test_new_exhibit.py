@@ -115,7 +115,7 @@ def test_one_file_adds_a_table_and_a_figure(study: Checkout) -> None:
     [
         (
             {"kind": "best_arm"},
-            "tables.best.kind: found 'best_arm', which is none of the choices; nearest: best_arms",
+            "tables.best.kind: found 'best_arm', which is not a valid choice; nearest: best_arms",
         ),
         ({"leest": 1}, "tables.best.leest: unknown key; nearest: least"),
         ({"least": "half"}, "tables.best.least: found 'half', expected number"),
