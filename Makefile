@@ -69,5 +69,5 @@ pins: workflow-environment
 	done
 	.venvs/workflow/bin/python envs/make_conda_yaml.py
 
-docs: .venvs/workflow.ready
+docs: workflow-environment
 	.venvs/workflow/bin/python docs/generate_configuration.py > docs/configuration.md

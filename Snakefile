@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.27")
@@ -6,13 +8,34 @@ min_version("9.27")
 report: "report/workflow.rst"
 
 
-# A study named with --configfile stands by itself; the default study is for when none is named.
-if not workflow.configfiles:
+# Without --configfile the study is the working directory's config.yaml, or else the default study.
+# A module without `config:` runs the default study.
+if not config or not workflow.configfiles:
+    study_file = Path("config.yaml")
+    if not study_file.exists() or not workflow.modifier.is_main_snakefile():
+        study_file = Path(workflow.current_basedir.get_path_or_uri(secret_free=True), study_file)
 
-    configfile: "config.yaml"
+    configfile: str(study_file)
 
 
 include: "rules/common.smk"
+
+
+# The first rule is the default target. `default_target` would also be that of an importing workflow.
+rule all:
+    input:
+        expand(
+            "<results>/tables/{table}.{kind}", table=TABLES.with_rows(), kind=["csv", "md", "tex"]
+        ),
+        expand(
+            "<results>/figures/{figure}.{kind}",
+            figure=FIGURES.with_rows(),
+            kind=["svg", "png", "csv"],
+        ),
+        "<results>/report.html",
+        paths.merged_paths(config),
+
+
 include: "rules/corpus.smk"
 include: "rules/base.smk"
 include: "rules/task_data.smk"
@@ -37,18 +60,3 @@ onsuccess:
 
 onerror:
     PROGRESS.failed()
-
-
-rule all:
-    default_target: True
-    input:
-        expand(
-            "<results>/tables/{table}.{kind}", table=TABLES.with_rows(), kind=["csv", "md", "tex"]
-        ),
-        expand(
-            "<results>/figures/{figure}.{kind}",
-            figure=FIGURES.with_rows(),
-            kind=["svg", "png", "csv"],
-        ),
-        "<results>/report.html",
-        paths.merged_paths(config),

@@ -74,7 +74,7 @@ rule measure_loss_slice:
         ported="<results>/patches/{model}/{trained_on}/{task}/seed{seed}",
         native="<results>/patches/{model}/{applied_to}/{task}/seed{seed}",
         task="<results>/tasks/{task}",
-        files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
+        files=lambda wildcards: unmoved(paths.task_definition_files(config, wildcards.task)),
     output:
         "<results>/analysis/{model}/{applied_to}/loss_slices/{trained_on}/{task}/seed{seed}.json",
     log:

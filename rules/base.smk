@@ -1,7 +1,3 @@
-localrules:
-    fetch_model,
-
-
 # A model trained from scratch is a computation; everything else is fetched, on the login node.
 ruleorder: pretrain > fetch_model
 
@@ -48,6 +44,7 @@ rule fetch_model:
         "<logs>/fetch_model/{model}/{version}.log",
     wildcard_constraints:
         version=one_of(matrix.obtained_versions(config)),
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: asks("fetch_model", "threads", 1)

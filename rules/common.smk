@@ -1,3 +1,4 @@
+import copy
 import os
 import re
 import sys
@@ -6,21 +7,23 @@ from pathlib import Path
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
-HERE = Path(os.path.relpath(workflow.basedir))
-ENVIRONMENTS = HERE / ".venvs"
-sys.path.insert(0, str(Path(workflow.basedir, "workflow_scripts")))
+# Not workflow.basedir: in a module that is the importing workflow's.
+CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parent
+sys.path.insert(0, str(CHECKOUT / "workflow_scripts"))
 
 from portllm.data import fetching, task_files
 from portllm.jobs import devices, supervision
 from portllm.planning import estimates, requests
 from portllm.reporting import registry
-from portllm.snakemake_hooks import clusters, device_options, environments, output_cache
-from portllm.snakemake_hooks import progress, run_guard
+from portllm.snakemake_hooks import attendance, device_options, environments, output_cache
+from portllm.snakemake_hooks import placement
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
 from portllm.errors import InputError
 
+PLACE = placement.place(workflow, CHECKOUT)
+HERE, ENVIRONMENTS = PLACE.directory, PLACE.directory / ".venvs"
 WITH_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 
 
@@ -36,7 +39,7 @@ os.environ["TRAIN_PYTHON"] = str(python("train"))
 os.environ["EVAL_PYTHON"] = str(python("eval"))
 os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
 # Where trainings keep checkpoints: outside their outputs, which are deleted when a job fails.
-os.environ["CHECKPOINTS"] = workflow.pathvars.apply("<results>/checkpoints")
+os.environ["CHECKPOINTS"] = str(PLACE.results / "checkpoints")
 
 # Runs a command on devices that no other job holds; jobs that are not started by it see none. It
 # also watches the command, on 0 devices too: what it died of, and whether the run is still there.
@@ -44,17 +47,11 @@ os.environ["RUN_JOB"] = "{WORKFLOW_PYTHON} {SCRIPTS}/run_job.py".format(**os.env
 os.environ.update(devices.hidden(os.environ))
 os.environ[supervision.SNAKEMAKE_PID] = str(os.getpid())
 
-
-envvars:
-    "SCRIPTS",
-    "TRAIN_PYTHON",
-    "EVAL_PYTHON",
-    "WORKFLOW_PYTHON",
-    "CHECKPOINTS",
-    "RUN_JOB",
-
-
 EXHIBITS = registry.load()
+
+# A module's configuration belongs to the importing workflow, and none of its files is known.
+STUDY_FILES = [] if PLACE.is_module else workflow.configfiles
+config = copy.deepcopy(config) if PLACE.is_module else config
 
 try:
     if workflow.workflow_settings.cache is not None:
@@ -65,20 +62,23 @@ try:
         config,
         schema=HERE / "config" / "schema.yaml",
         exhibits=EXHIBITS,
-        files=[Path(file) for file in workflow.configfiles],
+        files=map(Path, STUDY_FILES),
         task_library=task_files.installed_tasks(ENVIRONMENTS / "eval"),
         device_limit=device_options.device_limit(workflow),
+        workflow_directory=HERE,
     )
     RECIPES = configuration.recipes(config)
     configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
     PRICED = estimates.PricedStudy(
         config,
-        results=Path(workflow.pathvars.apply("<results>")),
+        results=PLACE.results,
         known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
     )
     requests.check_devices(
-        PRICED, device_options.devices_by_rule(workflow), device_options.device_limit(workflow)
+        PRICED,
+        device_options.devices_by_rule(workflow, PLACE.name_in_run),
+        device_options.device_limit(workflow),
     )
 except InputError as error:
     logger.error(f"error: {error}")
@@ -87,27 +87,20 @@ except InputError as error:
 TABLES = exhibits.StudyExhibits(EXHIBITS, "tables", config)
 FIGURES = exhibits.StudyExhibits(EXHIBITS, "figures", config)
 
-# One run at a time uses the results. Damaged results are made again. Signals stop the jobs.
-run_guard.attend(workflow, logger)
-PROGRESS = progress.follow(workflow, logger, requests.minutes_by_rule(PRICED))
-# Jobs that a killed run left on a cluster are not submitted again.
-clusters.attend(workflow)
-if not WITH_CONDA:
-    environments.attend(
-        workflow,
-        logger,
-        environments.required(config),
-        checkout=HERE,
-        logs=Path(workflow.pathvars.apply("<logs>")),
-        after_building=lambda: configuration.check_tasks(
-            config, task_files.installed_tasks(ENVIRONMENTS / "eval"), workflow.configfiles
-        ),
-    )
+PROGRESS = attendance.attend(
+    workflow,
+    logger,
+    PLACE,
+    environment_names=[] if WITH_CONDA else environments.required(config),
+    minutes=requests.minutes_by_rule(PRICED),
+    after_building=lambda: configuration.check_tasks(
+        config, task_files.installed_tasks(ENVIRONMENTS / "eval"), STUDY_FILES
+    ),
+)
 
 # Named by a rule whose outputs several checkouts can share (`--cache`). Said only where it is
 # asked for, or Snakemake would advertise it for each rule of each run.
 SHARED = workflow.workflow_settings.cache is not None
-
 
 # Scores are made in the environment of what runs the models.
 SCORING = environments.BACKENDS[config["scoring"]["backend"]]
@@ -115,7 +108,13 @@ os.environ["SCORE_PYTHON"] = str(python(SCORING))
 
 
 envvars:
+    "SCRIPTS",
+    "TRAIN_PYTHON",
+    "EVAL_PYTHON",
     "SCORE_PYTHON",
+    "WORKFLOW_PYTHON",
+    "CHECKPOINTS",
+    "RUN_JOB",
 
 
 def asks(rule, name, default):
@@ -143,4 +142,9 @@ wildcard_constraints:
 
 def source_files(source, kept):
     """The local files that a model or a patch is linked from; none where it comes from the hub."""
-    return fetching.local_files(source, config["hub_mirror"], kept)
+    return unmoved(fetching.local_files(source, config["hub_mirror"], kept))
+
+
+def unmoved(files):
+    """Inputs that are not results: a module's `prefix:` does not apply to them."""
+    return [local(str(file)) for file in files]

@@ -1,15 +1,12 @@
-localrules:
-    make_corpus,
-
-
 rule make_corpus:
     input:
-        files=lambda wildcards: paths.corpus_files(config, wildcards.corpus),
+        files=lambda wildcards: unmoved(paths.corpus_files(config, wildcards.corpus)),
     output:
         rows="<results>/corpora/{corpus}.jsonl",
         manifest="<results>/corpora/{corpus}.manifest.json",
     log:
         "<logs>/make_corpus/{corpus}.log",
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: asks("make_corpus", "threads", 1)

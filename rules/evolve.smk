@@ -4,7 +4,7 @@ rule preprocess:
         corpus=lambda wildcards: paths.corpus_path(
             config["evolutions"][wildcards.version]["corpus"]
         ),
-        recipe=lambda wildcards: stage_settings.recipe_files(config, wildcards.version),
+        recipe=lambda wildcards: unmoved(stage_settings.recipe_files(config, wildcards.version)),
     output:
         temp(directory("<results>/prepared/{model}/{version}")),
     log:
@@ -34,7 +34,7 @@ rule evolve:
         corpus=lambda wildcards: paths.corpus_path(
             config["evolutions"][wildcards.version]["corpus"]
         ),
-        recipe=lambda wildcards: stage_settings.recipe_files(config, wildcards.version),
+        recipe=lambda wildcards: unmoved(stage_settings.recipe_files(config, wildcards.version)),
         prepared=lambda wildcards: paths.prepared_paths(config, **wildcards),
     output:
         directory("<results>/models/{model}/{version}"),

@@ -1,13 +1,9 @@
-localrules:
-    make_figure,
-
-
 rule make_figure:
     input:
         sources=lambda wildcards: FIGURES.sources(wildcards.figure),
         # The program finds these beside the sources, and in the figure's settings.
         samples=lambda wildcards: FIGURES.item_files(wildcards.figure),
-        named=lambda wildcards: FIGURES.own_files(wildcards.figure),
+        named=lambda wildcards: unmoved(FIGURES.own_files(wildcards.figure)),
     output:
         report(
             "<results>/figures/{figure}.svg",
@@ -19,6 +15,7 @@ rule make_figure:
         "<results>/figures/{figure}.csv",
     log:
         "<logs>/make_figure/{figure}.log",
+    localrule: True
     conda:
         "../envs/workflow.yaml"
     params:

@@ -1,16 +1,15 @@
-localrules:
-    import_scores,
-
-
 rule import_scores:
     input:
-        lambda wildcards: imported_patterns.find_files(config["imported"][wildcards.source]),
+        lambda wildcards: unmoved(
+            imported_patterns.find_files(config["imported"][wildcards.source])
+        ),
     output:
         scores="<results>/imported/{source}.csv",
         files="<results>/imported/{source}.files.csv",
         notes="<results>/imported/{source}.notes.txt",
     log:
         "<logs>/import_scores/{source}.log",
+    localrule: True
     conda:
         "../envs/workflow.yaml"
     params:

@@ -1,7 +1,3 @@
-localrules:
-    fetch_patch,
-
-
 # An existing patch is fetched on the login node; every other patch is trained.
 ruleorder: fetch_patch > train_patch
 
@@ -20,6 +16,7 @@ rule fetch_patch:
         "<logs>/fetch_patch/{existing}.log",
     wildcard_constraints:
         existing=one_of(EXISTING_PATCHES),
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: 1

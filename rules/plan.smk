@@ -3,22 +3,19 @@ import json
 from portllm.snakemake_hooks import plan_inputs
 
 
-localrules:
-    plan,
-
-
 rule plan:
     log:
         "<logs>/plan.log",
+    localrule: True
     # A nested Snakemake lists the jobs: it knows which are cached and which are outdated.
     # Status 141 is a closed pipe (SIGPIPE), as in `snakemake plan | head`, and no failure.
     handover: True
     params:
         python=sys.executable,
-        study=lambda wildcards: json.dumps(plan_inputs.describe_study(workflow, config)),
-        same_study=lambda wildcards: options(
-            plan_inputs.study_options(workflow, with_conda=WITH_CONDA)
+        study=lambda wildcards: json.dumps(
+            plan_inputs.describe_study(config, PLACE.results, rules._rules)
         ),
+        same_study=lambda wildcards: options(plan_inputs.study_options(workflow)),
     shell:
         "{params.python} -m snakemake --summary {params.same_study} 2>{log}"
         " | {params.python} $SCRIPTS/plan.py --summary /dev/stdin"

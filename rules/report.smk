@@ -1,18 +1,15 @@
-localrules:
-    make_report,
-
-
 rule make_report:
     input:
         tables=expand("<results>/tables/{table}.md", table=TABLES.with_rows()),
         figures=expand("<results>/figures/{figure}.svg", figure=FIGURES.with_rows()),
         imported=paths.imported_paths(config["imported"], ".csv"),
-        sections=HERE / "report" / "sections.yaml",
-        template=HERE / "report" / "report.html.j2",
+        sections=unmoved([HERE / "report" / "sections.yaml"]),
+        template=unmoved([HERE / "report" / "report.html.j2"]),
     output:
         "<results>/report.html",
     log:
         "<logs>/make_report.log",
+    localrule: True
     conda:
         "../envs/workflow.yaml"
     params:

@@ -1,7 +1,3 @@
-localrules:
-    collect_scores,
-
-
 # Computed once: a large study asks for the cells of each job again and again.
 CELLS = matrix.cells_by_job(config)
 
@@ -10,7 +6,7 @@ rule score:
     input:
         version="<results>/models/{model}/{applied_to}",
         task="<results>/tasks/{task}",
-        files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
+        files=lambda wildcards: unmoved(paths.task_definition_files(config, wildcards.task)),
         adapters=lambda wildcards: paths.adapter_paths(
             CELLS[wildcards.model, wildcards.applied_to, wildcards.task]
         ),
@@ -50,6 +46,7 @@ rule collect_scores:
         "<results>/scores.csv",
     log:
         "<logs>/collect_scores.log",
+    localrule: True
     conda:
         "../envs/workflow.yaml"
     shell:

@@ -1,13 +1,9 @@
-localrules:
-    make_table,
-
-
 rule make_table:
     input:
         sources=lambda wildcards: TABLES.sources(wildcards.table),
         # The program finds these beside the sources, and in the table's settings.
         samples=lambda wildcards: TABLES.item_files(wildcards.table),
-        named=lambda wildcards: TABLES.own_files(wildcards.table),
+        named=lambda wildcards: unmoved(TABLES.own_files(wildcards.table)),
         notes=lambda wildcards: TABLES.note_files(wildcards.table),
     output:
         report(
@@ -20,6 +16,7 @@ rule make_table:
         "<results>/tables/{table}.tex",
     log:
         "<logs>/make_table/{table}.log",
+    localrule: True
     conda:
         "../envs/workflow.yaml"
     params:

@@ -1,14 +1,11 @@
-localrules:
-    make_task_data,
-
-
 rule make_task_data:
     input:
-        files=lambda wildcards: paths.task_definition_files(config, wildcards.task),
+        files=lambda wildcards: unmoved(paths.task_definition_files(config, wildcards.task)),
     output:
         directory("<results>/tasks/{task}"),
     log:
         "<logs>/make_task_data/{task}.log",
+    localrule: True
     conda:
         "../envs/eval.yaml"
     threads: asks("make_task_data", "threads", 1)

@@ -38,7 +38,7 @@ def test_changed_pins_keep_no_job_from_running(study: Checkout) -> None:
     run = study.complete(PATCH)
     assert run.count("`make envs`") == 1
     assert "envs/train.txt changed" in run
-    assert "4 of 4 steps (100%) done" in run
+    assert "Finished 4 jobs" in run
     assert (study.directory / PATCH).is_dir()
     assert "Nothing to be done" in study.complete(PATCH)
 
@@ -58,8 +58,8 @@ def test_missing_environments_are_built_before_the_jobs(study: Checkout) -> None
         assert f"Building the {name} environment" in run
         assert log in run
         assert (study.directory / log).read_text() == f"installed {name}\n"
-    assert run.index("Building the eval environment") < run.index("localrule make_task_data")
-    assert "1 of 1 steps (100%) done" in run
+    assert run.index("Building the eval environment") < run.index("start make_task_data")
+    assert "Finished 1 job" in run
 
 
 def test_only_what_the_study_needs_is_built(study: Checkout) -> None:

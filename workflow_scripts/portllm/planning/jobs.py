@@ -11,12 +11,17 @@ from portllm.errors import InputError
 
 @dataclass(frozen=True)
 class PlannedRule:
-    """A rule of the workflow; `outputs` are the path patterns of its outputs."""
+    """A rule of the workflow.
+
+    `outputs` are the path patterns of its outputs. `name_in_run` is its name in Snakemake's output
+    if that differs, as in a workflow that imports this one as a module.
+    """
 
     name: str
     outputs: tuple[str, ...]
     gpu: bool = False
     temporary: bool = False
+    name_in_run: str = ""
 
     @classmethod
     def from_json(cls, rule: dict[str, Any]) -> "PlannedRule":
@@ -53,6 +58,8 @@ def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[Pla
 
     Raises InputError where the lines are not a summary.
     """
+    rules = list(rules)
+    names = {rule.name_in_run: rule.name for rule in rules if rule.name_in_run}
     matchers = {rule.name: [_matcher(pattern) for pattern in rule.outputs] for rule in rules}
     outputs: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     pending = set()
@@ -64,7 +71,11 @@ def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[Pla
     for cells in rows:
         if len(cells) != 6 or cells[0] == "output_file":
             continue
-        path, _, rule, _, _, plan = cells
+        path, _, name_in_run, _, _, plan = cells
+        rule = names.get(name_in_run, name_in_run)
+        if rule not in matchers:
+            # A rule of a workflow that imports this one.
+            continue
         matches = (matcher.fullmatch(path) for matcher in matchers.get(rule, ()))
         match = next(filter(None, matches), None)
         key = (rule, tuple(match.groupdict().items()) if match else (("output", path),))

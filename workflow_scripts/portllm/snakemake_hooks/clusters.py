@@ -16,7 +16,7 @@ from portllm.errors import InputError
 from portllm.snakemake_hooks import slurm
 
 
-def attend(workflow: Any) -> None:
+def attend(workflow: Any, results: Path) -> None:
     """Install the extensions; call this from the Snakefile."""
     select_jobs, execute = workflow._prepare_dag, workflow.execute
 
@@ -28,7 +28,7 @@ def attend(workflow: Any) -> None:
             # cores of the login node.
             workflow.resource_settings.cores = None
             if plugin.name == "slurm":
-                prepare_slurm(workflow)
+                prepare_slurm(workflow, results)
         select_jobs(*arguments, **settings)
 
     def execute_and_record(**settings: Any) -> None:
@@ -41,7 +41,7 @@ def attend(workflow: Any) -> None:
         workflow._prepare_dag = prepare_and_select
 
 
-def prepare_slurm(workflow: Any) -> None:
+def prepare_slurm(workflow: Any, results: Path) -> None:
     """Wait for the jobs of earlier runs on the same results, and cache MinJobAge.
 
     Before each status check, the executor asks the controller for MinJobAge. If the controller is
@@ -50,7 +50,6 @@ def prepare_slurm(workflow: Any) -> None:
     """
     import snakemake_executor_plugin_slurm as plugin
 
-    results = Path(workflow.pathvars.apply("<results>"))
     try:
         slurm.finish_earlier_jobs(results, logger.info)
     except InputError as error:

@@ -1,9 +1,11 @@
 """Devices that a run may use, from Snakemake's command line."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from portllm.jobs import devices
+from portllm.planning import requests
 
 
 def device_limit(workflow: Any) -> int | None:
@@ -13,10 +15,14 @@ def device_limit(workflow: Any) -> int | None:
     return limit.value if is_local and limit is not None else None
 
 
-def devices_by_rule(workflow: Any) -> dict[str, int]:
-    """Return N of each `--set-resources RULE:gpu=N`, without numbers that are expressions."""
+def devices_by_rule(workflow: Any, name_in_run: Callable[[str], str]) -> dict[str, int]:
+    """Return N of each `--set-resources RULE:gpu=N`, without numbers that are expressions.
+
+    `name_in_run` gives a rule's name in the run, which differs for the rules of a module.
+    """
+    own_names = {name_in_run(rule): rule for rule in requests.MINUTES}
     overwritten = workflow.resource_settings.overwrite_resources.items()
-    given = [(rule, settings.get("gpu")) for rule, settings in overwritten]
+    given = [(own_names.get(rule, rule), settings.get("gpu")) for rule, settings in overwritten]
     return {rule: gpu.value for rule, gpu in given if gpu and not gpu.is_evaluable()}
 
 

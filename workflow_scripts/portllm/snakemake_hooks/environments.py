@@ -44,7 +44,7 @@ def build(name: str, checkout: Path, log: Path) -> None:
 
 def outdated_message(name: str, checkout: Path) -> str:
     """Name the command that installs an environment's changed pins."""
-    place = "" if checkout == Path() else f" -C {checkout}"
+    place = "" if checkout.resolve() == Path.cwd() else f" -C {checkout}"
     return (
         f"envs/{name}.txt changed after the {name} environment was built. This run uses the "
         f"installed packages; `make{place} envs` installs the new ones. No finished job is redone."
@@ -98,11 +98,12 @@ def attend(
     *,
     checkout: Path,
     logs: Path,
+    plan: str,
     after_building: Callable[[], None],
 ) -> None:
     """Prepare the environments `names` before the main process builds the DAG of a run.
 
-    A dry run, the plan and commands without jobs (--lint, --unlock, --summary) build nothing.
+    A dry run, the rule `plan` and commands without jobs (--lint, --summary) build nothing.
     `after_building` is called after a build, for checks that need the environment. An InputError of
     a build or of `after_building` ends the process with one line.
     """
@@ -116,7 +117,7 @@ def attend(
     def prepare_and_choose(*arguments: Any, **settings: Any) -> None:
         # No executor: a command without jobs.
         if workflow.executor_plugin is not None:
-            only_plans = set(workflow.dag_settings.targets) == {"plan"}
+            only_plans = set(workflow.dag_settings.targets) == {plan}
             is_dry = workflow.output_settings.dryrun or workflow.touch or only_plans
             try:
                 if prepare(names, checkout, logs, logger, may_build=not is_dry):

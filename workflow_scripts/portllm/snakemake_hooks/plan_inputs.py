@@ -1,29 +1,38 @@
 """Describe the running workflow to the processes behind `snakemake plan`."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
-def describe_study(workflow: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the study and, of each rule, what the plan prices: its outputs and resources."""
-    rules = [
+def describe_study(
+    config: dict[str, Any], results: Path, rules: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the study and, of each rule, what the plan prices: its outputs and resources.
+
+    `rules` are Snakemake's rule proxies by the rules' own names; in a module, the run has others.
+    """
+    described = [
         {
-            "name": rule.name,
-            "outputs": [str(path) for path in rule.output],
-            "gpu": "gpu" in rule.resources,
-            "temporary": any(path.flags.get("temp", False) for path in rule.output),
+            "name": name,
+            "name_in_run": proxy.rule.name,
+            "outputs": list(map(str, proxy.rule.output)),
+            "gpu": "gpu" in proxy.rule.resources,
+            "temporary": any(path.flags.get("temp", False) for path in proxy.rule.output),
         }
-        for rule in workflow.rules
-        if rule.output
+        for name, proxy in rules.items()
+        if proxy.rule.output
     ]
-    return {"config": config, "results": workflow.pathvars.apply("<results>"), "rules": rules}
+    return {"config": config, "results": str(results), "rules": described}
 
 
-def study_options(workflow: Any, *, with_conda: bool) -> dict[str, Any]:
-    """Return the options with which another Snakemake process sees the same study."""
+def study_options(workflow: Any) -> dict[str, Any]:
+    """Return options with which another Snakemake sees the same study as this one."""
+    methods = workflow.deployment_settings.deployment_method
     return {
         "snakefile": workflow.main_snakefile,
-        "configfile": list(workflow.configfiles) or None,
+        "configfile": list(map(str, workflow.config_settings.configfiles)) or None,
         "config": workflow.config_settings.config_args or None,
         "rerun_triggers": [trigger.item_to_choice() for trigger in workflow.rerun_triggers],
-        "software_deployment_method": "conda" if with_conda else None,
+        "software_deployment_method": [method.item_to_choice() for method in methods] or None,
     }

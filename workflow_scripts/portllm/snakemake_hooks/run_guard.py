@@ -39,8 +39,6 @@ STREAM_HANDLER = "DefaultStreamHandler"
 """Snakemake's name of the handler that writes to the terminal."""
 SHELLS = frozenset({"bash", "sh", "dash", "ksh", "zsh"})
 SECONDS_BETWEEN_SWEEPS = 0.5
-PLAN = "plan"
-"""The rule that only reads."""
 
 
 def hold(results: Path) -> int | None:
@@ -111,11 +109,12 @@ def programs(process: psutil.Process) -> Iterator[psutil.Process]:
 class RunGuard(logging.Handler):
     """Log handler that acts when a run starts and when its jobs are about to start."""
 
-    def __init__(self, workflow: Any, logger: logging.Logger) -> None:
+    def __init__(self, workflow: Any, logger: logging.Logger, results: Path, plan: str) -> None:
         super().__init__()
         self._workflow = workflow
+        self._plan = plan
         self._logger = logger
-        self._results = Path(workflow.pathvars.apply("<results>"))
+        self._results = results
         self._held: int | None = None
         self._stopping = False
         self._has_signals = False
@@ -137,7 +136,7 @@ class RunGuard(logging.Handler):
 
     def _only_plans(self) -> bool:
         # The plan may be made while another run uses the results.
-        return set(self._workflow.dag_settings.targets) == {PLAN}
+        return set(self._workflow.dag_settings.targets) == {self._plan}
 
     def _begin(self) -> None:
         if not self._is_dry() and self._workflow.execution_settings.lock:
@@ -172,8 +171,11 @@ class RunGuard(logging.Handler):
             self._logger.info("An earlier run was killed. Removed its locks.")
 
     def _take_over_signals(self) -> None:
-        self._has_signals = True
         self._let_running_jobs_finish = signal.getsignal(signal.SIGTERM)
+        if isinstance(getattr(self._let_running_jobs_finish, "__self__", None), RunGuard):
+            # The guard of another study in the same run stops the jobs of both.
+            return
+        self._has_signals = True
         # Jobs on a cluster outlive a lost terminal.
         hangup = [signal.SIGHUP] if self._workflow.local_exec else []
         for number in (signal.SIGINT, signal.SIGTERM, *hangup):
@@ -253,12 +255,13 @@ def _emit_or_close(
         on_close()
 
 
-def attend(workflow: Any, logger: logging.Logger) -> None:
+def attend(workflow: Any, logger: logging.Logger, results: Path, *, plan: str) -> None:
     """Guard the run of a workflow. Call it where the workflow is defined.
 
+    `results` is the directory to guard, `plan` the name of the rule that only reads.
     Snakemake processes that run a single job for another Snakemake are left alone.
     """
     if workflow.is_main_process:
-        guard = RunGuard(workflow, logger)
+        guard = RunGuard(workflow, logger, results, plan)
         logger.addHandler(guard)
         watch_output(logger, guard.stop_without_output)

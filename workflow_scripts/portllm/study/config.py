@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 
 from portllm.errors import InputError, nearest
-from portllm.study import chains, checks, overlays, stage_settings
+from portllm.study import chains, checks, locations, overlays, stage_settings
 from portllm.study.exhibits import Registry
 from portllm.study.matrix import Config
 from portllm.study.settings import resolve
@@ -133,6 +133,7 @@ def load(
     files: Iterable[Path] = (),
     task_library: Path | None = None,
     device_limit: int | None = None,
+    workflow_directory: Path = Path(),
 ) -> Config:
     """Check a configuration, fill in its defaults in place, and return it.
 
@@ -143,6 +144,7 @@ def load(
         files: The YAML files that the configuration was merged from, for error messages.
         task_library: lm-eval's own task folder; None if lm-eval is not installed.
         device_limit: How many devices the run may use; None for no limit.
+        workflow_directory: The workflow's directory, where files that come with it are found.
 
     Raises:
         InputError: for the first mistake, with its file and key.
@@ -150,8 +152,10 @@ def load(
     """
     files = list(files)
     origins = KeyOrigins(files)
+    known_settings = full_schema(schema, exhibits)
     overlays.check_has_base(config, files, project=schema.parents[1])
-    check_schema(config, full_schema(schema, exhibits), files)
+    check_schema(config, known_settings, files)
+    locations.resolve_paths(config, known_settings, workflow_directory, origins)
     chains.expand(config, origins.at)
     checks.check_references(
         config, origins, exhibits=exhibits, task_library=task_library, device_limit=device_limit
