@@ -156,7 +156,7 @@ def test_unknown_names_in_tables_of_imported_scores_are_errors(
 
 def test_a_study_without_models_is_an_error(study: Checkout) -> None:
     study.write(STUDY, SHOWN)
-    assert_refused(study, ["study.yaml: the key 'models' is missing"])
+    assert_refused(study, ["study.yaml: defines no models or tasks, only changes to a study"])
 
 
 def test_two_versions_of_the_same_update_are_an_error(study: Checkout) -> None:
