@@ -38,6 +38,8 @@ INTRODUCTION = """\
 - Several files are merged key by key; later files win: `--configfile config.yaml mine.yaml`.
 - `NAME` stands for a name that you choose, `[]` for each entry of a list. Names become part of
   paths, so they may contain letters, digits, dots, underscores and hyphens.
+- [Relative paths](../config/README.md#paths-in-a-study) count from the working directory, else
+  from the workflow's directory.
 - **required** means that the key has no default and must be given where its parent is.
 """
 
