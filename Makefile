@@ -1,11 +1,11 @@
-# make demo        build what is missing and run the default study (12 to 25 minutes)
+# make demo        build what is missing and run the default study (7 to 25 minutes)
 # make envs        build every environment, or rebuild it if its pins changed (on a login node)
 # make test        run all tests except those on SLURM
 # make test-fast   run the library's tests: no Snakemake, no study
 # make test-slurm  run the tests on a real SLURM with fake GPUs (root, Debian's packages)
 # make lint        run ruff, snakefmt, import-linter, snakemake --lint; limit module length
 # make pins        resolve envs/*.in into envs/*.txt and envs/*.yaml
-# make docs        write docs/configuration.md from config/schema.yaml
+# make docs        write docs/configuration.md and config/study.schema.json from the schema
 # make help        print this list
 
 SNAKEMAKE := .venvs/workflow/bin/snakemake
@@ -71,3 +71,4 @@ pins: workflow-environment
 
 docs: workflow-environment
 	.venvs/workflow/bin/python docs/generate_configuration.py > docs/configuration.md
+	.venvs/workflow/bin/python docs/generate_editor_schema.py > config/study.schema.json

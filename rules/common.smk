@@ -15,8 +15,8 @@ from portllm.data import fetching, task_files
 from portllm.jobs import devices, supervision
 from portllm.planning import estimates, requests
 from portllm.reporting import registry
-from portllm.snakemake_hooks import attendance, device_options, environments, output_cache
-from portllm.snakemake_hooks import placement
+from portllm.snakemake_hooks import attendance, device_options, environments
+from portllm.snakemake_hooks import output_cache, placement
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
@@ -32,17 +32,17 @@ def python(environment):
     return "python" if WITH_CONDA else ENVIRONMENTS / environment / "bin" / "python"
 
 
-# Shell commands name interpreters by these variables, not by paths in their params: the choice
-# between virtual environments and conda changes no result and must not redo any work.
+# Shell commands use these variables instead of paths in params: the choice between virtual
+# environments and conda changes no result and must not redo any work.
 os.environ["SCRIPTS"] = str(HERE / "workflow_scripts")
 os.environ["TRAIN_PYTHON"] = str(python("train"))
 os.environ["EVAL_PYTHON"] = str(python("eval"))
 os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
-# Where trainings keep checkpoints: outside their outputs, which are deleted when a job fails.
+# Checkpoints are kept outside outputs, because Snakemake deletes the outputs of a failed job.
 os.environ["CHECKPOINTS"] = str(PLACE.results / "checkpoints")
 
-# Runs a command on devices that no other job holds; jobs that are not started by it see none. It
-# also watches the command, on 0 devices too: what it died of, and whether the run is still there.
+# Runs a command on devices that no other job holds; other jobs see no device. It also watches the
+# command, even without devices: it reports why the command ended, and stops it if the run is gone.
 os.environ["RUN_JOB"] = "{WORKFLOW_PYTHON} {SCRIPTS}/run_job.py".format(**os.environ)
 os.environ.update(devices.hidden(os.environ))
 os.environ[supervision.SNAKEMAKE_PID] = str(os.getpid())
@@ -98,27 +98,22 @@ PROGRESS = attendance.attend(
     ),
 )
 
-# Named by a rule whose outputs several checkouts can share (`--cache`). Said only where it is
-# asked for, or Snakemake would advertise it for each rule of each run.
+# For `cache:` of rules whose outputs checkouts can share. Without --cache it is false, or Snakemake
+# would advertise the option for each rule of each run.
 SHARED = workflow.workflow_settings.cache is not None
-
-# Scores are made in the environment of what runs the models.
-SCORING = environments.BACKENDS[config["scoring"]["backend"]]
-os.environ["SCORE_PYTHON"] = str(python(SCORING))
 
 
 envvars:
     "SCRIPTS",
     "TRAIN_PYTHON",
     "EVAL_PYTHON",
-    "SCORE_PYTHON",
     "WORKFLOW_PYTHON",
     "CHECKPOINTS",
     "RUN_JOB",
 
 
 def asks(rule, name, default):
-    """What a rule's jobs ask for: the config's word, else what follows from their model."""
+    """A resource of a rule's jobs: set under `resources:`, or estimated from their model."""
     return lambda wildcards, attempt: requests.requested(
         PRICED, rule, dict(wildcards), name, default, attempt
     )

@@ -1,3 +1,12 @@
+# Scoring runs in the environment of its backend.
+SCORING = environments.BACKENDS[config["scoring"]["backend"]]
+os.environ["SCORE_PYTHON"] = str(python(SCORING))
+
+
+envvars:
+    "SCORE_PYTHON",
+
+
 # Computed once: a large study asks for the cells of each job again and again.
 CELLS = matrix.cells_by_job(config)
 

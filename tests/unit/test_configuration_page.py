@@ -1,19 +1,34 @@
-"""The configuration reference is what its generator prints, and names every key."""
+"""The configuration reference and the editors' schema are what their generators print."""
 
+import json
 import subprocess
 import sys
 
+import pytest
 from conftest import PROJECT
 
 PAGE = PROJECT / "docs/configuration.md"
+EDITOR_SCHEMA = PROJECT / "config/study.schema.json"
 
 
-def test_the_committed_page_is_current() -> None:
-    program = PROJECT / "docs/generate_configuration.py"
+@pytest.mark.parametrize(
+    ("page", "program"),
+    [(PAGE, "generate_configuration.py"), (EDITOR_SCHEMA, "generate_editor_schema.py")],
+)
+def test_the_committed_file_is_current(page, program) -> None:
     printed = subprocess.run(
-        [sys.executable, program], capture_output=True, text=True, check=True
+        [sys.executable, PROJECT / "docs" / program], capture_output=True, text=True, check=True
     ).stdout
-    assert PAGE.read_text() == printed, "run `make docs`"
+    assert page.read_text() == printed, "run `make docs`"
+
+
+def test_editors_complete_the_kinds_of_tables_and_figures() -> None:
+    properties = json.loads(EDITOR_SCHEMA.read_text())["properties"]
+    kinds = properties["tables"]["additionalProperties"]["properties"]["kind"]["enum"]
+    assert {"main", "recovery", "geometry"} <= set(kinds)
+    figure = properties["figures"]["additionalProperties"]
+    assert "lifetime" in figure["properties"]["kind"]["enum"]
+    assert figure["additionalProperties"] is False
 
 
 def test_keys_of_every_depth_are_listed_with_type_and_default() -> None:

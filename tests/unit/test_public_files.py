@@ -130,7 +130,7 @@ def test_changelog_citation_and_package_agree_on_the_version() -> None:
 def test_a_study_names_its_schema_for_editors(study: Path) -> None:
     first = study.read_text().splitlines()[0]
     schema = first.removeprefix("# yaml-language-server: $schema=")
-    assert (study.parent / schema).resolve() == PROJECT / "config/schema.yaml"
+    assert (study.parent / schema).resolve() == PROJECT / "config/study.schema.json"
 
 
 def make_targets() -> set[str]:
