@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from portllm.errors import InputError
 from portllm.storage.files import read_json, write_json
 from portllm.transplant import methods
-from portllm.weights import adapters
+from portllm.weights import adapters, numbers
 from portllm.weights.adapters import Adapter, StoredAdapter
 
 RECIPE = "transplant.json"
@@ -100,17 +101,28 @@ def read(directory: Path) -> Port:
         return Port((WeightedPatch(StoredAdapter(directory)),), "direct", {})
     recipe = read_json(directory / RECIPE)
     try:
-        entries = [(entry["directory"], float(entry["weight"])) for entry in recipe["patches"]]
+        entries = [(entry["directory"], entry["weight"]) for entry in recipe["patches"]]
         method, parameters = recipe["method"], recipe["parameters"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"{directory / RECIPE}: not the recipe of a port: expected method, parameters and "
             f"patches ({error!r})"
         ) from None
-    patches = tuple(
-        WeightedPatch(StoredAdapter(directory / name), weight) for name, weight in entries
-    )
-    return Port(patches, method, methods.check(method, parameters))
+    if not entries:
+        raise InputError(f"{directory / RECIPE}: patches: found none, expected one or more")
+    patches = []
+    for index, (name, weight) in enumerate(entries):
+        place = f"{directory / RECIPE}: patches[{index}]"
+        _check_inside(name, directory, f"{place}.directory")
+        numbers.check_finite(weight, f"{place}.weight")
+        patches.append(WeightedPatch(StoredAdapter(directory / name), float(weight)))
+    return Port(tuple(patches), method, methods.check(method, parameters))
+
+
+def _check_inside(name: Any, directory: Path, place: str) -> None:
+    inside = isinstance(name, str) and "\0" not in name
+    if not inside or directory.resolve() not in (directory / name).resolve().parents:
+        raise InputError(f"{place}: found {name!r}, expected a directory inside {directory}")
 
 
 def write(port: Port, directory: Path, *, base: Path | str, revision: str | None = None) -> None:

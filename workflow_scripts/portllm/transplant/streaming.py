@@ -149,13 +149,15 @@ def _in_order(
 def _write_index(model: Checkpoint, directory: Path, targets: Targets) -> None:
     if model.index is None:
         return
-    added = {name: source for source, results in targets.items() for name, _ in results[1:]}
-    if not added:
+    weight_map = {name: shard.path.name for name, shard in model.shard_of.items()}
+    if weight_map == model.index["weight_map"]:
+        weight_map = dict(model.index["weight_map"])  # in its own order
+    for source, results in targets.items():
+        for name, _ in results[1:]:
+            weight_map[name] = model.shard_of[source].path.name
+    if weight_map == model.index["weight_map"]:
         shutil.copyfile(model.directory / checkpoints.INDEX, directory / checkpoints.INDEX)
         return
-    weight_map = dict(model.index["weight_map"])
-    for name, source in added.items():
-        weight_map[name] = model.shard_of[source].path.name
     index = {**model.index, "weight_map": weight_map}
     if "total_size" in index.get("metadata", {}):
         size = sum(shard.stat().st_size for shard in directory.glob("*.safetensors"))

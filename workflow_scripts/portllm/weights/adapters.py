@@ -83,15 +83,19 @@ class StoredAdapter:
         Raises InputError for tensors that cannot be used.
         """
         shapes = self.file.shapes
+        path = self.directory / WEIGHTS
         saved = self.config.get("modules_to_save") or []
         for weight, parts in factors(list(shapes)).items():
             # PEFT may save an embedding unasked; on another version it would put the old one back.
             if WHOLE in parts and not _is_named(weight, saved):
                 raise InputError(
-                    f"{self.directory / WEIGHTS}: {parts[WHOLE]} is a whole weight that "
+                    f"{path}: {parts[WHOLE]} is a whole weight that "
                     f"modules_to_save in {CONFIG} does not name"
                 )
-        return _changed_shapes(shapes, fan_in_fan_out=bool(self.config.get("fan_in_fan_out")))
+        changed = _changed_shapes(shapes, fan_in_fan_out=bool(self.config.get("fan_in_fan_out")))
+        if not changed:
+            raise InputError(f"{path}: found no LoRA factors, expected lora_A and lora_B of layers")
+        return changed
 
     @cached_property
     def known_fingerprint(self) -> dict[str, Any]:

@@ -36,6 +36,24 @@ def check_directory(directory: Path, place: str) -> None:
         raise InputError(f"{place}: {directory} has no weights in *.safetensors{hint}")
 
 
+def _check_index(index: Any, path: Path) -> None:
+    if not isinstance(index, dict) or "weight_map" not in index:
+        raise InputError(f"{path}: found {index!r:.60}, expected an object with weight_map")
+    weight_map = index["weight_map"]
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(
+            f"{path}: weight_map: found {weight_map!r:.60}, expected an object that maps weights "
+            "to files"
+        )
+    for weight, name in weight_map.items():
+        # Another directory's weights would be read, and the merged copy's index would name them.
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise InputError(
+                f"{path}: weight_map.{weight}: found {name!r}, expected the name of a file in the "
+                "same directory"
+            )
+
+
 class Checkpoint:
     """A checkpoint directory. Each of its files is read when first needed, and only once."""
 
@@ -62,9 +80,16 @@ class Checkpoint:
 
     @cached_property
     def index(self) -> dict[str, Any] | None:
-        """The index of a checkpoint in several shards; None if there is no index."""
+        """The index of a checkpoint in several shards; None if there is no index.
+
+        Raises InputError unless it maps weights to files in the checkpoint's own directory.
+        """
         path = self.directory / INDEX
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        index = read_json(path)
+        _check_index(index, path)
+        return index
 
     @cached_property
     def shard_paths(self) -> list[Path]:
@@ -92,8 +117,18 @@ class Checkpoint:
 
     @cached_property
     def shard_of(self) -> dict[str, SafetensorsFile]:
-        """The shard that holds each weight, by the weight's name."""
-        return {tensor.name: shard for shard in self.shards for tensor in shard.tensors}
+        """The shard that holds each weight, by the weight's name.
+
+        Raises InputError where the index names a weight that no shard holds.
+        """
+        shard_of = {tensor.name: shard for shard in self.shards for tensor in shard.tensors}
+        for weight, name in (self.index or {}).get("weight_map", {}).items():
+            if weight not in shard_of:
+                raise InputError(
+                    f"{self.directory / INDEX}: weight_map.{weight}: found {name!r}, which does "
+                    "not hold it"
+                )
+        return shard_of
 
     @cached_property
     def shapes(self) -> Shapes:
