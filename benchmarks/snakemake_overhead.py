@@ -22,7 +22,7 @@ sys.path[:0] = [str(PROJECT / "tests"), str(PROJECT / "workflow_scripts")]
 from conftest import STAND_IN, Checkout, make_checkout, use_stand_ins  # noqa: E402
 
 from portllm.reporting import registry  # noqa: E402
-from portllm.study import config as configuration  # noqa: E402
+from portllm.study import validation  # noqa: E402
 
 PAPER = "config/paper.yaml"
 MINUTE = "tests/studies/minute.yaml"
@@ -178,10 +178,10 @@ def makespan(directory: Path, repetitions: int, seconds_a_minute: float) -> None
     for repetition in range(repetitions):
         checkout = make_checkout(directory / f"makespan{repetition}")
         config = checkout.read(PAPER)
-        schema = configuration.full_schema(
+        schema = validation.full_schema(
             checkout.directory / "config" / "schema.yaml", registry.load()
         )
-        configuration.check_schema(config, schema)
+        validation.check_schema(config, schema)
         stand_in(checkout, config, seconds_a_minute)
         jobs = checkout.planned("--configfile", PAPER)
         command = ["--cores", "64", "--resources", f"gpu={DEVICES}", "--omit-from"]

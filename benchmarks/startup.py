@@ -72,8 +72,8 @@ def compare(name: str, command: list[str], against: list[str], repetitions: int)
 def importing(module: str, hidden: list[str]) -> str:
     """Return code that imports a module of the library with some packages hidden."""
     return (
-        f"import sys; sys.path.insert(0, {str(PROGRAMS)!r}); from portllm import imports\n"
-        f"with imports.without(*{hidden!r}): import portllm.{module}"
+        f"import sys; sys.path.insert(0, {str(PROGRAMS)!r}); from portllm import lazy_imports\n"
+        f"with lazy_imports.without(*{hidden!r}): import portllm.{module}"
     )
 
 

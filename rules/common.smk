@@ -13,9 +13,9 @@ sys.path.insert(0, str(CHECKOUT / "workflow_scripts"))
 
 from portllm.data import fetching, task_files
 from portllm.jobs import devices, supervision
-from portllm.planning import estimates, requests
+from portllm.planning import estimates, resource_requests
 from portllm.reporting import registry
-from portllm.snakemake_hooks import attendance, device_options, environments
+from portllm.snakemake_hooks import attach, device_options, environments
 from portllm.snakemake_hooks import output_cache, placement
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
@@ -75,7 +75,7 @@ try:
         known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
     )
-    requests.check_devices(
+    resource_requests.check_devices(
         PRICED,
         device_options.devices_by_rule(workflow, PLACE.name_in_run),
         device_options.device_limit(workflow),
@@ -87,12 +87,12 @@ except InputError as error:
 TABLES = exhibits.StudyExhibits(EXHIBITS, "tables", config)
 FIGURES = exhibits.StudyExhibits(EXHIBITS, "figures", config)
 
-PROGRESS = attendance.attend(
+PROGRESS = attach.attach(
     workflow,
     logger,
     PLACE,
     environment_names=[] if WITH_CONDA else environments.required(config),
-    minutes=requests.minutes_by_rule(PRICED),
+    minutes=resource_requests.minutes_by_rule(PRICED),
     after_building=lambda: configuration.check_tasks(
         config, task_files.installed_tasks(ENVIRONMENTS / "eval"), STUDY_FILES
     ),
@@ -114,7 +114,7 @@ envvars:
 
 def asks(rule, name, default):
     """A resource of a rule's jobs: set under `resources:`, or estimated from their model."""
-    return lambda wildcards, attempt: requests.requested(
+    return lambda wildcards, attempt: resource_requests.requested(
         PRICED, rule, dict(wildcards), name, default, attempt
     )
 

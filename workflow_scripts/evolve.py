@@ -9,7 +9,7 @@ from pathlib import Path
 from portllm.command_line import run
 from portllm.errors import InputError
 from portllm.storage import manifests
-from portllm.study.settings import add_options
+from portllm.study.schema import add_options
 
 log = logging.getLogger("evolve")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from portllm.command_line import run
 from portllm.data import corpora
 from portllm.storage import files, manifests
-from portllm.study.settings import add_options
+from portllm.study.schema import add_options
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from portllm.command_line import add_names, run
 from portllm.storage import manifests
-from portllm.study.settings import add_options
+from portllm.study.schema import add_options
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -27,7 +27,7 @@ def main() -> None:
     arguments = parse_arguments()
     from portllm.planning import plan_tables
     from portllm.planning.estimates import PricedStudy, hub_models
-    from portllm.planning.jobs import PlannedRule, read_summary
+    from portllm.planning.planned_jobs import PlannedRule, read_summary
     from portllm.study import config as configuration
 
     study = json.loads(arguments.study.read_text())

@@ -4,10 +4,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from portllm import imports
+from portllm import lazy_imports
 from portllm.command_line import run
 from portllm.storage import manifests
-from portllm.study import settings
+from portllm.study import schema
 
 log = logging.getLogger("pretrain")
 
@@ -21,7 +21,7 @@ TRAINING = ("steps", "batch_size", "sequence_length", "learning_rate", "warmup_f
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="JSON lines with `text`")
-    settings.add_options(parser, SECTION, "config", "vocabulary_size", *TRAINING)
+    schema.add_options(parser, SECTION, "config", "vocabulary_size", *TRAINING)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
 
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
-    imports.hide("sklearn", "scipy")
+    lazy_imports.hide("sklearn", "scipy")
     import torch
 
     from portllm.storage import files

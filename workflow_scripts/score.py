@@ -7,13 +7,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from portllm import imports
+from portllm import lazy_imports
 from portllm.command_line import add_names, run
 from portllm.data import task_files
 from portllm.scoring import cache, data_parallel
 from portllm.scoring.cache import CachedCell
 from portllm.storage import files, manifests
-from portllm.study.settings import add_options
+from portllm.study.schema import add_options
 from portllm.transplant import ports
 
 log = logging.getLogger("score")
@@ -106,7 +106,7 @@ def load_scorer(
         from portllm.scoring import vllm
 
         return vllm.VllmScorer(version, settings, adapters, gpus=gpus)
-    with imports.without("sklearn", "scipy"):
+    with lazy_imports.without("sklearn", "scipy"):
         from portllm.scoring import hf
     return hf.HfScorer(version, settings)
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from portllm import imports
+from portllm import lazy_imports
 from portllm.command_line import add_names, run
 from portllm.storage import manifests
-from portllm.study import settings
+from portllm.study import schema
 
 log = logging.getLogger("train_patch")
 
@@ -25,11 +25,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="directory of the version")
     parser.add_argument("--task", type=Path, required=True, help="directory of the task data")
-    settings.add_options(parser, "patch")
+    schema.add_options(parser, "patch")
     parser.add_argument(
         "--seed",
         type=int,
-        default=settings.defaults("study")["seeds"][0],
+        default=schema.defaults("study")["seeds"][0],
         help="seed of the initial factors and of the order of examples (default: %(default)s)",
     )
     parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints")
@@ -41,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
-    imports.hide(*imports.unused_in_training(arguments.model))
+    lazy_imports.hide(*lazy_imports.unused_in_training(arguments.model))
     from portllm.storage import files
     from portllm.training import patch_training, resuming
 

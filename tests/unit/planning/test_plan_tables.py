@@ -4,7 +4,7 @@ import pytest
 
 from portllm.planning import plan_tables
 from portllm.planning.formulas import UnknownError
-from portllm.planning.jobs import PlannedJob, PlannedRule
+from portllm.planning.planned_jobs import PlannedJob, PlannedRule
 
 
 class Prices:

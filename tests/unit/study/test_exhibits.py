@@ -11,6 +11,7 @@ from exhibit_making import KINDS
 
 from portllm.errors import InputError
 from portllm.study import config as configuration
+from portllm.study import validation
 from portllm.study.exhibits import Exhibit, Registry, StudyExhibits, register
 
 STUDY: dict[str, Any] = {
@@ -29,7 +30,7 @@ def load(tmp_path: Path, **sections: Any) -> dict[str, Any]:
 
 
 def test_the_schema_names_every_kind_and_its_keys() -> None:
-    schema = configuration.full_schema(PROJECT / "config" / "schema.yaml", KINDS)
+    schema = validation.full_schema(PROJECT / "config" / "schema.yaml", KINDS)
     tables = schema["properties"]["tables"]
     properties = tables["additionalProperties"]["properties"]
     assert set(properties["kind"]["enum"]) == set(KINDS.of_group("tables"))

@@ -8,8 +8,8 @@ import pytest
 
 from portllm.errors import InputError
 from portllm.reporting import registry
-from portllm.study import config, locations
-from portllm.study.settings import schema_file
+from portllm.study import locations, validation
+from portllm.study.schema import schema_file
 from portllm.study.yaml_files import KeyOrigins
 
 SHIPPED = Path("workflow")
@@ -66,7 +66,7 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def resolved(study: dict[str, Any], workflow_directory: Path = SHIPPED) -> dict[str, Any]:
     study = copy.deepcopy(study)
-    schema = config.full_schema(schema_file(), registry.load())
+    schema = validation.full_schema(schema_file(), registry.load())
     locations.resolve_paths(study, schema, workflow_directory, KeyOrigins([]))
     return study
 

@@ -6,10 +6,10 @@ from typing import Any
 from conftest import PROJECT
 from exhibit_making import KINDS
 
-from portllm.study import config as configuration
+from portllm.study import validation
 from portllm.transplant import methods
 
-SCHEMA = configuration.full_schema(PROJECT / "config" / "schema.yaml", KINDS)
+SCHEMA = validation.full_schema(PROJECT / "config" / "schema.yaml", KINDS)
 
 
 def keys(node: dict[str, Any], place: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from portllm.planning import formulas
 from portllm.planning.formulas import Architecture, TrainingMemory, UnknownError
-from portllm.planning.jobs import PlannedJob, files_bytes
+from portllm.planning.planned_jobs import PlannedJob, files_bytes
 from portllm.storage.files import read_json
 from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portllm.planning import formulas, requests
+from portllm.planning import formulas, resource_requests
 from portllm.planning.estimates import Estimate, PricedStudy
-from portllm.planning.jobs import PlannedJob, PlannedRule
+from portllm.planning.planned_jobs import PlannedJob, PlannedRule
 from portllm.study import matrix
 
 MEGABYTE = 1_000_000
@@ -117,7 +117,7 @@ def memory_rows(
             continue
         if memory is not None:
             names = dict(job.wildcards)
-            mem_mb = requests.requested(priced, job.rule, names, "mem_mb", default=0)
+            mem_mb = resource_requests.requested(priced, job.rule, names, "mem_mb", default=0)
             kinds[job.rule, names["model"], *memory, mem_mb] += 1
     rows, short = [], False
     for (name, model, words, estimate, mem_mb), count in kinds.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 from portllm.errors import InputError
 from portllm.storage import files, manifests
-from portllm.study.settings import defaults
+from portllm.study.schema import defaults
 
 CachedCell = dict[str, Any]
 """One cell of a results file: its names, cache key, metrics and wall time."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from portllm.jobs import devices
-from portllm.planning import requests
+from portllm.planning import resource_requests
 
 
 def device_limit(workflow: Any) -> int | None:
@@ -20,7 +20,7 @@ def devices_by_rule(workflow: Any, name_in_run: Callable[[str], str]) -> dict[st
 
     `name_in_run` gives a rule's name in the run, which differs for the rules of a module.
     """
-    own_names = {name_in_run(rule): rule for rule in requests.MINUTES}
+    own_names = {name_in_run(rule): rule for rule in resource_requests.MINUTES}
     overwritten = workflow.resource_settings.overwrite_resources.items()
     given = [(own_names.get(rule, rule), settings.get("gpu")) for rule, settings in overwritten]
     return {rule: gpu.value for rule, gpu in given if gpu and not gpu.is_evaluable()}

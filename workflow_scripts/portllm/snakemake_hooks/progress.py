@@ -21,7 +21,7 @@ from portllm.jobs.durations import JobForecast, format_duration
 from portllm.snakemake_hooks.run_guard import STREAM_HANDLER
 
 OTHER_RULES_MINUTES = 5
-"""Relative duration of jobs that plan no time limit, such as tables. See `requests.MINUTES`."""
+"""Relative duration of jobs that request no time, such as tables (`resource_requests.MINUTES`)."""
 REPLACED_EVENTS = frozenset(
     {
         LogEvent.WORKFLOW_STARTED,

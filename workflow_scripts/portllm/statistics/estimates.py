@@ -9,9 +9,9 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from portllm.statistics import aggregations, resampling
-from portllm.study import settings
+from portllm.study import schema
 
-_DEFAULTS = settings.defaults("statistics")
+_DEFAULTS = schema.defaults("statistics")
 LEVEL: float = _DEFAULTS["level"]
 RESAMPLES: int = _DEFAULTS["resamples"]
 SEED: int = _DEFAULTS["seed"]

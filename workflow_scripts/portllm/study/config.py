@@ -3,88 +3,16 @@
 Every mistake raises an InputError of one line: file, key, found, expected, nearest valid value.
 """
 
-import copy
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import ValidationError, best_match
-
-from portllm.errors import InputError, nearest
-from portllm.study import chains, checks, locations, overlays, stage_settings
+from portllm.errors import InputError
+from portllm.study import chains, checks, locations, overlays, stage_settings, validation
 from portllm.study.exhibits import Registry
 from portllm.study.matrix import Config
-from portllm.study.settings import resolve
-from portllm.study.yaml_files import KeyOrigins, read_recipe, read_yaml
-
-FILLED = "x-fill-defaults"
-"""The schema's own keyword: false where defaults are not filled in."""
-
-
-def _unknown_key(error: ValidationError, origins: KeyOrigins) -> str:
-    allowed = error.schema.get("properties", {})
-    unknown = next(key for key in error.instance if key not in allowed)
-    place = origins.at(*error.absolute_path, unknown)
-    return f"{place}: unknown key; {nearest(unknown, allowed)}"
-
-
-def _schema_message(error: ValidationError, origins: KeyOrigins) -> str:
-    place = origins.at(*error.absolute_path)
-    found = repr(error.instance)
-    match error.validator:
-        case "additionalProperties":
-            return _unknown_key(error, origins)
-        case "required":
-            missing = next(key for key in error.validator_value if key not in error.instance)
-            return f"{place}: the key {missing!r} is missing"
-        case "type":
-            expected = error.validator_value
-            names = expected if isinstance(expected, str) else " or ".join(expected)
-            return f"{place}: found {found}, expected {names}"
-        case "enum":
-            options = nearest(str(error.instance), error.validator_value)
-            return f"{place}: found {found}, which is not a valid choice; {options}"
-        case "pattern":
-            hint = error.schema.get("description", error.validator_value)
-            return f"{place}: found {found}, expected: {hint}"
-        case _:
-            return f"{place}: {error.message}"
-
-
-def _fill_defaults(config: Any, schema: dict[str, Any], root: dict[str, Any]) -> None:
-    schema = resolve(schema, root)
-    # Partial overrides of other settings: a missing key means the overridden value, not a default.
-    if not schema.get(FILLED, True):
-        return
-    if isinstance(config, dict):
-        known = schema.get("properties", {})
-        for key, part in known.items():
-            if "default" in part and key not in config:
-                config[key] = copy.deepcopy(part["default"])
-            if key in config:
-                _fill_defaults(config[key], part, root)
-        others = schema.get("additionalProperties")
-        if isinstance(others, dict):
-            for key in config.keys() - known.keys():
-                _fill_defaults(config[key], others, root)
-    elif isinstance(config, list) and isinstance(schema.get("items"), dict):
-        for item in config:
-            _fill_defaults(item, schema["items"], root)
-
-
-def full_schema(path: Path, exhibits: Registry) -> dict[str, Any]:
-    """Read a study's schema and add the kinds of tables and figures to it."""
-    return exhibits.complete_schema(read_yaml(path, what=str(path)))
-
-
-def check_schema(config: Config, schema: dict[str, Any], files: Iterable[Path] = ()) -> None:
-    """Validate a configuration against the schema and fill in its defaults, in place."""
-    error = best_match(Draft202012Validator(schema).iter_errors(config))
-    if error is not None:
-        raise InputError(_schema_message(error, KeyOrigins(files)))
-    _fill_defaults(config, schema, schema)
+from portllm.study.yaml_files import KeyOrigins, read_recipe
 
 
 def recipes(config: Config) -> dict[str, dict[str, Any]]:
@@ -152,9 +80,9 @@ def load(
     """
     files = list(files)
     origins = KeyOrigins(files)
-    known_settings = full_schema(schema, exhibits)
+    known_settings = validation.full_schema(schema, exhibits)
     overlays.check_has_base(config, files, project=schema.parents[1])
-    check_schema(config, known_settings, files)
+    validation.check_schema(config, known_settings, files)
     locations.resolve_paths(config, known_settings, workflow_directory, origins)
     chains.expand(config, origins.at)
     checks.check_references(

@@ -12,7 +12,7 @@ from typing import Any
 
 from portllm.errors import InputError
 from portllm.study.matrix import Config
-from portllm.study.settings import resolve
+from portllm.study.schema import resolve
 from portllm.study.yaml_files import Key, KeyOrigins
 
 FUNCTION = "function"

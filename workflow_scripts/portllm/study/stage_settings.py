@@ -10,7 +10,7 @@ from typing import Any
 
 from portllm.study import matrix
 from portllm.study.matrix import Cell, Config, Patch
-from portllm.study.settings import NULL
+from portllm.study.schema import NULL
 
 Settings = dict[str, Any]
 

@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from portllm.study.settings import defaults
+from portllm.study.schema import defaults
 from portllm.training import resuming
 from portllm.training.interruption import Interruption
 from portllm.training.step_log import StepLogCallback

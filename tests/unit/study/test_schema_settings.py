@@ -16,8 +16,7 @@ from conftest import PROJECT
 
 from portllm import command_line
 from portllm.scoring import cache
-from portllm.study import config as configuration
-from portllm.study import settings, stage_settings, yaml_files
+from portllm.study import schema, stage_settings, validation, yaml_files
 
 SCHEMA = yaml_files.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
 TOP = SCHEMA["properties"]
@@ -154,7 +153,7 @@ def test_null_reaches_a_program_whose_default_is_a_number(monkeypatch: pytest.Mo
         "tasks": {"t": {}},
         "loss_slices": {"items": None},
     }
-    configuration.check_schema(study, SCHEMA)
+    validation.check_schema(study, SCHEMA)
     options = command_line.options(stage_settings.loss_slice_settings(study, "t"))
     needed, _ = PROGRAMS["measure_loss_slice"]
     words = [word for word in needed.split() if word not in ("--lm-eval", "l")]
@@ -168,15 +167,15 @@ def test_a_task_s_patch_takes_every_setting_and_keeps_the_study_s_for_the_rest()
         "tasks": {"t": {"patch": dict(changed)}},
         "patch": {"alpha": 3},
     }
-    configuration.check_schema(study, SCHEMA)
+    validation.check_schema(study, SCHEMA)
     assert study["tasks"]["t"]["patch"] == changed
     expected = {name: part["default"] for name, part in PATCH.items()}
     assert stage_settings.patch_settings(study, "t") == {**expected, "alpha": 3, **changed}
 
 
 def test_settings_are_found_behind_references() -> None:
-    result = settings.properties("models.*.base.from_scratch")
+    result = schema.properties("models.*.base.from_scratch")
     assert result.keys() == FROM_SCRATCH.keys()
-    assert json.dumps(settings.defaults("patch")) == json.dumps(
+    assert json.dumps(schema.defaults("patch")) == json.dumps(
         {name: part["default"] for name, part in PATCH.items()}
     )

@@ -1,4 +1,4 @@
-"""Set up everything that attends to a run in the Snakemake process."""
+"""Attach everything that the workflow adds to the Snakemake process."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from portllm.snakemake_hooks.placement import Placement, is_first
 from portllm.snakemake_hooks.progress import Progress
 
 
-def attend(
+def attach(
     workflow: Any,
     logger: logging.Logger,
     place: Placement,
@@ -18,7 +18,7 @@ def attend(
     minutes: Mapping[str, float],
     after_building: Callable[[], None],
 ) -> Progress | None:
-    """Attend to the run of a workflow. Call it where the workflow is defined.
+    """Attach it to a workflow. Call this where the workflow is defined.
 
     - One run at a time uses the results, damaged results are made again, signals stop the jobs.
     - Jobs that a killed run left on a cluster are not submitted again.

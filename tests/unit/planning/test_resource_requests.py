@@ -8,9 +8,8 @@ import pytest
 from conftest import PROJECT
 
 from portllm.errors import InputError
-from portllm.planning import estimates, requests
-from portllm.study import config as configuration
-from portllm.study import yaml_files
+from portllm.planning import estimates, resource_requests
+from portllm.study import validation, yaml_files
 
 MODELS = estimates.hub_models(PROJECT / "resources" / "models")
 NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "method": "direct", "seed": "1"}
@@ -30,7 +29,7 @@ def priced(
         "evolutions": {"v": {"corpus": "c", "recipe": "r.yaml"}},
         "resources": settings,
     }
-    configuration.check_schema(
+    validation.check_schema(
         config, yaml_files.read_yaml(PROJECT / "config" / "schema.yaml", what="schema")
     )
     return estimates.PricedStudy(
@@ -41,24 +40,24 @@ def priced(
 def test_the_study_overrides_estimates(tmp_path: Path) -> None:
     study = priced(tmp_path, patch={"mem_mb": 123, "threads": 7, "runtime": 5, "gpu": 0})
     asked = {
-        name: requests.requested(study, "train_patch", NAMES, name, 99)
+        name: resource_requests.requested(study, "train_patch", NAMES, name, 99)
         for name in ("mem_mb", "gpu")
     }
     assert asked == {"mem_mb": 123, "gpu": 0}
-    assert requests.requested(study, "train_patch", NAMES, "threads", 99) == 7
-    assert requests.requested(study, "train_patch", NAMES, "runtime", 99, attempt=3) == 15
+    assert resource_requests.requested(study, "train_patch", NAMES, "threads", 99) == 7
+    assert resource_requests.requested(study, "train_patch", NAMES, "runtime", 99, attempt=3) == 15
 
 
 def test_requests_grow_with_each_attempt(tmp_path: Path) -> None:
     study = priced(tmp_path)
     for name in ("mem_mb", "runtime"):
         first, second = (
-            requests.requested(study, "train_patch", NAMES, name, 1, a) for a in (1, 2)
+            resource_requests.requested(study, "train_patch", NAMES, name, 1, a) for a in (1, 2)
         )
         assert second == 2 * first
     for name in ("gpu", "threads"):
         first, second = (
-            requests.requested(study, "train_patch", NAMES, name, 1, a) for a in (1, 2)
+            resource_requests.requested(study, "train_patch", NAMES, name, 1, a) for a in (1, 2)
         )
         assert second == first
 
@@ -78,8 +77,10 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES)
 def test_memory_requests_cover_the_weights(tmp_path: Path, rule: str) -> None:
     names = {**NAMES, "version": "v", "applied_to": "v"}
-    requested = requests.requested(priced(tmp_path), rule, names, "mem_mb", 1)
-    large = requests.requested(priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1)
+    requested = resource_requests.requested(priced(tmp_path), rule, names, "mem_mb", 1)
+    large = resource_requests.requested(
+        priced(tmp_path, "google/gemma-2-9b"), rule, names, "mem_mb", 1
+    )
     # 7.24 billion parameters in bfloat16; merges and measurements never hold all of them.
     whole = ("train_patch", "evolve", "score", "measure_loss_slice")
     assert requested > (14_483 if rule in whole else 0)
@@ -107,13 +108,13 @@ def test_measurements_take_the_resources_of_their_stage(tmp_path: Path) -> None:
     study = priced(tmp_path, analyse={"mem_mb": 123, "gpu": 2})
     names = {**NAMES, "applied_to": "v"}
     for rule in ("measure_geometry", "measure_norms", "measure_loss_slice"):
-        assert requests.requested(study, rule, names, "mem_mb", 1) == 123
-    assert requests.requested(study, "measure_loss_slice", names, "gpu", 1) == 2
+        assert resource_requests.requested(study, rule, names, "mem_mb", 1) == 123
+    assert resource_requests.requested(study, "measure_loss_slice", names, "gpu", 1) == 2
 
 
 def test_without_a_gpu_host_memory_covers_everything(tmp_path: Path) -> None:
-    with_gpu = requests.requested(priced(tmp_path), "train_patch", NAMES, "mem_mb", 1)
-    alone = requests.requested(
+    with_gpu = resource_requests.requested(priced(tmp_path), "train_patch", NAMES, "mem_mb", 1)
+    alone = resource_requests.requested(
         priced(tmp_path, patch={"gpu": 0}), "train_patch", NAMES, "mem_mb", 1
     )
     assert alone > 2 * with_gpu
@@ -121,33 +122,35 @@ def test_without_a_gpu_host_memory_covers_everything(tmp_path: Path) -> None:
 
 def test_an_unknown_model_gets_the_rule_s_default(tmp_path: Path) -> None:
     study = priced(tmp_path, "somebody/unknown")
-    assert requests.requested(study, "train_patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
-    assert requests.requested(study, "train_patch", NAMES, "runtime", 720) == 720
+    assert (
+        resource_requests.requested(study, "train_patch", NAMES, "mem_mb", 4000, attempt=2) == 8000
+    )
+    assert resource_requests.requested(study, "train_patch", NAMES, "runtime", 720) == 720
 
 
 def test_sharded_evolutions_request_as_many_devices_as_they_need(tmp_path: Path) -> None:
     names = {"model": "m", "version": "v"}
     plain = priced(tmp_path, recipe={"bf16": True, "sequence_len": 512})
-    assert requests.requested(plain, "evolve", names, "gpu", 1) == 1
+    assert resource_requests.requested(plain, "evolve", names, "gpu", 1) == 1
     sharded = priced(
         tmp_path, recipe={"bf16": True, "deepspeed": "zero3.json", "micro_batch_size": 8}
     )
     # 12 bytes a parameter and the activations: more than 87 GB.
-    assert requests.requested(sharded, "evolve", names, "gpu", 1) >= 2
-    requests.check_devices(sharded, {}, None)
+    assert resource_requests.requested(sharded, "evolve", names, "gpu", 1) >= 2
+    resource_requests.check_devices(sharded, {}, None)
     for limit in (0, 1):
-        requests.check_devices(plain, {}, limit)
+        resource_requests.check_devices(plain, {}, limit)
     with pytest.raises(InputError, match=r"evolutions.v: its recipe shards m over \d devices"):
-        requests.check_devices(sharded, {}, 1)
+        resource_requests.check_devices(sharded, {}, 1)
 
 
 def test_threads_follow_the_size(tmp_path: Path) -> None:
     names = {"model": "m", "version": "v"}
-    assert requests.requested(priced(tmp_path), "evolve", names, "threads", 1) == 4
+    assert resource_requests.requested(priced(tmp_path), "evolve", names, "threads", 1) == 4
     scratch = {"corpus": "c", "steps": 1, "config": {"model_type": "mistral", "hidden_size": 64}}
     study = priced(tmp_path)
     small = {**scratch, "vocabulary_size": 300}
     study.versions["m", "v"] = estimates.obtained_version(
         {"from_scratch": small}, tmp_path, {}, None
     )
-    assert requests.requested(study, "evolve", names, "threads", 1) == 1
+    assert resource_requests.requested(study, "evolve", names, "threads", 1) == 1

@@ -12,7 +12,7 @@ from portllm.errors import InputError
 from portllm.planning import formulas
 from portllm.planning.estimates import PricedStudy
 from portllm.planning.formulas import UnknownError
-from portllm.planning.jobs import PlannedJob
+from portllm.planning.planned_jobs import PlannedJob
 from portllm.study import matrix
 
 # Rules that share the settings of another stage.

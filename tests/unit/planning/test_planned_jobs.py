@@ -3,7 +3,7 @@
 import pytest
 
 from portllm.errors import InputError
-from portllm.planning.jobs import PlannedRule, read_summary
+from portllm.planning.planned_jobs import PlannedRule, read_summary
 
 RULES = [
     PlannedRule("train_patch", ("results/patches/{model}/{task}/seed{seed,[0-9]+}",), gpu=True),
