@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import tiny
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from portllm.cli import main as command
 from portllm.weights.checkpoints import INDEX
@@ -181,3 +182,111 @@ def test_an_adapter_without_factors_is_an_error(place: Path, portllm: Run) -> No
         assert is_one_line(error), error
         assert "patch/adapter_model.safetensors: found no LoRA factors" in error
     assert not (place / "merged").exists()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "-1e39", "1" + "0" * 400, '"16"'])
+@pytest.mark.parametrize("key", ["lora_alpha", "alpha_pattern", "r"])
+def test_numbers_of_an_adapters_configuration_are_finite(
+    place: Path, portllm: Run, key: str, value: str
+) -> None:
+    path = place / "patch" / "adapter_config.json"
+    config = {**json.loads(path.read_text()), key: "VALUE"}
+    value = f'{{"q_proj": {value}}}' if key == "alpha_pattern" else value
+    path.write_text(json.dumps(config).replace('"VALUE"', value))
+    for arguments in (["check"], ["merge", "--output", "merged"], ["port", "--output", "merged"]):
+        error = portllm(*arguments)
+        assert is_one_line(error), error
+        assert f"error: patch/adapter_config.json: {key}" in error
+        assert "expected a finite number" in error
+    assert not (place / "merged").exists()
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf", "-inf", "1e308"])
+def test_weights_of_patches_are_finite(place: Path, portllm: Run, weight: str) -> None:
+    for method in ("direct", "ties"):
+        error = portllm("merge", f"--weight={weight}", "--method", method, "--output", "merged")
+        assert is_one_line(error), error
+        assert error.startswith("error: --weight: found ")
+    assert not (place / "merged").exists()
+
+
+def test_a_weight_times_a_scale_is_finite(place: Path, portllm: Run) -> None:
+    change_json(
+        place / "patch" / "adapter_config.json", lambda config: config.update(lora_alpha=1e30)
+    )
+    for method in ("direct", "ties"):
+        error = portllm("merge", "--weight", "1e30", "--method", method, "--output", "merged")
+        assert is_one_line(error), error
+        assert "scale of the patch (its weight times lora_alpha/r): found 5." in error
+    # This scale is finite, but the sum is not.
+    adapter = place / "patch" / "adapter_model.safetensors"
+    name = f"base_model.model.{EDITED.removesuffix('.weight')}.lora_B.weight"
+    set_first_number(adapter, name, 1e38)
+    error = portllm("merge", "--weight", "1e2", "--output", "merged")
+    assert is_one_line(error), error
+    assert "base/model-" in error
+    assert "the sum with the patch is NaN or too large for float32" in error
+    assert not (place / "merged").exists()
+
+
+def set_first_number(file: Path, name: str, value: float) -> None:
+    tensors = load_file(file)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_weights_that_a_patch_changes_are_finite(
+    place: Path, portllm: Run, dtype: torch.dtype, value: float
+) -> None:
+    for shard in (place / "base").glob("*.safetensors"):
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
+    names = json.loads((place / "base" / INDEX).read_text())["weight_map"]
+    # The rest of a base is copied and not looked at, as docs/reliability.md says.
+    copied = "model.embed_tokens.weight"
+    set_first_number(place / "base" / names[copied], copied, value)
+    assert portllm("merge", "--output", "copied") == ""
+    set_first_number(place / "base" / names[EDITED], EDITED, value)
+    for method in ("direct", "ties"):
+        error = portllm("merge", "--method", method, "--output", "merged")
+        assert error == (
+            f"error: base/{names[EDITED]}: {EDITED}: found NaN or infinity, expected finite "
+            "numbers to add a patch to"
+        )
+    assert not (place / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "tensor"),
+    [
+        ({}, "self_attn.q_proj.lora_B.weight"),
+        ({"use_dora": True}, "self_attn.q_proj.lora_magnitude_vector"),
+        ({"modules_to_save": ["q_proj"], "target_modules": ["v_proj"]}, "self_attn.q_proj.weight"),
+    ],
+)
+def test_tensors_of_an_adapter_are_finite(
+    place: Path, portllm: Run, options: dict[str, Any], tensor: str
+) -> None:
+    shutil.rmtree(place / "patch")
+    tiny.save_adapter(place / "patch", place / "base", **options)
+    name = f"base_model.model.model.layers.1.{tensor}"
+    set_first_number(place / "patch" / "adapter_model.safetensors", name, float("nan"))
+    methods = ["direct"] if options else ["direct", "scaled", "ties"]
+    for method in methods:
+        for command_name in ("merge", "port"):
+            error = portllm(command_name, "--method", method, "--output", "out")
+            assert error == (
+                f"error: patch/adapter_model.safetensors: {name}: found NaN or infinity, "
+                "expected finite numbers"
+            )
+    assert not (place / "out").exists()
+
+
+def test_a_ported_adapter_is_finite(place: Path, portllm: Run) -> None:
+    scaled = ("--method", "scaled", "--parameter", "scale=1e308")
+    error = portllm("port", *scaled, "--output", "out")
+    assert is_one_line(error), error
+    assert "after the transplant method: found NaN or infinity" in error
+    assert not (place / "out").exists()

@@ -8,6 +8,7 @@ from typing import Any
 from portllm.data import references
 from portllm.errors import InputError
 from portllm.storage import manifests
+from portllm.weights import numbers
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Request:
             raise InputError(
                 f"--weight: {len(self.weights)} given, expected one for each of {patches} patches"
             )
+        for weight in self.weights or ():
+            numbers.check_finite(weight, "--weight")
         if outputs > 1 and outputs != patches:
             raise InputError(
                 f"--output: {outputs} given, expected one (the sum of all patches) or one for each "

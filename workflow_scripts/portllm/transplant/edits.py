@@ -20,7 +20,7 @@ from portllm.errors import InputError
 from portllm.transplant import methods
 from portllm.transplant.blocks import Apply
 from portllm.transplant.ports import Port
-from portllm.weights import adapters
+from portllm.weights import adapters, numbers
 from portllm.weights.adapters import Adapter
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ class Delta:
 def _delta(adapter: Adapter, weight: str, a: str, b: str) -> Delta:
     tensors = adapter.tensors[a], adapter.tensors[b]
     for name, tensor in zip((a, b), tensors, strict=True):
-        if not numpy.isfinite(tensor).all():
-            raise InputError(f"adapter tensor {name} holds numbers that are not finite")
+        numbers.check_all_finite(tensor, f"adapter tensor {name}")
     factor = scaling(adapter.config, weight.removesuffix(".weight"), tensors[0].shape[0])
+    _check_scale(factor, weight)
     transposed = ".lora_embedding_A" in a or bool(adapter.config.get("fan_in_fan_out"))
     return Delta(*tensors, factor, transposed)
 
@@ -194,7 +194,7 @@ def edits_of(adapter: Adapter, *, weight: float = 1.0) -> Edits:
     Raises InputError where `weight` is not one and the adapter does more than add.
     """
     if weight != 1.0:
-        return {name: Sum([(weight, delta)]) for name, delta in deltas_of(adapter).items()}
+        return {name: Sum(terms) for name, terms in _terms([(adapter, weight)]).items()}
     edits: Edits = {}
     for name, parts in adapters.factors(list(adapter.tensors)).items():
         both = adapters.pair(parts)
@@ -209,10 +209,15 @@ def edits_of(adapter: Adapter, *, weight: float = 1.0) -> Edits:
     return edits
 
 
+def _check_scale(scale: float, name: str) -> None:
+    numbers.check_finite(scale, f"{name}: scale of the patch (its weight times lora_alpha/r)")
+
+
 def _terms(patches: Iterable[tuple[Adapter, float]]) -> dict[str, list[tuple[float, Delta]]]:
     terms: dict[str, list[tuple[float, Delta]]] = {}
     for adapter, weight in patches:
         for name, delta in deltas_of(adapter).items():
+            _check_scale(weight * delta.factor, name)
             terms.setdefault(name, []).append((weight, delta))
     return terms
 

@@ -142,6 +142,7 @@ def write(port: Port, directory: Path, *, base: Path | str, revision: str | None
     for index, patch in enumerate(port.patches):
         place = directory / "patches" / str(index)
         place.mkdir(parents=True)
+        patch.adapter.load()  # raises for tensors that are not finite
         for name in (adapters.CONFIG, adapters.WEIGHTS):
             shutil.copyfile(patch.adapter.directory / name, place / name)
         entries.append({"directory": str(place.relative_to(directory)), "weight": patch.weight})

@@ -146,6 +146,14 @@ def _in_order(
         wait(started)
 
 
+def _named(shard: SafetensorsFile, results: Iterator[Any]) -> Iterator[Any]:
+    """Put a shard's path in front of the messages of its InputErrors."""
+    try:
+        yield from results
+    except InputError as error:
+        raise InputError(f"{shard.path}: {error}") from None
+
+
 def _write_index(model: Checkpoint, directory: Path, targets: Targets) -> None:
     if model.index is None:
         return
@@ -197,7 +205,7 @@ class _Pass:
                 partial(blocks.process_block, block, source.fileno(), self.buffers)
                 for block in blocks.blocks_of_shard(shard.tensors, list(self.outputs.values()))
             )
-            for block, content, results in _in_order(self.pool, calls, self.ahead):
+            for block, content, results in _named(shard, _in_order(self.pool, calls, self.ahead)):
                 if self.source_hashed and not block.again:
                     source_hash.update(content.numpy())
                 for destination, stored in zip(block.destinations, results, strict=True):

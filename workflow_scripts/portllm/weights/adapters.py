@@ -1,6 +1,7 @@
 """LoRA adapters on disk in PEFT's layout, and whether an adapter fits a checkpoint."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from portllm.errors import InputError, nearest
 from portllm.storage.files import read_json, write_json
-from portllm.weights import checkpoints
+from portllm.weights import checkpoints, numbers
 from portllm.weights.checkpoints import Checkpoint
 from portllm.weights.safetensors_file import SafetensorsFile, Shapes
 
@@ -118,9 +119,12 @@ class StoredAdapter:
         }
 
     def load(self) -> Adapter:
-        """Read the tensors; raises InputError for tensors that cannot be used."""
+        """Read the tensors; raises InputError for tensors that cannot be used or are not finite."""
         _ = self.changed_shapes
-        return Adapter(self.config, self.file.read_arrays())
+        tensors = self.file.read_arrays()
+        for name, tensor in tensors.items():
+            numbers.check_all_finite(tensor, f"{self.file.path}: {name}")
+        return Adapter(self.config, tensors)
 
 
 def load(directory: Path) -> Adapter:
@@ -137,6 +141,8 @@ def save(
     """
     from safetensors.numpy import save_file
 
+    for name, tensor in adapter.tensors.items():
+        numbers.check_all_finite(tensor, f"{name}, after the transplant method")
     save_file(adapter.tensors, directory / WEIGHTS, metadata={"format": "pt"})
     pinned = {"revision": revision} if revision else {}
     config = {**adapter.config, "base_model_name_or_path": str(base), **pinned}
@@ -176,6 +182,8 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
     for option, reason in _REFUSED.items():
         if config.get(option):
             raise InputError(f"{path}: {option} is set: {reason}; expected plain LoRA")
+    for name, value in _numbers_of_config(config):
+        numbers.check_finite(value, f"{path}: {name}")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_THE_BASE):
         raise InputError(
@@ -183,6 +191,14 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
             "had changed; convert it to plain LoRA (PEFT's save_pretrained does, with "
             "path_initial_model_for_weight_conversion)"
         )
+
+
+def _numbers_of_config(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the numbers that decide ranks and scales, with their keys."""
+    yield from ((name, config[name]) for name in ("r", "lora_alpha") if name in config)
+    for name in ("rank_pattern", "alpha_pattern"):
+        for pattern, value in (config.get(name) or {}).items():
+            yield f"{name}.{pattern}", value
 
 
 def _is_base_copy(name: str) -> bool:

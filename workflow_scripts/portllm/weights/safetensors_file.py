@@ -120,6 +120,7 @@ class SafetensorsFile:
                 )
             begin, end = entry["data_offsets"]
             stored = content[begin:end].view(dtypes.STORED[entry["dtype"]])
-            wide = dtypes.widened(stored, entry["dtype"]).astype(numpy.float32, copy=False)
+            with numpy.errstate(over="ignore"):  # the caller checks for infinity
+                wide = dtypes.widened(stored, entry["dtype"]).astype(numpy.float32, copy=False)
             arrays[name] = wide.reshape(entry["shape"])
         return arrays
