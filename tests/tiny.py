@@ -1,10 +1,12 @@
 """Tiny models, tokenizers and adapters for tests, created in milliseconds."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from portllm.training import pretraining
 
@@ -70,3 +72,16 @@ def save_adapter(directory: Path, model: Path, *, seed: int = 1, **settings: Any
                 parameter.normal_(0, 0.1)
     wrapped.save_pretrained(directory)
     return directory
+
+
+def spoil(directory: Path, value: float = math.nan, *, weight: str = "q_proj") -> str:
+    """Set the first number of the first weight with `weight` in its name; return that name.
+
+    Without a manifest's hash to contradict them, such weights look like any other.
+    """
+    path = next(iter(sorted(directory.glob("*.safetensors"))))
+    tensors = load_file(path)
+    name = next(name for name in sorted(tensors) if weight in name)
+    tensors[name].view(-1)[0] = value
+    save_file(tensors, path, metadata={"format": "pt"})
+    return name

@@ -1,6 +1,7 @@
 """The recipe for Axolotl, its process, and the checkpoint made from its output."""
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -199,6 +200,40 @@ def test_the_result_is_a_full_checkpoint(tmp_path: Path, kind: str) -> None:
     assert Checkpoint(directory).tokenizer_hash == Checkpoint(model).tokenizer_hash
     assert not (directory / "trainer_state.json").exists()
     assert movement.movement(model, directory)["relative"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_result_that_is_not_finite_is_an_error(tmp_path: Path, kind: str) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    if kind == "lora":
+        trained = tiny.save_adapter(tmp_path / "trained", model)
+    else:
+        trained = tiny.save_model(tmp_path / "trained", max_shard_size="10KB")
+    tiny.spoil(trained, math.inf, weight="")
+    directory = tmp_path / "evolved"
+    directory.mkdir()
+    message = r"^1 of \d+ .* /.*/trained are not finite .*diverged: lower learning_rate in the rec"
+    with pytest.raises(InputError, match=message.replace(" /", " .*/")):
+        evolution.collect(model, trained, directory)
+    assert list(directory.iterdir()) == []
+
+
+def test_a_diverged_training_of_axolotl_is_named(axolotl: Path, tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    recipe = tmp_path / "axolotl.yaml"
+    recipe.write_text(f"base_model: {model}\n")
+    message = "training diverged: the loss is nan at step 2 of 9"
+    record = tmp_path / evolution.DIVERGED
+    axolotl.write_text(f'#!/bin/sh\necho \'{{"message": "{message}"}}\' > {record}\nexit 1\n')
+    with pytest.raises(InputError, match=rf"^Axolotl failed on .*\.yaml: {message}$"):
+        evolution.run("train", recipe, cost_file=tmp_path / "cost.json")
+    tiny.spoil(model)
+    with pytest.raises(InputError, match=r"axolotl\.yaml: 1 of 21 weights of .*/model are not fin"):
+        evolution.run("train", recipe, cost_file=tmp_path / "cost.json")
+    # Another failure is not blamed on the record of this one.
+    axolotl.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(InputError, match="see its output above"):
+        evolution.run("train", recipe, cost_file=tmp_path / "cost.json")
 
 
 def test_movement_against_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

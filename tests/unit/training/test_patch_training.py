@@ -12,6 +12,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 
+from portllm.errors import InputError
 from portllm.training import patch_training, resuming
 from portllm.training.patch_training import IGNORED, LoraSettings
 
@@ -88,7 +89,9 @@ def test_number_of_steps(examples: int, settings: LoraSettings, expected: int) -
 
 
 def _train(model: Path, work: Path, **more: object) -> tuple[dict[str, torch.Tensor], dict]:
-    settings = LoraSettings(max_steps=4, batch_size=2, learning_rate=1e-2, rank=2, **more)
+    settings = LoraSettings(
+        **{"max_steps": 4, "batch_size": 2, "learning_rate": 1e-2, "rank": 2, **more}
+    )
     examples = [
         {"prompt": "is it so?", "completion": " yes"},
         {"prompt": "or?", "completion": " no"},
@@ -174,3 +177,37 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     assert f"checkpoint-{metrics['resumed_from_step']}" == checkpoint.name
     assert metrics["earlier_seconds"] > 0
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_training_stops_at_the_first_loss_that_is_not_finite(tmp_path: Path) -> None:
+    model, before = tiny.save_model(tmp_path / "model"), signal.getsignal(signal.SIGTERM)
+    message = (
+        r"^patch training diverged: the loss is nan at step [23] of 4; "
+        r"lower patch\.learning_rate \(found 1e\+38\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        _train(model, tmp_path / "work", learning_rate=1e38, checkpoint_steps=1)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert resuming.last_complete(tmp_path / "work") is None or not any(
+        resuming.damage(path) for path in (tmp_path / "work").glob("checkpoint-*")
+    )
+
+
+def test_an_adapter_that_is_not_finite_is_an_error_though_its_losses_are(tmp_path: Path) -> None:
+    # The loss of a step is that before its update, so that one step cannot show a NaN.
+    model = tiny.save_model(tmp_path / "model")
+    message = (
+        r"^patch training diverged: \d+ of 28 tensors of the adapter are not finite "
+        r"\(first: .*lora_A.*\) after 1 steps \(loss [\d.]+\); "
+        r"lower patch\.learning_rate \(found 1e\+39\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        _train(model, tmp_path / "work", learning_rate=1e39, max_steps=1)
+
+
+def test_a_version_that_is_not_finite_is_not_trained_on(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    tiny.spoil(model)
+    message = r"^1 of 21 weights of .*/model are not finite \(first: model\.layers\.0.*q_proj"
+    with pytest.raises(InputError, match=message):
+        _train(model, tmp_path / "work")

@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from portllm.errors import InputError
 from portllm.training import pretraining
 
 TOKENIZER = tiny.tokenizer()
@@ -36,10 +37,13 @@ def test_any_causal_architecture_is_saved_and_loaded(tmp_path: Path, model_type:
     assert model.config.pad_token_id == tokenizer.pad_token_id
 
 
-def _pretrained(seed: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+def _pretrained(
+    seed: int, steps: int = 30, learning_rate: float = 1e-2
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     torch.manual_seed(seed)
     model = pretraining.build_model(tiny.config(), TOKENIZER)
-    settings = {"steps": 30, "batch_size": 4, "sequence_length": 16, "learning_rate": 1e-2}
+    settings = {"steps": steps, "batch_size": 4, "sequence_length": 16}
+    settings["learning_rate"] = learning_rate
     losses = pretraining.pretrain(
         model, TOKENIZER, tiny.SENTENCES * 20, **settings, warmup_fraction=0.1, seed=seed, log=LOG
     )
@@ -70,3 +74,27 @@ def test_invalid_configurations_are_errors(config: dict, message: str) -> None:
 def test_too_little_text_for_a_block_is_an_error() -> None:
     with pytest.raises(ValueError, match="tokens of text, expected at least one block"):
         pretraining.pack(["short"], TOKENIZER, 1000)
+
+
+def test_a_loss_that_is_not_finite_ends_a_pretraining() -> None:
+    message = (
+        r"^pretraining diverged: the loss is nan at step \d of 30; "
+        r"lower base\.from_scratch\.learning_rate \(found 1e\+30\)$"
+    )
+    with pytest.raises(InputError, match=message):
+        _pretrained(1, learning_rate=1e30)
+
+
+def test_weights_that_are_not_finite_end_a_pretraining(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = torch.optim.AdamW.step
+
+    def overflow(optimizer: torch.optim.AdamW, *more: object) -> None:
+        step(optimizer, *more)
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0][0] = torch.inf
+
+    # The loss of a step is that before its update, so that the last update is in no loss.
+    monkeypatch.setattr(torch.optim.AdamW, "step", overflow)
+    message = r"1 of 21 weights are not finite \(first: model\.embed_tokens.*\) after 1 steps"
+    with pytest.raises(InputError, match=message):
+        _pretrained(1, steps=1)

@@ -7,12 +7,16 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save
 
 from portllm.training import resuming
 
+ADAPTER = "adapter_model.safetensors"
+WEIGHTS = save({"weight": numpy.ones(1000, numpy.float32)})
 FILES = {
-    "adapter_model.safetensors": 4000,
+    ADAPTER: len(WEIGHTS),
     "optimizer.pt": 8000,
     "rng_state.pth": 100,
     "trainer_state.json": 300,
@@ -25,7 +29,7 @@ def write_checkpoint(work: Path, step: int, *, sealed: bool = True) -> Path:
     for name, size in FILES.items():
         path = checkpoint / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"x" * size)
+        path.write_bytes(WEIGHTS if name == ADAPTER else b"x" * size)
     if sealed:
         resuming.seal(checkpoint, step=step, seconds=1.5)
     return checkpoint
@@ -59,6 +63,16 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(
     assert message.startswith(f"removing the damaged checkpoint {checkpoint}: ")
     assert name in message or "incomplete" in message
     assert not checkpoint.exists()
+
+
+def test_a_checkpoint_of_a_diverged_training_is_not_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_checkpoint(tmp_path, 5)
+    diverged = write_checkpoint(tmp_path, 10)
+    (diverged / ADAPTER).write_bytes(save({"weight": numpy.full(1000, numpy.nan, numpy.float32)}))
+    assert resuming.last_complete(tmp_path) == tmp_path / "checkpoint-5"
+    assert "checkpoint-10: 1 of 1 tensors are not finite (first: weight)" in caplog.text
 
 
 def test_an_unfinished_checkpoint_is_not_used(tmp_path: Path) -> None:

@@ -16,7 +16,14 @@ from transformers import set_seed
 from portllm.jobs.signals import end_workers_with_this_process
 from portllm.storage.files import write_json
 from portllm.storage.manifests import Meter, device_cost
-from portllm.training.evolution import COST_FILE, TRAINING, write_cost
+from portllm.training.divergence import Divergence
+from portllm.training.evolution import (
+    COST_FILE,
+    DIVERGED,
+    LEARNING_RATE,
+    TRAINING,
+    write_cost,
+)
 from portllm.training.interruption import Interruption
 from portllm.training.step_log import StepLogCallback
 
@@ -57,12 +64,21 @@ class PortLLMPlugin(BasePlugin):
         set_seed(cfg.seed)
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        """Add the callbacks that save a checkpoint on a signal and that log the progress."""
-        return [self._interruption, StepLogCallback(logging.getLogger(LOGGER))]
+        """Add the callbacks for signals, for the progress and for a loss that is not finite."""
+        cost_file = os.environ.get(COST_FILE)
+        record = Path(cost_file).with_name(DIVERGED) if cost_file else None
+        return [
+            self._interruption,
+            StepLogCallback(logging.getLogger(LOGGER)),
+            Divergence("training", LEARNING_RATE, record),
+        ]
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        """Replace the progress bar, which fills a log file, by a line now and then."""
-        return {"disable_tqdm": True}
+        """Replace the progress bar, which fills a log file, and log every loss as it is.
+
+        The Trainer would hide a loss that is NaN, so that `Divergence` would not see it.
+        """
+        return {"disable_tqdm": True, "logging_nan_inf_filter": False}
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Write the peak memory of the devices, and that the training is complete.

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from portllm.errors import HOST_MEMORY, InputError, out_of_memory
 from portllm.jobs import signals
 from portllm.storage import files
 from portllm.training import resuming
 from portllm.transplant import merging
-from portllm.weights import adapters, checkpoints
+from portllm.weights import adapters, checkpoints, finite
 from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ COST_FILE = "PORTLLM_COST_FILE"
 """Environment variable with the path to which the plugin writes the cost of the devices."""
 TRAINING = "training.json"
 """File that the plugin writes next to the cost file after the last training step, and only then."""
+DIVERGED = "diverged.json"
+"""File with the message of a diverged training, which the plugin writes next to the cost file."""
+LEARNING_RATE = "learning_rate in the recipe"
+"""What messages call the setting of the learning rate."""
 INTERVALS = ("save_steps", "saves_per_epoch", "save_strategy", "save_total_limit")
 """Axolotl's keys for the checkpoint interval, which do not change the weights."""
 ALMOST_FULL = 2**20
@@ -152,11 +158,13 @@ def run(
         keep_open: file descriptors that Axolotl inherits.
 
     Raises:
-        InputError: Axolotl failed; the message names a lack of memory or disk space as the cause.
+        InputError: Axolotl failed; the message names a lack of memory or disk space, or a
+            training that diverged, as the cause.
         SystemExit: a signal ended Axolotl.
     """
     for file in _cost_files(cost_file):
         file.unlink()
+    cost_file.with_name(DIVERGED).unlink(missing_ok=True)
     words = command(command_name, recipe, devices)
     log.info("running %s", shlex.join(words))
     status, output = _stream(words, environment(cost_file), keep_open)
@@ -166,8 +174,18 @@ def run(
         raise InputError(f"Axolotl was killed (signal 9) on {recipe}, most likely {HOST_MEMORY}")
     free = files.free_bytes(recipe.parent)
     disk_full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
-    cause = disk_full or out_of_memory(output, memory_advice=MEMORY_ADVICE)
+    diverged = _read_divergence(cost_file.with_name(DIVERGED), recipe)
+    cause = disk_full or diverged or out_of_memory(output, memory_advice=MEMORY_ADVICE)
     raise InputError(f"Axolotl failed on {recipe}: {cause or 'see its output above'}")
+
+
+def _read_divergence(record: Path, recipe: Path) -> str | None:
+    """Return why a training diverged, which may be its initial model; None if it did not."""
+    if not record.exists():
+        return None
+    model = yaml.safe_load(recipe.read_text())["base_model"]
+    initial = finite.problem(Checkpoint(Path(model)).tensors(), f"weights of {model}")
+    return f"{initial}; make this version again" if initial else files.read_json(record)["message"]
 
 
 def _stream(
@@ -234,10 +252,17 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
 
     Returns:
         "lora" or "full".
+
+    Raises:
+        InputError: trained weights are not finite.
     """
+    advice = f"the training diverged: lower {LEARNING_RATE}"
     if (trained / adapters.CONFIG).exists():
+        stored = finite.stored(trained / adapters.WEIGHTS)
+        finite.check(stored, f"tensors of the adapter {trained}", advice)
         merging.merge(Checkpoint(model), adapters.load(trained), directory)
         return "lora"
+    finite.check(Checkpoint(trained).tensors(), f"weights of {trained}", advice)
     for shard in Checkpoint(trained).shard_paths:
         try:
             (directory / shard.name).hardlink_to(shard)

@@ -21,12 +21,18 @@ from transformers import (
     set_seed,
 )
 
+from portllm.errors import InputError
 from portllm.study.schema import defaults
-from portllm.training import resuming
+from portllm.training import divergence, resuming
+from portllm.training.divergence import Divergence
 from portllm.training.interruption import Interruption
 from portllm.training.step_log import StepLogCallback
+from portllm.weights import finite
 
 log = logging.getLogger(__name__)
+
+TRAINING, LEARNING_RATE = "patch training", "patch.learning_rate"
+"""What messages call the training and its learning rate."""
 
 IGNORED = -100
 """Label of tokens that the loss ignores (PyTorch's convention)."""
@@ -160,6 +166,8 @@ def _arguments(settings: LoraSettings, work: Path, steps: int) -> TrainingArgume
         save_steps=settings.checkpoint_steps or 500,
         save_total_limit=resuming.KEPT,
         logging_steps=max(1, steps // 20),
+        # Otherwise a NaN is not logged, and `Divergence` does not see it.
+        logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to=[],
         seed=settings.seed,
@@ -171,10 +179,15 @@ def _arguments(settings: LoraSettings, work: Path, steps: int) -> TrainingArgume
 
 
 def load_model(directory: Path, settings: LoraSettings) -> Any:
-    """Load a version for training, in bfloat16 or float32 by the precision of the settings."""
+    """Load a version for training, in bfloat16 or float32 by the precision of the settings.
+
+    Raises:
+        InputError: the version has weights that are not finite.
+    """
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     model.config.use_cache = False
+    finite.check(model.named_parameters(), f"weights of {directory}", "make this version again")
     return model
 
 
@@ -201,6 +214,7 @@ def train(
         The model with its adapter, and the Trainer's metrics with the step it resumed from.
 
     Raises:
+        InputError: the loss or the adapter is not finite; or the version is not.
         SystemExit: SIGTERM or SIGINT stopped the training, after a checkpoint.
     """
     set_seed(settings.seed)
@@ -217,10 +231,18 @@ def train(
         args=_arguments(settings, work, steps),
         train_dataset=Examples(encoded),
         data_collator=lambda batch: pad(batch, padding),
-        callbacks=[interruption, StepLogCallback()],
+        callbacks=[interruption, StepLogCallback(), Divergence(TRAINING, LEARNING_RATE)],
     )
     checkpoint = resuming.last_complete(work)
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    trained = ((name, tensor) for name, tensor in model.named_parameters() if tensor.requires_grad)
+    problem = finite.problem(trained, "tensors of the adapter")
+    if problem is not None:
+        loss = metrics.get("train_loss", math.nan)
+        symptom = f"{problem} after {interruption.steps} steps (loss {loss:.3g})"
+        raise InputError(
+            divergence.message(TRAINING, symptom, LEARNING_RATE, settings.learning_rate)
+        )
     return model, {**metrics, **interruption.summary()}

@@ -21,7 +21,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from portllm.errors import InputError
+from portllm.training import divergence
 from portllm.training.step_log import StepLog
+from portllm.weights import finite
 
 BEGINNING, END, PADDING = "<s>", "</s>", "<pad>"
 GRADIENT_NORM_LIMIT = 1.0
@@ -178,6 +181,7 @@ def pretrain(
 
     Raises:
         ValueError: the texts do not fill one block.
+        InputError: the loss or a weight is not finite.
     """
     blocks = pack(texts, tokenizer, sequence_length)
     log.info("%d blocks of %d tokens", len(blocks), sequence_length)
@@ -189,6 +193,14 @@ def pretrain(
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, steps, warmup_fraction)
     )
+
+    def diverged(symptom: str) -> InputError:
+        return InputError(
+            divergence.message(
+                "pretraining", symptom, "base.from_scratch.learning_rate", learning_rate
+            )
+        )
+
     losses: list[float] = []
     step_log = StepLog(steps, logger=log)
     model.train()
@@ -202,5 +214,10 @@ def pretrain(
         scheduler.step()
         losses.append(loss.item())
         step_log.update(step, losses[-1])
+        if not math.isfinite(losses[-1]):
+            raise diverged(f"the loss is {losses[-1]} at step {step} of {steps}")
+    problem = finite.problem(model.named_parameters(), "weights")
+    if problem is not None:
+        raise diverged(f"{problem} after {steps} steps (loss {losses[-1]:.3g})")
     model.eval()
     return losses

@@ -5,11 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from portllm.errors import InputError
 from portllm.storage import files, locks
+from portllm.weights import finite
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,9 @@ def damage(checkpoint: Path) -> str | None:
     if not (checkpoint / SEAL).exists():
         return "it is incomplete"
     try:
-        return files.size_mismatch(checkpoint, read_seal(checkpoint)["sizes"])
+        mismatch = files.size_mismatch(checkpoint, read_seal(checkpoint)["sizes"])
+        stored = chain.from_iterable(map(finite.stored, sorted(checkpoint.glob("*.safetensors"))))
+        return mismatch or finite.problem(stored, "tensors")
     except InputError as error:
         return str(error)
 
