@@ -10,6 +10,7 @@ from typing import Any
 from portllm import lazy_imports
 from portllm.command_line import add_names, run
 from portllm.data import task_files
+from portllm.errors import InputError
 from portllm.scoring import cache, data_parallel
 from portllm.scoring.cache import CachedCell
 from portllm.storage import files, manifests
@@ -138,7 +139,11 @@ def score(
     for cell in missing:
         log.info("scoring %s", label(cell))
         cell_meter = manifests.Meter()
-        result = scorer.score(task, cell.adapter)
+        try:
+            result = scorer.score(task, cell.adapter)
+        except InputError as error:
+            place = " ".join(f"{kind} {name}" for kind, name in arguments.names)
+            raise InputError(f"{place}, {label(cell)}: {error}".lstrip(" ,")) from None
         rows = [{"cell": cell.key, **cell.names, **sample} for sample in result.samples]
         scored.samples[cell.key] = rows
         scored.cells[cell.key] = {

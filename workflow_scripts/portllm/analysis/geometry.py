@@ -25,7 +25,7 @@ from portllm.analysis.norms import oriented
 from portllm.errors import InputError
 from portllm.transplant import edits
 from portllm.transplant.edits import Delta
-from portllm.weights import adapters
+from portllm.weights import adapters, finite
 from portllm.weights.checkpoints import Checkpoint
 
 SEED = 0
@@ -216,7 +216,7 @@ def geometry(base: Path, version: Path, ported: Path, native: Path) -> dict[str,
         is the standard deviation of a random cosine.
 
     Raises:
-        InputError: one of the versions lacks a weight that the patch changes.
+        InputError: one of the versions lacks a weight that the patch changes, or it is not finite.
     """
     carried, trained = (edits.deltas_of(adapters.load(path)) for path in (ported, native))
     before, after = Checkpoint(base), Checkpoint(version)
@@ -225,6 +225,9 @@ def geometry(base: Path, version: Path, ported: Path, native: Path) -> dict[str,
         for model in (before, after):
             if name not in model.shard_of:
                 raise InputError(f"{model} has no weight {name}, which a patch changes")
+            finite.check(
+                [(name, model.read(name))], f"weights of {model}", "make this version again"
+            )
         old, new = before.read(name), after.read(name)
         update = new.double() - old.double()
         patch = _patch(delta)

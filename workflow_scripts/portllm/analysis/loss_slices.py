@@ -98,6 +98,9 @@ def mean_loss(model: Any, encoded: Encoded, padding: int, batch_size: int) -> Lo
         encoded: items as `encode` returns them.
         padding: token id for padding, on the right.
         batch_size: items per batch.
+
+    Raises:
+        InputError: the loss of an item is not finite.
     """
     device = next(model.parameters()).device
     losses = []
@@ -107,6 +110,12 @@ def mean_loss(model: Any, encoded: Encoded, padding: int, batch_size: int) -> Lo
         labels = batch.pop("labels")
         losses.append(item_losses(model(**batch, use_cache=False).logits, labels).double().cpu())
     values = torch.cat(losses)
+    invalid = int((~torch.isfinite(values)).sum())
+    if invalid:
+        raise InputError(
+            f"the loss of {invalid} of {len(values)} items is not finite; the version or a patch "
+            "is damaged, or overflows in scoring.dtype"
+        )
     count = len(values)
     stderr = float(values.std()) / math.sqrt(count) if count > 1 else None
     return Loss(float(values.mean()), stderr, count)
@@ -168,7 +177,10 @@ def loss_slice(
     points = []
     with between(model, carried, retrained) as set_to:
         for t in at:
-            loss = mean_loss(set_to(t), encoded, padding, batch_size)
+            try:
+                loss = mean_loss(set_to(t), encoded, padding, batch_size)
+            except InputError as error:
+                raise InputError(f"{carried} to {retrained}, t = {t:g}: {error}") from None
             log.info("t = %g: loss %.4f nats per token", t, loss.loss)
             points.append({"t": t, **asdict(loss)})
     return {"un_patched": asdict(un_patched), "points": points, "barrier": barrier(points)}

@@ -20,7 +20,8 @@ def movement(base: Path, version: Path) -> dict[str, float | int]:
         version: directory of θ′.
 
     Raises:
-        InputError: θ lacks a weight of θ′, or has it with another shape.
+        InputError: θ lacks a weight of θ′, or has it with another shape, or the weight is not
+            finite in one of them.
     """
     originals = Checkpoint(base)
     squares = {"base": 0.0, "difference": 0.0}
@@ -38,6 +39,9 @@ def movement(base: Path, version: Path) -> dict[str, float | int]:
         for after, before in pieces:
             squares["base"] += float((before.double() ** 2).sum())
             squares["difference"] += float(((after.double() - before.double()) ** 2).sum())
+        if not all(map(math.isfinite, squares.values())):
+            place = version if math.isfinite(squares["base"]) else base
+            raise InputError(f"{place}: weight {name} is not finite; make this version again")
         compared += tensor.numel()
     return {
         "parameters": compared,

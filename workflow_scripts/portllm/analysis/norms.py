@@ -16,7 +16,7 @@ from torch import Tensor
 from portllm.errors import InputError
 from portllm.transplant import edits
 from portllm.transplant.edits import Delta
-from portllm.weights import adapters
+from portllm.weights import adapters, finite
 from portllm.weights.checkpoints import Checkpoint
 
 SEED = 0
@@ -86,7 +86,7 @@ def norms(version: Path, ported: Path, native: Path) -> dict[str, float | int]:
         the naive update θ′ + Δθ and the residual Δθ′ − Δθ.
 
     Raises:
-        InputError: the version lacks a weight that a patch changes.
+        InputError: the version lacks a weight that a patch changes, or it is not finite.
     """
     first = edits.deltas_of(adapters.load(ported))
     second = edits.deltas_of(adapters.load(native))
@@ -98,6 +98,7 @@ def norms(version: Path, ported: Path, native: Path) -> dict[str, float | int]:
         if name not in model.shard_of:
             raise InputError(f"{version} has no weight {name}, which a patch changes")
         weight = model.read(name)
+        finite.check([(name, weight)], f"weights of {version}", "make this version again")
         change = residual(None, first[name]) if name in first else None
         zero = torch.zeros(weight.shape[0], 1).double(), torch.zeros(1, weight.shape[1]).double()
         left, right = change or zero

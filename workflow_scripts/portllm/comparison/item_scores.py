@@ -17,6 +17,7 @@ import pandas
 from portllm import statistics
 from portllm.comparison import score_table
 from portllm.errors import InputError
+from portllm.scoring import validity
 from portllm.statistics import aggregations
 from portllm.storage.files import read_json_lines
 
@@ -45,6 +46,11 @@ def _items(path: Path, cells: list[dict[str, Any]]) -> Items:
         if row["cell"] not in by_key:
             continue
         counts[row["cell"]] += 1
+        try:
+            validity.check_answers([row])
+        except InputError as error:
+            cell = "{trained_on}/{method}/{seed}".format(**by_key[row["cell"]])
+            raise InputError(f"{path}: {cell}: {error}") from None
         for metric, value in row["metrics"].items():
             of_metric = items.setdefault((row["cell"], f"{metric},{row['filter']}"), [])
             of_metric.append((row["doc_id"], row["doc_hash"], value))

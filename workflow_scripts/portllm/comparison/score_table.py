@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 
 from portllm.errors import InputError
@@ -71,6 +72,17 @@ def _sourced(path: Path) -> list[dict[str, Any]]:
     return [{**row, **more} for row in rows(result)]
 
 
+def check_finite(table: pandas.DataFrame, path: Path) -> None:
+    """Raise InputError, naming the cell and the file, if a score is NaN, infinite or no number."""
+    values = pandas.to_numeric(table["value"], errors="coerce")
+    for index in table.index[~numpy.isfinite(values)]:
+        row = table.loc[index]
+        cell = "/".join(str(row[name]) for name in COLUMNS[: COLUMNS.index("value")])
+        raise InputError(
+            f"{path}: the score of {cell} is {row['value']}, expected a number; score it again"
+        )
+
+
 def check_comparable(table: pandas.DataFrame, place: str) -> None:
     """Check that scores of one task have the same number of items, task version and few-shot.
 
@@ -97,9 +109,13 @@ def collect(results: Iterable[Path], imported: Iterable[Path] = ()) -> pandas.Da
     """Collect the scores of result files and of imported CSV files, in this order.
 
     Raises:
-        InputError: two files give the same score, or scores of a task cannot be compared.
+        InputError: a score is not finite, two files give the same score, or scores of a task
+            cannot be compared.
     """
-    own = [row for path in results for row in _sourced(path)]
+    rows_by_file = {path: _sourced(path) for path in results}
+    own = [row for rows in rows_by_file.values() for row in rows]
+    for path, rows in rows_by_file.items():
+        check_finite(pandas.DataFrame(rows, columns=SOURCED_COLUMNS), path)
     parts = [pandas.DataFrame(own, columns=SOURCED_COLUMNS), *map(_read_text, imported)]
     # An empty part has no column types to concatenate.
     table = pandas.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
@@ -123,7 +139,9 @@ def read(path: Path) -> pandas.DataFrame:
 def _read_text(path: Path) -> pandas.DataFrame:
     text = dict.fromkeys(COLUMNS[:7], str)
     missing = {name: [""] for name in ("stderr", "task_version", "few_shot")}
-    return pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    table = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values=missing)
+    check_finite(table, path)
+    return table
 
 
 def selected(scores: pandas.DataFrame, settings: dict[str, Any]) -> pandas.DataFrame:

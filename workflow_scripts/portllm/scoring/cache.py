@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from portllm.errors import InputError
+from portllm.scoring import validity
 from portllm.storage import files, manifests
 from portllm.study.schema import defaults
 
@@ -66,7 +67,10 @@ def key(*parts: Any) -> str:
 
 
 def read_scored(results: Path, samples: Path) -> Scored:
-    """Read the complete cells of an earlier run; empty if a file is missing or damaged."""
+    """Read the complete cells of an earlier run; empty if a file is missing or damaged.
+
+    Cells whose log-likelihoods or metrics are not finite are left out.
+    """
     try:
         document = files.read_json(results)
         cost = manifests.Cost(**document["cost"])
@@ -79,4 +83,14 @@ def read_scored(results: Path, samples: Path) -> Scored:
         by_key.setdefault(row["cell"], []).append(row)
     # Cells record their number of samples, so that a truncated file is noticed.
     complete = [cell for cell in cells if len(by_key.get(cell["key"], ())) == cell["samples"]]
+    complete = [cell for cell in complete if _is_valid(cell, by_key[cell["key"]])]
     return Scored({cell["key"]: cell for cell in complete}, by_key, lm_eval, cost)
+
+
+def _is_valid(cell: CachedCell, samples: list[dict[str, Any]]) -> bool:
+    try:
+        validity.check_answers(samples)
+        validity.check_metrics(cell.get("metrics", {}))
+    except InputError:
+        return False
+    return True

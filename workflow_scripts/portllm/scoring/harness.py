@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import handle_non_serializable
 
-from portllm.scoring import metrics
+from portllm.scoring import metrics, validity
 from portllm.scoring.cache import ScoringSettings
 
 # lm-eval's own default seeds.
@@ -34,7 +34,11 @@ def _seed() -> None:
 
 
 def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Result:
-    """Score a model on a task with the seeds and few-shot rules of lm-eval's command line."""
+    """Score a model on a task with the seeds and few-shot rules of lm-eval's command line.
+
+    Raises:
+        InputError: a log-likelihood or a metric is not finite.
+    """
     _seed()
     # As on lm-eval's command line: a task that demands zero-shot stays zero-shot.
     if task.config.num_fewshot != 0:
@@ -50,8 +54,11 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
         confirm_run_unsafe_code=settings.allow_unsafe_code,
     )
     samples = output["samples"][name]
+    validity.check_answers(samples)
     count = len({sample["doc_id"] for sample in samples})
-    return Result(metrics.parse(output["results"][name], count), [_sample(row) for row in samples])
+    measured = metrics.parse(output["results"][name], count)
+    validity.check_metrics(measured)
+    return Result(measured, [_sample(row) for row in samples])
 
 
 def _sample(row: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ version and answers a share of the requests.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from operator import itemgetter
 from pathlib import Path
@@ -20,13 +21,16 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from portllm.scoring import data_parallel
+from portllm.errors import InputError
+from portllm.scoring import data_parallel, validity
 from portllm.scoring.cache import ScoringSettings
 from portllm.scoring.harness import Result, evaluate
 from portllm.storage import manifests
 from portllm.transplant import edits, merging, ports
+from portllm.weights import adapters, finite
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +88,16 @@ class ModelReplica(HFLM):
 
 
 def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
-    """Load a version's model, onto the GPU if there is one, and its tokenizer."""
+    """Load a version's model, onto the GPU if there is one, and its tokenizer.
+
+    Raises:
+        InputError: the version has weights that are not finite.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
     model.eval()
+    kind = f"weights of {directory} in {str(model.dtype).removeprefix('torch.')}"
+    finite.check(model.named_parameters(), kind, "make this version again")
     return model, AutoTokenizer.from_pretrained(directory)
 
 
@@ -96,18 +106,61 @@ def patched(model: Any, adapter: Path) -> Iterator[Any]:
     """Attach a port to the model inside the block; afterwards the model is as before.
 
     An adapter is attached with PEFT. Any other port is added to the model's weights.
+
+    Raises:
+        InputError: the port has tensors or scales that are not finite.
     """
     if ports.is_dense(adapter):
         changes = edits.edits_of_port(ports.read(adapter))
         with merging.applied(dict(model.named_parameters()), changes):
             yield model
         return
+    check_patch(adapter)
     wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)
     wrapped.eval()
     try:
+        _check_scales(wrapped, adapter)
         yield wrapped
     finally:
         wrapped.unload()
+
+
+def check_patch(adapter: Path) -> None:
+    """Raise InputError if a tensor of an adapter is not finite."""
+    tensors = finite.stored(adapter / adapters.WEIGHTS)
+    finite.check(tensors, f"tensors of the patch {adapter}", "train it again")
+
+
+def _check_scales(model: PeftModel, adapter: Path) -> None:
+    for name, module in model.named_modules():
+        scale = module.scaling.get(ADAPTER, 1.0) if isinstance(module, LoraLayer) else 1.0
+        if not math.isfinite(scale):
+            raise InputError(
+                f"{adapter / adapters.CONFIG}: the scale of {name} is {scale}; correct lora_alpha "
+                "or alpha_pattern"
+            )
+
+
+@contextmanager
+def _checked_logits(model: Any) -> Iterator[None]:
+    """Raise InputError if logits are NaN inside the block, in which text is generated.
+
+    Generation takes such logits for the first token. The check stays on the device until the end.
+    """
+    invalid: list[torch.Tensor] = []
+
+    def note(module: Any, inputs: Any, output: Any) -> None:
+        is_nan = torch.isnan(output.logits[:, -1]).any()
+        invalid[:] = [is_nan | invalid[0] if invalid else is_nan]
+
+    called = model.get_base_model() if isinstance(model, PeftModel) else model
+    hook = called.register_forward_hook(note)
+    try:
+        yield
+    finally:
+        hook.remove()
+    if invalid and bool(invalid[0]):
+        raise InputError(f"logits are NaN while text is generated; {validity.ADVICE}")
 
 
 def score(
@@ -128,7 +181,10 @@ def score(
         batch_size=settings.batch_size,
         max_length=settings.max_length,
     )
-    return evaluate(lm, task, settings)
+    # The answers to other requests are log-likelihoods, which `evaluate` checks.
+    generates = task.OUTPUT_TYPE == "generate_until"
+    with _checked_logits(model) if generates else nullcontext():
+        return evaluate(lm, task, settings)
 
 
 class HfScorer:

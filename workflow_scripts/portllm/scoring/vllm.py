@@ -13,7 +13,7 @@ from portllm.scoring.cache import ScoringSettings
 from portllm.storage import manifests
 from portllm.storage.files import read_json
 from portllm.transplant import ports
-from portllm.weights import adapters
+from portllm.weights import adapters, finite
 from portllm.weights.adapters import StoredAdapter
 from portllm.weights.checkpoints import Checkpoint
 
@@ -126,8 +126,17 @@ class VllmScorer:
     def __init__(
         self, version: Path, settings: ScoringSettings, directories: list[Path], *, gpus: int
     ) -> None:
-        """Start the engine; for the arguments see `engine`."""
+        """Start the engine; for the arguments see `engine`.
+
+        Raises:
+            InputError: as `engine`, or the version or an adapter has weights that are not finite.
+        """
         arguments = engine(version, settings, directories, gpus)
+        weights = Checkpoint(version).tensors()
+        finite.check(weights, f"weights of {version}", "make this version again")
+        for directory in directories:
+            tensors = finite.stored(directory / adapters.WEIGHTS)
+            finite.check(tensors, f"tensors of the patch {directory}", "train it again")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         from lm_eval.models.vllm_causallms import VLLM
 
