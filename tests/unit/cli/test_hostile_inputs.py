@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from portllm.cli import main as command
+from portllm.cli import transplant
+from portllm.data import fetching
 from portllm.weights.checkpoints import INDEX
 
 Run = Callable[..., str]
@@ -290,3 +293,126 @@ def test_a_ported_adapter_is_finite(place: Path, portllm: Run) -> None:
     assert is_one_line(error), error
     assert "after the transplant method: found NaN or infinity" in error
     assert not (place / "out").exists()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+def another_manifest(directory: Path) -> None:
+    (directory / "thesis.tex").write_text("mine")
+    (directory / "manifest.json").write_text('{"stage": "transplant", "content": {}}')
+
+
+def an_added_file(directory: Path) -> None:
+    (directory / "folder").mkdir()
+    (directory / "folder" / "thesis.tex").write_text("mine")
+
+
+def an_added_link(directory: Path) -> None:
+    (directory / "results").symlink_to(directory.parent)
+
+
+def a_changed_file(directory: Path) -> None:
+    (directory / "config.json").write_text("{}")
+
+
+def another_stage(directory: Path) -> None:
+    change_json(directory / "manifest.json", lambda content: content.update(stage="train_patch"))
+
+
+@pytest.mark.parametrize(
+    ("is_merge", "change", "message"),
+    [
+        (False, another_manifest, "manifest.json is not that of a transplant"),
+        (True, an_added_file, "manifest.json does not list folder/thesis.tex"),
+        (True, an_added_link, "manifest.json does not list results"),
+        (True, a_changed_file, "config.json has 2 bytes, expected "),
+        (True, another_stage, "manifest.json is not that of a transplant"),
+    ],
+)
+def test_only_an_own_output_is_replaced(
+    place: Path, portllm: Run, is_merge: bool, change: Callable[[Path], None], message: str
+) -> None:
+    output = place / "merged"
+    if is_merge:
+        # An own output is replaced, also in a second run.
+        assert [portllm("merge", "--output", "merged") for _ in range(2)] == ["", ""]
+    else:
+        output.mkdir()
+    change(output)
+    before = contents(output)
+    for name in ("merge", "port"):
+        error = portllm(name, "--output", "merged")
+        assert is_one_line(error), error
+        assert error.startswith("error: merged: already exists and was not written by portllm")
+        assert message in error
+    assert contents(output) == before
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (["base"], "base: contains an input"),
+        (["base/merged"], "base/merged: is inside the input base"),
+        (["patch/merged"], "patch/merged: is inside the input patch"),
+        (["out", "out/two"], "one output contains the other"),
+        (["link/two/three", "out/two"], "one output contains the other"),
+    ],
+)
+def test_outputs_are_apart_from_inputs_and_each_other(
+    place: Path, portllm: Run, outputs: list[str], message: str
+) -> None:
+    (place / "out").mkdir()
+    (place / "link").symlink_to("out")
+    before = contents(place)
+    patches = ("patch",) * len(outputs)
+    error = portllm("merge", "--output", *outputs, patch=patches)
+    assert is_one_line(error), error
+    assert message in error
+    assert contents(place) == before
+
+
+def test_a_port_inside_the_merged_checkpoint_is_an_error(
+    place: Path, portllm: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["transplant.py", "--patch", "patch", "--base", "base"]
+    monkeypatch.setattr("sys.argv", [*words, "--merged", "out", "--adapter", "out/port"])
+    with pytest.raises(SystemExit) as exit_:
+        transplant.main("Transplant.")
+    assert str(exit_.value).startswith("error: out/port and out: one output contains the other")
+    assert not (place / "out").exists()
+
+
+def test_an_output_that_holds_the_files_of_the_base_is_an_error(place: Path, portllm: Run) -> None:
+    assert portllm("merge", "--output", "merged") == ""
+    (place / "linked").mkdir()
+    fetching.link(place / "merged", place / "linked")
+    before = contents(place / "merged")
+    error = portllm("merge", "--output", "merged", base="linked")
+    assert is_one_line(error), error
+    assert "merged: contains an input" in error
+    assert contents(place / "merged") == before
+
+
+def test_a_bind_mount_of_the_base_is_not_replaced(place: Path, portllm: Run) -> None:
+    # As an own output, so that only its identity protects it.
+    assert portllm("merge", "--output", "merged") == ""
+    (place / "elsewhere").mkdir()
+    mount = ["mount", "--bind", str(place), str(place / "elsewhere")]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("bind mounts need more rights")
+    try:
+        before = contents(place / "merged")
+        error = portllm("merge", "--output", "elsewhere/merged", base="merged")
+        assert is_one_line(error), error
+        assert "elsewhere/merged: contains an input" in error
+        error = portllm("merge", "--output", "elsewhere/new/two", "new", patch=("patch", "patch"))
+        assert "one output contains the other" in error
+        assert contents(place / "merged") == before
+    finally:
+        subprocess.run(["umount", str(place / "elsewhere")], check=True)

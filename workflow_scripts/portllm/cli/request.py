@@ -1,13 +1,14 @@
 """The request to a transplanting command, and its validation."""
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from portllm.cli import outputs
 from portllm.data import references
 from portllm.errors import InputError
-from portllm.storage import manifests
 from portllm.weights import numbers
 
 
@@ -58,10 +59,10 @@ class Request:
 
     def check(self) -> None:
         """Raise InputError for contradictory options, and for outputs that would destroy data."""
-        patches, outputs = len(self.patches), len(self.checkpoints)
-        if self.push_to_hub and outputs != 1:
+        patches, checkpoints = len(self.patches), len(self.checkpoints)
+        if self.push_to_hub and checkpoints != 1:
             raise InputError(
-                f"--push-to-hub uploads one merged checkpoint: {outputs} checkpoints to write, "
+                f"--push-to-hub uploads one merged checkpoint: {checkpoints} checkpoints to write, "
                 "expected one --output"
             )
         if self.weights and len(self.weights) != patches:
@@ -70,29 +71,20 @@ class Request:
             )
         for weight in self.weights or ():
             numbers.check_finite(weight, "--weight")
-        if outputs > 1 and outputs != patches:
+        if checkpoints > 1 and checkpoints != patches:
             raise InputError(
-                f"--output: {outputs} given, expected one (the sum of all patches) or one for each "
-                f"of {patches} patches"
+                f"--output: {checkpoints} given, expected one (the sum of all patches) or one for "
+                f"each of {patches} patches"
             )
         if self.threads is not None and self.threads < 1:
             raise InputError(f"--threads: found {self.threads}, expected one or more")
-        inputs = [Path(text) for text in (self.base, *self.patches)]
-        _check_outputs([*self.checkpoints, *([self.adapter] if self.adapter else [])], inputs)
+        self.check_outputs([Path(text) for text in (self.base, *self.patches)])
 
+    @property
+    def outputs(self) -> list[Path]:
+        """All directories to write."""
+        return [*self.checkpoints, *([self.adapter] if self.adapter else [])]
 
-def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise InputError("two outputs are the same directory")
-    read = {path.resolve() for path in inputs}
-    for output in outputs:
-        place = output.resolve()
-        if any(place == path or place in path.parents for path in read):
-            raise InputError(f"{output}: contains an input; choose another directory")
-        if output.exists() and not (output.is_dir() and _is_replaceable(output)):
-            raise InputError(f"{output}: already exists and was not written by portllm")
-
-
-def _is_replaceable(directory: Path) -> bool:
-    """Whether a directory is empty or was written by this program."""
-    return (directory / manifests.NAME).exists() or not any(directory.iterdir())
+    def check_outputs(self, inputs: Iterable[Path]) -> None:
+        """Raise InputError for outputs that would destroy data; see `outputs.check_outputs`."""
+        outputs.check_outputs(self.outputs, inputs)

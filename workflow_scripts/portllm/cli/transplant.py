@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from portllm.cli import options
+from portllm.cli import options, outputs
 from portllm.cli.request import Request
 from portllm.command_line import add_names, run
 from portllm.data import fetching, hub, references
@@ -53,6 +53,8 @@ class Transplant:
             for text in request.patches
         ]
         self.base = locate(request.base, fetching.MODEL, "--base", request.hub_mirror)
+        # Once more, because the inputs on the hub or in a mirror have directories only now.
+        request.check_outputs([self.base.directory, *(patch.directory for patch in self.patches)])
         sign = -1.0 if request.unmerge else 1.0
         weights = [sign * weight for weight in request.weights or [1.0] * len(self.patches)]
         directories = [patch.directory for patch in self.patches]
@@ -67,10 +69,10 @@ class Transplant:
     @property
     def merged_ports(self) -> dict[Path, Port]:
         """What each checkpoint to write is merged with: the sum of all patches, or one patch."""
-        outputs = self.request.checkpoints
-        if len(outputs) <= 1:
-            return dict.fromkeys(outputs, self.port)
-        single = zip(outputs, self.port.patches, strict=True)
+        directories = self.request.checkpoints
+        if len(directories) <= 1:
+            return dict.fromkeys(directories, self.port)
+        single = zip(directories, self.port.patches, strict=True)
         return {output: replace(self.port, patches=(patch,)) for output, patch in single}
 
     def plan_lines(self) -> Iterator[str]:
@@ -124,6 +126,7 @@ class Transplant:
                     **self._manifest_parts(port),
                 )
                 files.flush_directory(places[output])
+                outputs.check_replaceable(output)  # hours may have passed since the first check
 
     def _manifest_parts(self, port: Port) -> dict[str, Any]:
         hashes = [manifests.content_hash(patch.adapter.directory) for patch in port.patches]
