@@ -1,6 +1,7 @@
 """Merging and porting of damaged or hostile files: one line and status 1, and nothing written."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import run_program
 from safetensors.torch import load_file, save_file
 
 from portllm.cli import main as command
@@ -416,3 +418,65 @@ def test_a_bind_mount_of_the_base_is_not_replaced(place: Path, portllm: Run) -> 
         assert contents(place / "merged") == before
     finally:
         subprocess.run(["umount", str(place / "elsewhere")], check=True)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_link_out_of_the_model_is_not_copied(place: Path, portllm: Run, name: str) -> None:
+    (place / "secret").write_text("{}")
+    link = place / "base" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to("../secret")
+    for output in (["--dry-run"], []):
+        error = portllm("merge", *output, "--output", "merged")
+        assert is_one_line(error), error
+        assert error.startswith(f"error: base/{name}: found a link to {place / 'secret'}, expected")
+    # A manifest that came with the link does not know the content.
+    (place / "base" / "manifest.json").write_text(
+        json.dumps({"content_hash": "0", "content": {name: "0"}, "sizes": {}})
+    )
+    assert f"base/{name}: found a link" in portllm("merge", "--output", "merged")
+    assert not (place / "merged").exists()
+
+
+def test_only_files_with_the_names_of_companions_are_copied(place: Path, portllm: Run) -> None:
+    (place / "secret").write_text("mine")
+    for name in ("tokenizer.env", "tokenizer_key.pem", "notes.json"):
+        (place / "base" / name).symlink_to("../secret")
+    (place / "base" / "tokenizer_files").mkdir()
+    (place / "base" / "chat.jinja").write_text("template")
+    (place / "base" / "chat_template.jinja").unlink(missing_ok=True)
+    (place / "base" / "chat_template.jinja").symlink_to("chat.jinja")
+    assert portllm("merge", "--output", "merged") == ""
+    copied = contents(place / "merged")
+    assert copied["chat_template.jinja"] == b"template"
+    assert b"mine" not in copied.values()
+    names = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names <= copied.keys()
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+def test_a_companion_that_is_no_file_is_an_error(place: Path, portllm: Run, name: str) -> None:
+    (place / "base" / name).unlink()
+    os.mkfifo(place / "base" / name)
+    error = portllm("merge", "--output", "merged")
+    assert error == f"error: base/{name}: expected a regular file"
+
+
+def test_links_of_the_hubs_cache_and_of_a_study_are_followed(place: Path, portllm: Run) -> None:
+    repository = place / "models--owner--base"
+    snapshot = repository / "snapshots" / "1234"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in (place / "base").iterdir():
+        shutil.copy(path, repository / "blobs" / f"hash-of-{path.name}")
+        (snapshot / path.name).symlink_to(f"../../blobs/hash-of-{path.name}")
+    assert portllm("merge", "--output", "merged", base=str(snapshot)) == ""
+    done = run_program("fetch_model.py", "--path", str(place / "base"), "--output", "linked")
+    assert done.returncode == 0, done.stderr
+    assert (place / "linked" / "config.json").is_symlink()
+    assert portllm("merge", "--output", "again", base="linked") == ""
+    expected = contents(place / "merged")
+    written = contents(place / "again")
+    assert written.keys() == expected.keys()
+    same = written.keys() - {"manifest.json"}
+    assert {name: written[name] for name in same} == {name: expected[name] for name in same}

@@ -18,7 +18,7 @@ from portllm.errors import HOST_MEMORY, InputError, out_of_memory
 from portllm.jobs import signals
 from portllm.storage import files
 from portllm.training import resuming
-from portllm.transplant import merging
+from portllm.transplant import companions, merging
 from portllm.weights import adapters, checkpoints, finite
 from portllm.weights.checkpoints import Checkpoint
 
@@ -272,5 +272,5 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
     if index.exists():
         shutil.copyfile(index, directory / index.name)
     # From the trained model, because training may have added tokens or changed the dtype.
-    merging.copy_companions(trained, directory)
+    companions.copy_companions(trained, directory)
     return "full"

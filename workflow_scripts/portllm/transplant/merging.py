@@ -1,7 +1,6 @@
 """Merge edits into checkpoints, and into the weights of a loaded model."""
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,24 +13,13 @@ from portllm.errors import InputError, nearest
 from portllm.storage.files import write_json
 from portllm.transplant import streaming
 from portllm.transplant.blocks import Targets, sum_dtype
+from portllm.transplant.companions import copy_companions, list_companions
 from portllm.transplant.edits import Edits, edits_of
 from portllm.weights import checkpoints
 from portllm.weights.adapters import Adapter
 from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
-
-# The files of a checkpoint besides its weights: configuration and tokenizer.
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "*.jinja",
-)
 
 
 @contextmanager
@@ -58,13 +46,6 @@ def applied(weights: Mapping[str, Tensor], edits: Edits) -> Iterator[None]:
             weights[name].copy_(original)
 
 
-def copy_companions(model: Path, directory: Path) -> None:
-    """Copy a checkpoint's configuration and tokenizer files."""
-    for pattern in COMPANIONS:
-        for path in model.glob(pattern):
-            shutil.copyfile(path, directory / path.name)
-
-
 def _targets(model: Checkpoint, edits: Edits) -> Targets:
     """Return the weights written for each source weight. A tied output layer may get its own.
 
@@ -82,6 +63,7 @@ def _targets(model: Checkpoint, edits: Edits) -> Targets:
 
 def plan(model: Checkpoint, edits: Edits) -> streaming.MergePlan:
     """Return what a merge would write, from headers alone."""
+    list_companions(model.directory)  # raises for links out of the directory
     return streaming.plan(model, _targets(model, edits))
 
 
@@ -92,6 +74,7 @@ def merge_many(
 
     The directories exist and are empty. Options, result and errors are those of `streaming.write`.
     """
+    list_companions(model.directory)  # raises before hours of merging
     targets = {directory: _targets(model, edits) for directory, edits in outputs.items()}
     written = streaming.write(model, targets, **options)
     for directory, merged in targets.items():
