@@ -75,13 +75,12 @@ def save_adapter(directory: Path, model: Path, *, seed: int = 1, **settings: Any
 
 
 def spoil(directory: Path, value: float = math.nan, *, weight: str = "q_proj") -> str:
-    """Set the first number of the first weight with `weight` in its name; return that name.
-
-    Without a manifest's hash to contradict them, such weights look like any other.
-    """
-    path = next(iter(sorted(directory.glob("*.safetensors"))))
-    tensors = load_file(path)
-    name = next(name for name in sorted(tensors) if weight in name)
-    tensors[name].view(-1)[0] = value
-    save_file(tensors, path, metadata={"format": "pt"})
-    return name
+    """Set the first number of the first weight with `weight` in its name; return that name."""
+    for path in sorted(directory.glob("*.safetensors")):
+        tensors = load_file(path)
+        for name in sorted(tensors):
+            if weight in name:
+                tensors[name].view(-1)[0] = value
+                save_file(tensors, path, metadata={"format": "pt"})
+                return name
+    raise ValueError(f"{directory} has no weight {weight}")

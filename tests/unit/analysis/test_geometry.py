@@ -175,3 +175,13 @@ def test_a_missing_weight_is_an_error(models: tuple[Path, ...]) -> None:
     smaller = tiny.save_model(base.parent / "smaller", num_hidden_layers=1)
     with pytest.raises(InputError, match=r"smaller has no weight model\.layers\.1\."):
         geometry.geometry(smaller, version, ported, native)
+
+
+@pytest.mark.parametrize("spoiled", ["base", "version"])
+def test_a_weight_that_is_not_finite_is_an_error(models: tuple[Path, ...], spoiled: str) -> None:
+    directory = models[["base", "version"].index(spoiled)]
+    name = tiny.spoil(directory)
+    with pytest.raises(
+        InputError, match=rf"weights of .*/{spoiled} are not finite \(first: {name}"
+    ):
+        geometry.geometry(*models)

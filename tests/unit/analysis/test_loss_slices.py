@@ -119,3 +119,21 @@ def test_a_task_without_documents_is_an_error(line: tuple[Path, Path, Path]) -> 
     tokenizer = AutoTokenizer.from_pretrained(line[0])
     with pytest.raises(InputError, match="no documents"):
         loss_slices.encode(tokenizer, [], 64)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(line: tuple[Path, Path, Path]) -> None:
+    version, carried, native = line
+    model = AutoModelForCausalLM.from_pretrained(version, dtype=torch.float32)
+    tiny.spoil(native)
+    tokenizer = AutoTokenizer.from_pretrained(version)
+    message = r"^.*/carried to .*/native, t = 1: the loss of 3 of 3 items is not finite; "
+    with pytest.raises(InputError, match=message):
+        loss_slices.loss_slice(
+            model,
+            loss_slices.encode(tokenizer, EXAMPLES, 64),
+            carried=carried,
+            retrained=native,
+            at=[1.0],
+            padding=tokenizer.eos_token_id,
+            batch_size=3,
+        )

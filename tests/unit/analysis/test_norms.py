@@ -1,5 +1,6 @@
 """Norms from factors, checked against expanded matrices."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portllm.analysis import norms
+from portllm.errors import InputError
 from portllm.transplant import edits
 from portllm.weights import adapters
 from portllm.weights.checkpoints import Checkpoint
@@ -80,3 +82,15 @@ def test_a_patch_has_no_residual_against_itself(tmp_path: Path) -> None:
     version = tiny.save_model(tmp_path / "version")
     patch = tiny.save_adapter(tmp_path / "patch", version)
     assert norms.norms(version, patch, patch)["relative_residual"] < 1e-7
+
+
+def test_numbers_that_are_not_finite_are_errors(tmp_path: Path) -> None:
+    version = tiny.save_model(tmp_path / "version")
+    patch = tiny.save_adapter(tmp_path / "patch", version)
+    name = tiny.spoil(version, math.inf)
+    with pytest.raises(InputError, match=rf"weights of .*/version are not finite \(first: {name}"):
+        norms.norms(version, patch, patch)
+    spoiled = tiny.save_adapter(tmp_path / "spoiled", version)
+    name = tiny.spoil(spoiled)
+    with pytest.raises(InputError, match=rf"spoiled/.*{name}: found NaN or infinity"):
+        norms.norms(version, patch, spoiled)

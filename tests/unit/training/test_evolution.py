@@ -251,6 +251,15 @@ def test_movement_against_float64(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert movement.movement(base, base)["relative"] == 0
 
 
+@pytest.mark.parametrize("spoiled", ["base", "version"])
+def test_movement_of_a_weight_that_is_not_finite_is_an_error(tmp_path: Path, spoiled: str) -> None:
+    base = tiny.save_model(tmp_path / "base")
+    version = tiny.save_model(tmp_path / "version", seed=3)
+    name = tiny.spoil(tmp_path / spoiled)
+    with pytest.raises(InputError, match=rf"/{spoiled}: weight {name} is not finite"):
+        movement.movement(base, version)
+
+
 def test_movement_needs_equal_shapes(tmp_path: Path) -> None:
     base = tiny.save_model(tmp_path / "base")
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
