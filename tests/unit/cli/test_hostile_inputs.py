@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -480,3 +481,86 @@ def test_links_of_the_hubs_cache_and_of_a_study_are_followed(place: Path, portll
     assert written.keys() == expected.keys()
     same = written.keys() - {"manifest.json"}
     assert {name: written[name] for name in same} == {name: expected[name] for name in same}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 4}, "lora_A.weight: found rank 2, expected 4 (r or rank_pattern in "),
+        ({"r": 0}, "lora_A.weight: found rank 2, expected 0 (r or rank_pattern in "),
+        ({"rank_pattern": {"q_proj": 3}}, "q_proj.lora_A.weight: found rank 2, expected 3 "),
+        ({"alpha_pattern": {"(.*a)*b": 3}}, "alpha_pattern: found '(.*a)*b', expected a pattern"),
+        ({"rank_pattern": {"a?" * 40: 3}}, "rank_pattern: found 'a?a?"),
+        ({"alpha_pattern": {"(q_proj": 3}}, "alpha_pattern: '(q_proj': missing )"),
+        (None, "found [], expected an object"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern: found ['q_proj'], expected an object"),
+    ],
+)
+def test_ranks_and_patterns_fit_the_tensors(
+    place: Path, portllm: Run, change: dict[str, Any] | None, message: str
+) -> None:
+    path = place / "patch" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps([] if change is None else {**config, **change}))
+    for arguments in (["check"], ["merge", "--output", "merged"], ["port", "--output", "merged"]):
+        error = portllm(*arguments)
+        assert is_one_line(error), error
+        assert error.startswith("error: patch/adapter_")
+        assert message in error
+    assert not (place / "merged").exists()
+
+
+def change_header(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header = change(header) or header
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+def overlap(header: dict[str, Any]) -> None:
+    first, second, *_ = sorted(
+        (entry for name, entry in header.items() if name != "__metadata__"),
+        key=lambda entry: entry["data_offsets"],
+    )
+    second["data_offsets"][0] = first["data_offsets"][0]
+
+
+def first_entry(header: dict[str, Any]) -> dict[str, Any]:
+    return next(entry for name, entry in header.items() if name != "__metadata__")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        overlap,
+        lambda header: first_entry(header).update(shape=[1]),
+        lambda header: first_entry(header).update(shape=[-1, "a"]),
+        lambda header: first_entry(header).update(data_offsets=[0]),
+        lambda header: first_entry(header).update(data_offsets=[10**30, 10**31]),
+        lambda header: first_entry(header).update(dtype="F1"),
+        lambda header: first_entry(header).pop("dtype") and None,
+        lambda header: dict.fromkeys(header, 5),
+        list,
+    ],
+)
+def test_what_the_safetensors_library_refuses_is_an_error(
+    place: Path, portllm: Run, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    names = json.loads((place / "base" / INDEX).read_text())["weight_map"].values()
+    count = {name: len(load_file(place / "base" / name)) for name in names}
+    shard = place / "base" / max(count, key=count.__getitem__)
+    adapter = place / "patch" / "adapter_model.safetensors"
+    for file in (shard, adapter):
+        original = file.read_bytes()
+        change_header(file, change)
+        for name in ("merge", "port"):
+            if file == shard and name == "port":
+                continue  # which reads no more of the base than the shapes of its weights
+            error = portllm(name, "--output", "out")
+            assert is_one_line(error), error
+            place_named = (str(file.relative_to(place)), "does not fit", "the adapter's factors")
+            assert any(text in error for text in place_named), error
+        file.write_bytes(original)
+    assert not (place / "out").exists()

@@ -6,7 +6,6 @@ needs no model class, and never more than a block of the weight in memory.
 
 import logging
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,15 +26,8 @@ log = logging.getLogger(__name__)
 
 
 def scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """Return the factor of B·A: alpha/r, or alpha/√r for rslora (Kalajdzievski 2023).
-
-    `alpha_pattern` is matched as PEFT does: a regular expression for the end of the name.
-    """
-    alpha = config["lora_alpha"]
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
+    """Return the factor of B·A: alpha/r, or alpha/√r for rslora (Kalajdzievski 2023)."""
+    alpha = adapters.value_for_module(config, "lora_alpha", "alpha_pattern", module)
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 

@@ -58,6 +58,8 @@ class MergePlan:
 
 def plan(model: Checkpoint, targets: Targets) -> MergePlan:
     """Return what `write` would write for one output, from headers alone."""
+    for shard in model.shards:
+        shard.validate()
     tensors = {tensor.name: tensor for shard in model.shards for tensor in shard.tensors}
     for name, results in targets.items():
         if name not in tensors:

@@ -41,6 +41,9 @@ _REFUSED = {
     "arrow_config": "it routes between several adapters",
     "monteclora_config": "it samples its factors",
 }
+_DEFAULTS = {"r": 8, "lora_alpha": 8}
+"""PEFT's, for configurations without these keys."""
+
 # With these, PEFT subtracts a part of the base's weights before it trains.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -96,7 +99,22 @@ class StoredAdapter:
         changed = _changed_shapes(shapes, fan_in_fan_out=bool(self.config.get("fan_in_fan_out")))
         if not changed:
             raise InputError(f"{path}: found no LoRA factors, expected lora_A and lora_B of layers")
+        self._check_ranks(shapes)
         return changed
+
+    def _check_ranks(self, shapes: Shapes) -> None:
+        # The scale divides by the rank, and PEFT refuses tensors of another rank than configured.
+        for weight, parts in factors(list(shapes)).items():
+            both = pair(parts)
+            if both is None:
+                continue
+            name, module = both[0], weight.removesuffix(".weight")
+            expected = value_for_module(self.config, "r", "rank_pattern", module)
+            if shapes[name][0] != expected or expected < 1:
+                raise InputError(
+                    f"{self.directory / WEIGHTS}: {name}: found rank {shapes[name][0]}, expected "
+                    f"{expected} (r or rank_pattern in {CONFIG}), at least 1"
+                )
 
     @cached_property
     def known_fingerprint(self) -> dict[str, Any]:
@@ -121,6 +139,7 @@ class StoredAdapter:
     def load(self) -> Adapter:
         """Read the tensors; raises InputError for tensors that cannot be used or are not finite."""
         _ = self.changed_shapes
+        self.file.validate()
         tensors = self.file.read_arrays()
         for name, tensor in tensors.items():
             numbers.check_all_finite(tensor, f"{self.file.path}: {name}")
@@ -164,6 +183,17 @@ def link(source: Path, directory: Path) -> None:
         (directory / name).symlink_to((source / name).resolve())
 
 
+def value_for_module(config: dict[str, Any], key: str, patterns: str, module: str) -> float:
+    """Return the value of `key` for a module, from `patterns` if one of them matches.
+
+    As in PEFT, a pattern is a regular expression for the end of the module's name.
+    """
+    for pattern, value in (config.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return config.get(key, _DEFAULTS[key])
+
+
 def is_sum(adapter: Adapter) -> bool:
     """Whether the adapter does nothing but add B·A to weights."""
     parts = factors(list(adapter.tensors)).values()
@@ -171,6 +201,8 @@ def is_sum(adapter: Adapter) -> bool:
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found {config!r:.60}, expected an object")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise InputError(f"{path}: found peft_type {kind!r}, expected LORA")
@@ -182,6 +214,7 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
     for option, reason in _REFUSED.items():
         if config.get(option):
             raise InputError(f"{path}: {option} is set: {reason}; expected plain LoRA")
+    _check_patterns(config, path)
     for name, value in _numbers_of_config(config):
         numbers.check_finite(value, f"{path}: {name}")
     start = config.get("init_lora_weights")
@@ -199,6 +232,29 @@ def _numbers_of_config(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (config.get(name) or {}).items():
             yield f"{name}.{pattern}", value
+
+
+def _check_patterns(config: dict[str, Any], path: Path) -> None:
+    """Raise InputError for patterns that are invalid, or whose matching may never end.
+
+    Time grows exponentially with repeated groups such as `(a+)+`, and with the number of
+    repetitions as its exponent.
+    """
+    for name in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(name) or {}
+        if not isinstance(patterns, dict):
+            raise InputError(f"{path}: {name}: found {patterns!r:.60}, expected an object")
+        for pattern in patterns:
+            is_slow = len(re.findall(r"[*+?{]", pattern)) > 4 or re.search(r"\)[*+{]", pattern)
+            if is_slow or len(pattern) > 1000:
+                raise InputError(
+                    f"{path}: {name}: found {pattern!r:.80}, expected a pattern without repeated "
+                    "groups and with at most four repetitions"
+                )
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise InputError(f"{path}: {name}: {pattern!r:.80}: {error}") from None
 
 
 def _is_base_copy(name: str) -> bool:

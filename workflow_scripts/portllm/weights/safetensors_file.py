@@ -34,6 +34,17 @@ class StoredTensor:
         return self.end - self.begin
 
 
+def _is_entry(entry: Any) -> bool:
+    """Whether a value of a header describes a tensor."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
+        return False
+    sizes = (*shape, *offsets)
+    return all(type(size) is int and size >= 0 for size in sizes) and offsets[0] <= offsets[1]
+
+
 @dataclass(frozen=True)
 class SafetensorsFile:
     """An opened safetensors file.
@@ -56,18 +67,51 @@ class SafetensorsFile:
             if 8 + length > size:
                 raise InputError(f"{path}: truncated in its header")
             opened = cls(path, size, prefix + file.read(length))
+        opened._check_entries()
         ends = [entry["data_offsets"][1] for entry in opened.entries.values()]
         expected = len(opened.header) + max(ends, default=0)
         if size != expected:
             raise InputError(f"{path}: truncated: found {size} bytes, expected {expected}")
         return opened
 
+    def _check_entries(self) -> None:
+        if not isinstance(self.parsed_header, dict):
+            raise InputError(f"{self.path}: damaged: its header is not an object")
+        for name, entry in self.entries.items():
+            if not _is_entry(entry):
+                raise InputError(
+                    f"{self.path}: damaged: {name}: found {entry!r:.80}, expected dtype, shape and "
+                    "data_offsets"
+                )
+        end = 0
+        for tensor in self.tensors:
+            begin = tensor.begin - len(self.header)
+            if begin != end:
+                raise InputError(
+                    f"{self.path}: damaged: {tensor.name}: found data_offsets from {begin}, "
+                    f"expected {end}, the end of the tensor before"
+                )
+            end = begin + tensor.size
+
+    def validate(self) -> None:
+        """Have the safetensors library check the file, as those that load it will.
+
+        Raises InputError for what it refuses, such as a shape that does not match the offsets.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, framework="numpy"):
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{self.path}: damaged: {error}") from None
+
     @cached_property
     def parsed_header(self) -> dict[str, Any]:
         """The header as JSON: dtype, shape and data offsets per tensor, and the metadata."""
         try:
             return json.loads(self.header[8:])
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InputError(f"{self.path}: damaged: its header is not valid JSON") from None
 
     @property
