@@ -43,7 +43,7 @@ def overflowing(directory: Path, model: Path) -> Path:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_version_that_is_not_finite_is_not_loaded(model: Path, value: float) -> None:
     name = tiny.spoil(model, value)
-    message = rf"^1 of 21 weights of .*/model.* are not finite \(first: {name}\); make this version"
+    message = rf"^1 of 21 weights of .*/model.* are not finite \(first: {name}\); fetch or train"
     with pytest.raises(InputError, match=message):
         hf.HfScorer(model, SETTINGS)
     with pytest.raises(InputError, match=message):

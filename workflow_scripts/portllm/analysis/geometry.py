@@ -226,7 +226,9 @@ def geometry(base: Path, version: Path, ported: Path, native: Path) -> dict[str,
             if name not in model.shard_of:
                 raise InputError(f"{model} has no weight {name}, which a patch changes")
             finite.check(
-                [(name, model.read(name))], f"weights of {model}", "make this version again"
+                [(name, model.read(name))],
+                f"weights of {model}",
+                "fetch or train this version again",
             )
         old, new = before.read(name), after.read(name)
         update = new.double() - old.double()

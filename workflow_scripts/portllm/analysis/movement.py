@@ -41,7 +41,9 @@ def movement(base: Path, version: Path) -> dict[str, float | int]:
             squares["difference"] += float(((after.double() - before.double()) ** 2).sum())
         if not all(map(math.isfinite, squares.values())):
             place = version if math.isfinite(squares["base"]) else base
-            raise InputError(f"{place}: weight {name} is not finite; make this version again")
+            raise InputError(
+                f"{place}: weight {name} is not finite; fetch or train this version again"
+            )
         compared += tensor.numel()
     return {
         "parameters": compared,

@@ -98,7 +98,7 @@ def norms(version: Path, ported: Path, native: Path) -> dict[str, float | int]:
         if name not in model.shard_of:
             raise InputError(f"{version} has no weight {name}, which a patch changes")
         weight = model.read(name)
-        finite.check([(name, weight)], f"weights of {version}", "make this version again")
+        finite.check([(name, weight)], f"weights of {version}", "fetch or train this version again")
         change = residual(None, first[name]) if name in first else None
         zero = torch.zeros(weight.shape[0], 1).double(), torch.zeros(1, weight.shape[1]).double()
         left, right = change or zero

@@ -97,7 +97,7 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
     model.eval()
     kind = f"weights of {directory} in {str(model.dtype).removeprefix('torch.')}"
-    finite.check(model.named_parameters(), kind, "make this version again")
+    finite.check(model.named_parameters(), kind, "fetch or train this version again")
     return model, AutoTokenizer.from_pretrained(directory)
 
 

@@ -133,7 +133,7 @@ class VllmScorer:
         """
         arguments = engine(version, settings, directories, gpus)
         weights = Checkpoint(version).tensors()
-        finite.check(weights, f"weights of {version}", "make this version again")
+        finite.check(weights, f"weights of {version}", "fetch or train this version again")
         for directory in directories:
             tensors = finite.stored(directory / adapters.WEIGHTS)
             finite.check(tensors, f"tensors of the patch {directory}", "train it again")

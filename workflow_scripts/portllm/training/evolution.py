@@ -185,7 +185,11 @@ def _read_divergence(record: Path, recipe: Path) -> str | None:
         return None
     model = yaml.safe_load(recipe.read_text())["base_model"]
     initial = finite.problem(Checkpoint(Path(model)).tensors(), f"weights of {model}")
-    return f"{initial}; make this version again" if initial else files.read_json(record)["message"]
+    return (
+        f"{initial}; fetch or train this version again"
+        if initial
+        else files.read_json(record)["message"]
+    )
 
 
 def _stream(

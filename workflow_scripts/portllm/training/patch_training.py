@@ -187,7 +187,9 @@ def load_model(directory: Path, settings: LoraSettings) -> Any:
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     model.config.use_cache = False
-    finite.check(model.named_parameters(), f"weights of {directory}", "make this version again")
+    finite.check(
+        model.named_parameters(), f"weights of {directory}", "fetch or train this version again"
+    )
     return model
 
 
