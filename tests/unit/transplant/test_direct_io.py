@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gc
 import hashlib
 import os
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_files() -> int:
+    gc.collect()  # closes what earlier tests have left to the collector
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
