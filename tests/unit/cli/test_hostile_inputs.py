@@ -564,3 +564,19 @@ def test_what_the_safetensors_library_refuses_is_an_error(
             assert any(text in error for text in place_named), error
         file.write_bytes(original)
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret", "ABSOLUTE", "folder/../../secret"])
+def test_a_manifest_names_files_of_its_directory_only(place: Path, portllm: Run, name: str) -> None:
+    (place / "secret").write_text("mine")
+    name = str(place / "secret") if name == "ABSOLUTE" else name
+    (place / "base" / "folder").mkdir()
+    manifest = place / "base" / "manifest.json"
+    manifest.write_text(json.dumps({"content_hash": "0", "sizes": {name: 4}}))
+    error = portllm("merge", "--output", "merged")
+    assert is_one_line(error), error
+    assert f"base is damaged: its manifest names {name}, which is outside of it" in error
+    assert not (place / "merged").exists()
+    manifest.write_text(json.dumps({"content": {name: "0"}, "content_hash": "0", "sizes": {}}))
+    done = run_program("check_results.py", str(place / "base"), "--contents")
+    assert f"its manifest names {name}, which is outside of it" in done.stdout + done.stderr

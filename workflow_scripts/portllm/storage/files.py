@@ -155,14 +155,22 @@ def sizes(directory: Path, *, exclude: frozenset[str] = frozenset()) -> dict[str
     return {name: path.stat().st_size for name, path in _files_below(directory, exclude).items()}
 
 
+def leaves_directory(name: str) -> bool:
+    """Whether a relative path in a manifest leads out of the manifest's directory."""
+    path = Path(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 def size_mismatch(directory: Path, expected: Mapping[str, int]) -> str | None:
-    """Describe the first file that is missing or has the wrong size; None if all match.
+    """Describe the first file that is missing, elsewhere or of another size; None if all match.
 
     Args:
         directory: the directory to check.
         expected: sizes in bytes by relative path, as `sizes` returns them.
     """
     for name, size in expected.items():
+        if leaves_directory(name):
+            return f"its manifest names {name}, which is outside of it"
         try:
             actual = (directory / name).stat().st_size
         except OSError:
