@@ -13,10 +13,10 @@ rule measure_movement:
         mem_mb=asks("measure_movement", "mem_mb", 2000),
         runtime=asks("measure_movement", "runtime", 60),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/measure_movement.py --base {input.base}"
-        " --version {input.version}"
-        " --names model={wildcards.model} version={wildcards.version} --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/measure_movement.py" --base {input.base:q}'
+        " --version {input.version:q}"
+        " --names model={wildcards.model:q} version={wildcards.version:q} --output {output:q} >{log:q} 2>&1"
 
 
 rule measure_norms:
@@ -35,12 +35,12 @@ rule measure_norms:
         mem_mb=asks("measure_norms", "mem_mb", 2000),
         runtime=asks("measure_norms", "runtime", 60),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/measure_norms.py --version {input.version}"
-        " --ported {input.ported} --native {input.native} --output {output}"
-        " --names model={wildcards.model} version={wildcards.applied_to}"
-        " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
-        " >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/measure_norms.py" --version {input.version:q}'
+        " --ported {input.ported:q} --native {input.native:q} --output {output:q}"
+        " --names model={wildcards.model:q} version={wildcards.applied_to:q}"
+        " trained_on={wildcards.trained_on:q} task={wildcards.task:q} seed={wildcards.seed:q}"
+        " >{log:q} 2>&1"
 
 
 rule measure_geometry:
@@ -60,12 +60,12 @@ rule measure_geometry:
         mem_mb=asks("measure_geometry", "mem_mb", 2000),
         runtime=asks("measure_geometry", "runtime", 60),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/measure_geometry.py --base {input.base} --version {input.version}"
-        " --ported {input.ported} --native {input.native} --output {output}"
-        " --names model={wildcards.model} version={wildcards.applied_to}"
-        " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
-        " >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/measure_geometry.py" --base {input.base:q} --version {input.version:q}'
+        " --ported {input.ported:q} --native {input.native:q} --output {output:q}"
+        " --names model={wildcards.model:q} version={wildcards.applied_to:q}"
+        " trained_on={wildcards.trained_on:q} task={wildcards.task:q} seed={wildcards.seed:q}"
+        " >{log:q} 2>&1"
 
 
 rule measure_loss_slice:
@@ -91,9 +91,9 @@ rule measure_loss_slice:
             stage_settings.loss_slice_settings(config, wildcards.task)
         ),
     shell:
-        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/measure_loss_slice.py --version {input.version}"
-        " --carried {input.ported} --native {input.native} --task {input.task} {params.settings}"
-        " --names model={wildcards.model} version={wildcards.applied_to}"
-        " trained_on={wildcards.trained_on} task={wildcards.task} seed={wildcards.seed}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/measure_loss_slice.py" --version {input.version:q}'
+        " --carried {input.ported:q} --native {input.native:q} --task {input.task:q} {params.settings}"
+        " --names model={wildcards.model:q} version={wildcards.applied_to:q}"
+        " trained_on={wildcards.trained_on:q} task={wildcards.task:q} seed={wildcards.seed:q}"
+        " --output {output:q} >{log:q} 2>&1"

@@ -28,9 +28,9 @@ rule pretrain:
             stage_settings.pretraining_settings(config, wildcards.model)
         ),
     shell:
-        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/pretrain.py --corpus {input.corpus} {params.settings}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/pretrain.py" --corpus {input.corpus:q} {params.settings}'
+        " --output {output:q} >{log:q} 2>&1"
 
 
 rule fetch_model:
@@ -53,7 +53,7 @@ rule fetch_model:
         runtime=asks("fetch_model", "runtime", 240),
     params:
         source=lambda wildcards: options(matrix.sources(config, wildcards.model)[wildcards.version]),
-        hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/fetch_model.py {params.source} {params.hub_mirror}"
-        " --output {output} >{log} 2>&1"
+        '"$EVAL_PYTHON" "$SCRIPTS/fetch_model.py" {params.source} {params.hub_mirror}'
+        " --output {output:q} >{log:q} 2>&1"

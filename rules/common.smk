@@ -41,9 +41,8 @@ os.environ["WORKFLOW_PYTHON"] = "python" if WITH_CONDA else sys.executable
 # Checkpoints are kept outside outputs, because Snakemake deletes the outputs of a failed job.
 os.environ["CHECKPOINTS"] = str(PLACE.results / "checkpoints")
 
-# Runs a command on devices that no other job holds; other jobs see no device. It also watches the
-# command, even without devices: it reports why the command ended, and stops it if the run is gone.
-os.environ["RUN_JOB"] = "{WORKFLOW_PYTHON} {SCRIPTS}/run_job.py".format(**os.environ)
+# Jobs see no device, except those that run_job.py leases for them. It also watches the command, even
+# without devices: it reports why the command ended, and stops it if the run is gone.
 os.environ.update(devices.hidden(os.environ))
 os.environ[supervision.SNAKEMAKE_PID] = str(os.getpid())
 
@@ -109,7 +108,6 @@ envvars:
     "EVAL_PYTHON",
     "WORKFLOW_PYTHON",
     "CHECKPOINTS",
-    "RUN_JOB",
 
 
 def asks(rule, name, default):

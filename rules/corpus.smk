@@ -15,8 +15,8 @@ rule make_corpus:
         runtime=asks("make_corpus", "runtime", 60),
     params:
         definition=lambda wildcards: options({"definition": config["corpora"][wildcards.corpus]}),
-        hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/make_corpus.py {params.definition} {params.hub_mirror}"
-        " --output {output.rows} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/make_corpus.py" {params.definition} {params.hub_mirror}'
+        " --output {output.rows:q} >{log:q} 2>&1"

@@ -22,10 +22,10 @@ rule preprocess:
             stage_settings.evolution_settings(config, wildcards.version)
         ),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
-        " --recipe {input.recipe} {params.settings} --work $CHECKPOINTS/evolve"
-        " --preprocess-only --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$TRAIN_PYTHON" "$SCRIPTS/evolve.py" --model {input.model:q} --corpus {input.corpus:q}'
+        ' --recipe {input.recipe:q} {params.settings} --work "$CHECKPOINTS/evolve"'
+        " --preprocess-only --output {output:q} >{log:q} 2>&1"
 
 
 rule evolve:
@@ -62,7 +62,7 @@ rule evolve:
         # Not used either: a recipe says how large the batch is on each device.
         devices=lambda wildcards: asks("evolve", "gpu", 1)(wildcards, attempt=1),
     shell:
-        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
-        " $TRAIN_PYTHON $SCRIPTS/evolve.py --model {input.model} --corpus {input.corpus}"
-        " --recipe {input.recipe} {params.settings} --prepared {input.prepared}"
-        " --work $CHECKPOINTS/evolve --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
+        ' "$TRAIN_PYTHON" "$SCRIPTS/evolve.py" --model {input.model:q} --corpus {input.corpus:q}'
+        " --recipe {input.recipe:q} {params.settings} --prepared {input.prepared:q}"
+        ' --work "$CHECKPOINTS/evolve" --output {output:q} >{log:q} 2>&1'

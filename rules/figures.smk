@@ -21,5 +21,5 @@ rule make_figure:
     params:
         settings=lambda wildcards: options({"settings": FIGURES.program_settings(wildcards.figure)}),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_figure.py {input.sources} {params.settings}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/make_figure.py" {input.sources:q} {params.settings}'
+        " --output {output:q} >{log:q} 2>&1"

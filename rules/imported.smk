@@ -18,5 +18,5 @@ rule import_scores:
             {"settings": stage_settings.imported_settings(config, wildcards.source)}
         ),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/import_scores.py --name {wildcards.source} {params.settings}"
-        " --scores {output.scores} --files {output.files} --notes {output.notes} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/import_scores.py" --name {wildcards.source:q} {params.settings}'
+        " --scores {output.scores:q} --files {output.files:q} --notes {output.notes:q} >{log:q} 2>&1"

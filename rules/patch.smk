@@ -28,7 +28,7 @@ rule fetch_patch:
             stage_settings.fetch_patch_settings(config, EXISTING_PATCHES[wildcards.existing])
         ),
     shell:
-        "$EVAL_PYTHON $SCRIPTS/fetch_patch.py {params.source} --output {output} >{log} 2>&1"
+        '"$EVAL_PYTHON" "$SCRIPTS/fetch_patch.py" {params.source} --output {output:q} >{log:q} 2>&1'
 
 
 rule train_patch:
@@ -63,7 +63,7 @@ rule train_patch:
             {"seed": wildcards.seed, "names": stage_settings.names(wildcards)}
         ),
     shell:
-        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
-        " $TRAIN_PYTHON $SCRIPTS/train_patch.py --model {input.model} --task {input.task}"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
+        ' "$TRAIN_PYTHON" "$SCRIPTS/train_patch.py" --model {input.model:q} --task {input.task:q}'
         " {params.settings} {params.names} --checkpoint-steps {resources.checkpoint_steps}"
-        " --work $CHECKPOINTS/train_patch --output {output} >{log} 2>&1"
+        ' --work "$CHECKPOINTS/train_patch" --output {output:q} >{log:q} 2>&1'

@@ -17,7 +17,7 @@ rule plan:
         ),
         same_study=lambda wildcards: options(plan_inputs.study_options(workflow)),
     shell:
-        "{params.python} -m snakemake --summary {params.same_study} 2>{log}"
-        " | {params.python} $SCRIPTS/plan.py --summary /dev/stdin"
+        "{params.python:q} -m snakemake --summary {params.same_study} 2>{log:q}"
+        ' | {params.python:q} "$SCRIPTS/plan.py" --summary /dev/stdin'
         " --study <(printf %s {params.study:q})"
         " || [ $? -eq 141 ]"

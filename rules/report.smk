@@ -13,8 +13,8 @@ rule make_report:
     conda:
         "../envs/workflow.yaml"
     params:
-        settings=options({"settings": summary.report_settings(config)}),
+        settings=lambda wildcards: options({"settings": summary.report_settings(config)}),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_report.py --tables {input.tables} --figures {input.figures}"
-        " --imported {input.imported} --sections {input.sections} --template {input.template} {params.settings}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/make_report.py" --tables {input.tables:q} --figures {input.figures:q}'
+        " --imported {input.imported:q} --sections {input.sections:q} --template {input.template:q} {params.settings}"
+        " --output {output:q} >{log:q} 2>&1"

@@ -40,11 +40,11 @@ rule score:
             )
         ),
     shell:
-        "$RUN_JOB {resources.gpu} --mem-mb {resources.mem_mb} --"
-        " $SCORE_PYTHON $SCRIPTS/score.py --gpus {resources.gpu} --version {input.version} --task {input.task}"
-        " --names model={wildcards.model} applied_to={wildcards.applied_to} task={wildcards.task}"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
+        ' "$SCORE_PYTHON" "$SCRIPTS/score.py" --gpus {resources.gpu} --version {input.version:q} --task {input.task:q}'
+        " --names model={wildcards.model:q} applied_to={wildcards.applied_to:q} task={wildcards.task:q}"
         " {params.settings} {params.cells}"
-        " --results {output.results} --samples {output.samples} >{log} 2>&1"
+        " --results {output.results:q} --samples {output.samples:q} >{log:q} 2>&1"
 
 
 rule collect_scores:
@@ -59,5 +59,5 @@ rule collect_scores:
     conda:
         "../envs/workflow.yaml"
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/collect_scores.py {input.results} --imported {input.imported}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/collect_scores.py" {input.results:q} --imported {input.imported:q}'
+        " --output {output:q} >{log:q} 2>&1"

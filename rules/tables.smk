@@ -22,5 +22,5 @@ rule make_table:
     params:
         settings=lambda wildcards: options({"settings": TABLES.program_settings(wildcards.table)}),
     shell:
-        "$WORKFLOW_PYTHON $SCRIPTS/make_table.py {input.sources} --notes {input.notes} {params.settings}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/make_table.py" {input.sources:q} --notes {input.notes:q} {params.settings}'
+        " --output {output:q} >{log:q} 2>&1"

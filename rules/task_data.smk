@@ -16,8 +16,8 @@ rule make_task_data:
         settings=lambda wildcards: options(
             stage_settings.task_data_settings(config, wildcards.task)
         ),
-        hub_mirror=options({"hub_mirror": config["hub_mirror"]}),
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/make_task_data.py {params.settings} {params.hub_mirror}"
-        " --output {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/make_task_data.py" {params.settings} {params.hub_mirror}'
+        " --output {output:q} >{log:q} 2>&1"

@@ -15,11 +15,11 @@ rule transplant:
     params:
         method=lambda wildcards: options(stage_settings.method_settings(config, wildcards.method)),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.patch} --version {input.version}"
-        " {params.method} --adapter {output} --names model={wildcards.model}"
-        " trained_on={wildcards.trained_on} applied_to={wildcards.applied_to}"
-        " task={wildcards.task} method={wildcards.method} seed={wildcards.seed} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/transplant.py" --patch {input.patch:q} --version {input.version:q}'
+        " {params.method} --adapter {output:q} --names model={wildcards.model:q}"
+        " trained_on={wildcards.trained_on:q} applied_to={wildcards.applied_to:q}"
+        " task={wildcards.task:q} method={wildcards.method:q} seed={wildcards.seed:q} >{log:q} 2>&1"
 
 
 rule merge:
@@ -37,6 +37,6 @@ rule merge:
         mem_mb=asks("merge", "mem_mb", 2000),
         runtime=asks("merge", "runtime", 60),
     shell:
-        "$RUN_JOB 0 --mem-mb {resources.mem_mb} --"
-        " $EVAL_PYTHON $SCRIPTS/transplant.py --patch {input.adapter} --version {input.version}"
-        " --merged {output} >{log} 2>&1"
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/transplant.py" --patch {input.adapter:q} --version {input.version:q}'
+        " --merged {output:q} >{log:q} 2>&1"
