@@ -1,4 +1,4 @@
-"""`envs/make.sh`: what it starts from, what it installs, and what it says when it cannot."""
+"""`envs/make.sh` finds uv or Python, installs the pins, and explains what is missing."""
 
 import os
 import shutil

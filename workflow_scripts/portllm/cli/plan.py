@@ -33,7 +33,7 @@ def find_checkout(start: Path, package: Path = Path(portllm.__file__).parent) ->
 
 
 def find_snakemake(checkout: Path) -> Path:
-    """Find the workflow's own Snakemake, else one on the PATH; InputError where there is none."""
+    """Find the workflow's Snakemake, or else one on the PATH; raise InputError if there is none."""
     own = checkout / ".venvs" / "workflow" / "bin" / "snakemake"
     if own.exists():
         return own

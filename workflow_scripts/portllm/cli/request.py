@@ -9,7 +9,7 @@ from typing import Any
 from portllm.cli import outputs
 from portllm.data import references
 from portllm.errors import InputError
-from portllm.weights import numbers
+from portllm.weights import finite
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Request:
                 f"--weight: {len(self.weights)} given, expected one for each of {patches} patches"
             )
         for weight in self.weights or ():
-            numbers.check_finite(weight, "--weight")
+            finite.check_number(weight, "--weight")
         if checkpoints > 1 and checkpoints != patches:
             raise InputError(
                 f"--output: {checkpoints} given, expected one (the sum of all patches) or one for "

@@ -19,7 +19,7 @@ from portllm.errors import InputError
 from portllm.transplant import methods
 from portllm.transplant.blocks import Apply
 from portllm.transplant.ports import Port
-from portllm.weights import adapters, numbers
+from portllm.weights import adapters, finite
 from portllm.weights.adapters import Adapter
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Delta:
 def _delta(adapter: Adapter, weight: str, a: str, b: str) -> Delta:
     tensors = adapter.tensors[a], adapter.tensors[b]
     for name, tensor in zip((a, b), tensors, strict=True):
-        numbers.check_all_finite(tensor, f"adapter tensor {name}")
+        finite.check_array(tensor, f"adapter tensor {name}")
     factor = scaling(adapter.config, weight.removesuffix(".weight"), tensors[0].shape[0])
     _check_scale(factor, weight)
     transposed = ".lora_embedding_A" in a or bool(adapter.config.get("fan_in_fan_out"))
@@ -202,7 +202,7 @@ def edits_of(adapter: Adapter, *, weight: float = 1.0) -> Edits:
 
 
 def _check_scale(scale: float, name: str) -> None:
-    numbers.check_finite(scale, f"{name}: scale of the patch (its weight times lora_alpha/r)")
+    finite.check_number(scale, f"{name}: scale of the patch (its weight times lora_alpha/r)")
 
 
 def _terms(patches: Iterable[tuple[Adapter, float]]) -> dict[str, list[tuple[float, Delta]]]:

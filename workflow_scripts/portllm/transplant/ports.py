@@ -15,7 +15,7 @@ from typing import Any
 from portllm.errors import InputError
 from portllm.storage.files import read_json, write_json
 from portllm.transplant import methods
-from portllm.weights import adapters, numbers
+from portllm.weights import adapters, finite
 from portllm.weights.adapters import Adapter, StoredAdapter
 
 RECIPE = "transplant.json"
@@ -114,7 +114,7 @@ def read(directory: Path) -> Port:
     for index, (name, weight) in enumerate(entries):
         place = f"{directory / RECIPE}: patches[{index}]"
         _check_inside(name, directory, f"{place}.directory")
-        numbers.check_finite(weight, f"{place}.weight")
+        finite.check_number(weight, f"{place}.weight")
         patches.append(WeightedPatch(StoredAdapter(directory / name), float(weight)))
     return Port(tuple(patches), method, methods.check(method, parameters))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from portllm.errors import InputError, nearest
 from portllm.storage.files import read_json, write_json
-from portllm.weights import checkpoints, numbers
+from portllm.weights import checkpoints, finite
 from portllm.weights.checkpoints import Checkpoint
 from portllm.weights.safetensors_file import SafetensorsFile, Shapes
 
@@ -142,7 +142,7 @@ class StoredAdapter:
         self.file.validate()
         tensors = self.file.read_arrays()
         for name, tensor in tensors.items():
-            numbers.check_all_finite(tensor, f"{self.file.path}: {name}")
+            finite.check_array(tensor, f"{self.file.path}: {name}")
         return Adapter(self.config, tensors)
 
 
@@ -161,7 +161,7 @@ def save(
     from safetensors.numpy import save_file
 
     for name, tensor in adapter.tensors.items():
-        numbers.check_all_finite(tensor, f"{name}, after the transplant method")
+        finite.check_array(tensor, f"{name}, after the transplant method")
     save_file(adapter.tensors, directory / WEIGHTS, metadata={"format": "pt"})
     pinned = {"revision": revision} if revision else {}
     config = {**adapter.config, "base_model_name_or_path": str(base), **pinned}
@@ -216,7 +216,7 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
             raise InputError(f"{path}: {option} is set: {reason}; expected plain LoRA")
     _check_patterns(config, path)
     for name, value in _numbers_of_config(config):
-        numbers.check_finite(value, f"{path}: {name}")
+        finite.check_number(value, f"{path}: {name}")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_CHANGES_THE_BASE):
         raise InputError(

@@ -95,7 +95,7 @@ class Checkpoint:
     def shard_paths(self) -> list[Path]:
         """The weight files in order.
 
-        Raises InputError where there are none, or where one that the index names is missing.
+        Raises InputError if there are none, or if the index names a file that is missing.
         """
         if self.index is not None:
             names = sorted(set(self.index["weight_map"].values()))

@@ -1,18 +1,23 @@
-"""Find weights that are not finite, i.e. NaN or infinite.
+"""Find weights, and numbers that decide weights, that are not finite, i.e. NaN or infinite.
 
 A model or patch with such weights still gives scores: an argmax over NaN is always the first
 choice. So every stage checks the weights that it reads or writes.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from portllm.errors import InputError
 from portllm.weights.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
+    from numpy import ndarray
     from torch import Tensor
+
+MOST = (2 - 2**-23) * 2.0**127
+"""The largest number that float32 can hold."""
 
 
 def is_finite(tensor: "Tensor") -> bool:
@@ -62,3 +67,24 @@ def check(tensors: "Iterable[tuple[str, Tensor]]", kind: str, advice: str) -> No
     text = problem(tensors, kind)
     if text is not None:
         raise InputError(f"{text}; {advice}")
+
+
+def check_number(value: Any, place: str) -> None:
+    """Raise InputError, which starts with `place`, unless float32 can hold the number `value`.
+
+    JSON and YAML parsers accept NaN and Infinity, and read 1e400 as infinity.
+    """
+    usable = isinstance(value, int | float) and not isinstance(value, bool)
+    # Compared first, because an integer may be too large for a float.
+    if not usable or abs(value) > MOST or math.isnan(value):
+        raise InputError(
+            f"{place}: found {value!r:.60}, expected a finite number up to {MOST:.3g} in magnitude"
+        )
+
+
+def check_array(array: "ndarray", place: str) -> None:
+    """Raise InputError, which starts with `place`, unless all numbers of an array are finite."""
+    import numpy
+
+    if not numpy.isfinite(array).all():
+        raise InputError(f"{place}: found NaN or infinity, expected finite numbers")
