@@ -408,7 +408,7 @@ def test_a_bind_mount_of_the_base_is_not_replaced(place: Path, portllm: Run) -> 
     (place / "elsewhere").mkdir()
     mount = ["mount", "--bind", str(place), str(place / "elsewhere")]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("bind mounts need more rights")
+        pytest.skip("needs the right to bind-mount (root)")
     try:
         before = contents(place / "merged")
         error = portllm("merge", "--output", "elsewhere/merged", base="merged")
