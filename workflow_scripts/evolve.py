@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from portllm.command_line import run
 from portllm.errors import InputError
@@ -37,18 +38,29 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def complete_recipe(arguments: argparse.Namespace, *, on_gpu: bool) -> dict[str, Any]:
+    """Return the recipe with the study's overrides and what the model and the GPU decide."""
+    from portllm.study.yaml_files import read_recipe
+    from portllm.training import recipe_defaults
+    from portllm.weights.checkpoints import Checkpoint
+
+    return recipe_defaults.complete(
+        {**read_recipe(arguments.recipe), **arguments.overrides},
+        Checkpoint(arguments.model).config,
+        recipe_defaults.current_device() if on_gpu else None,
+    )
+
+
 def preprocess(arguments: argparse.Namespace) -> None:
     """Write the dataset as Axolotl prepares it, without training."""
     import yaml
 
     from portllm.storage import files
-    from portllm.study.yaml_files import read_recipe
     from portllm.training import evolution
 
     with files.whole_directory(arguments.output) as directory:
         final = evolution.render(
-            read_recipe(arguments.recipe),
-            arguments.overrides,
+            complete_recipe(arguments, on_gpu=False),
             model=arguments.model,
             corpus=arguments.corpus,
             work=directory,
@@ -75,24 +87,21 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
 
     from portllm.jobs import devices
     from portllm.storage import files
-    from portllm.study.yaml_files import read_recipe
     from portllm.training import evolution, resuming
 
-    recipe = read_recipe(arguments.recipe)
+    held = devices.pool(os.environ)
+    recipe = complete_recipe(arguments, on_gpu=bool(held))
     inputs = {
         "model": manifests.content_hash(arguments.model),
         "corpus": manifests.content_hash(arguments.corpus),
     }
-    held = devices.pool(os.environ)
     # The folder is keyed by everything that decides the weights, so that a retried job finds its
     # own checkpoints and no others.
-    decisive = [evolution.decisive(recipe), evolution.decisive(arguments.overrides)]
     processes = max(1, len(held))
-    key = files.hash_value([*decisive, arguments.seed, inputs, processes])
+    key = files.hash_value([evolution.decisive(recipe), arguments.seed, inputs, processes])
     work = arguments.work / key[:16]
     final = evolution.render(
         recipe,
-        arguments.overrides,
         model=arguments.model,
         corpus=arguments.corpus,
         work=work,

@@ -16,6 +16,8 @@ from portllm.scoring.cache import CachedCell
 from portllm.storage import files, manifests
 from portllm.study.schema import add_options
 from portllm.transplant import ports
+from portllm.weights import attention as attention_of_models
+from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger("score")
 
@@ -158,6 +160,13 @@ def score(
     return replace(scored, cost=meter.read(**scorer.finish()))
 
 
+def used_attention(version: Path, backend: str) -> str | None:
+    """Return the attention that transformers uses for a version; None where vLLM chooses it."""
+    if backend != "hf":
+        return None
+    return attention_of_models.implementation(Checkpoint(version).config)
+
+
 def write(arguments: argparse.Namespace, scored: cache.Scored, **provenance: Any) -> None:
     """Write the results with their manifest, and the samples, in the order of `scored`."""
     files.write_json_lines(arguments.samples, chain.from_iterable(scored.samples.values()))
@@ -185,7 +194,10 @@ def main() -> None:
     gpus = min(arguments.gpus, len(visible))
     # The number of processes changes the batches, and with them the rounding.
     hardware = [visible[0] if visible else "cpu", data_parallel.launched() or max(gpus, 1)]
-    cells = requested_cells(arguments, inputs, asdict(settings), packages, hardware)
+    attention = used_attention(arguments.version, settings.backend)
+    # Only other values are in the key, because cells of earlier releases have none.
+    unusual = [attention] if attention not in ("sdpa", None) else []
+    cells = requested_cells(arguments, inputs, asdict(settings), packages, hardware, *unusual)
     scored = cache.read_scored(arguments.results, arguments.samples)
     missing = [cell for cell in cells if cell.key not in scored.cells]
     if missing and settings.backend == "hf" and gpus > 1 and not data_parallel.launched():
@@ -204,6 +216,7 @@ def main() -> None:
             parameters=asdict(settings),
             inputs=inputs,
             packages=cache.PACKAGES[settings.backend],
+            attention=attention,
         )
 
 

@@ -76,12 +76,12 @@ def write(
     parameters: dict[str, Any],
     inputs: dict[str, str],
     model: Any,
-    training: dict[str, float],
+    training: dict[str, Any],
     meter: manifests.Meter,
 ) -> None:
     """Write the adapter and its manifest."""
     from portllm.storage import files
-    from portllm.weights import adapters
+    from portllm.weights import adapters, attention
     from portllm.weights.adapters import StoredAdapter
     from portllm.weights.checkpoints import Checkpoint
 
@@ -98,7 +98,11 @@ def write(
             fingerprint=StoredAdapter(directory).fingerprint(Checkpoint(arguments.model)),
             trainable_parameters=model.get_nb_trainable_parameters()[0],
             names=dict(arguments.names),
-            training={name: round(value, 6) for name, value in training.items()},
+            attention=attention.implementation(Checkpoint(arguments.model).config),
+            training={
+                name: round(value, 6) if isinstance(value, float) else value
+                for name, value in training.items()
+            },
         )
 
 

@@ -48,6 +48,7 @@ def arguments(tmp_path: Path) -> list[str]:
     for directory in (task, version):
         directory.mkdir()
         (directory / "file").touch()
+    (version / "config.json").write_text("{}")
     words = ["score.py", "--version", str(version), "--task", str(task), "--lm-eval", "boolq"]
     return [*words, "--un-patched", "--results", "r.json", "--samples", "r.jsonl", "--gpus"]
 

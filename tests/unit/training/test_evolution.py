@@ -15,20 +15,21 @@ import tiny
 import torch
 from accelerate.commands.launch import launch_command_parser
 from conftest import wait_for
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import evolve
 from portllm.analysis import movement
 from portllm.errors import InputError
 from portllm.storage import manifests
-from portllm.training import evolution, resuming
+from portllm.training import evolution, recipe_defaults, resuming
 from portllm.weights import checkpoints
 from portllm.weights.checkpoints import Checkpoint
 
 
 def rendered(recipe: dict, overrides: dict | None = None) -> dict:
     return evolution.render(
-        recipe,
-        overrides or {},
+        {**recipe, **(overrides or {})},
         model=Path("results/models/m/base"),
         corpus=Path("results/corpora/c.jsonl"),
         work=Path("results/checkpoints/evolve/key"),
@@ -97,6 +98,7 @@ def test_axolotl_starts_one_process_per_device(
         raise InputError("no Axolotl here")
 
     monkeypatch.setattr(evolution, "run", stand_in)
+    monkeypatch.setattr(recipe_defaults, "current_device", lambda: recipe_defaults.Device((9, 0)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     (tmp_path / "corpus.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "recipe.yaml").write_text("micro_batch_size: 2\n")
@@ -200,6 +202,24 @@ def test_the_result_is_a_full_checkpoint(tmp_path: Path, kind: str) -> None:
     assert Checkpoint(directory).tokenizer_hash == Checkpoint(model).tokenizer_hash
     assert not (directory / "trainer_state.json").exists()
     assert movement.movement(model, directory)["relative"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_training_that_moved_no_weight_is_an_error(tmp_path: Path, kind: str) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    if kind == "lora":
+        # PEFT's own initialisation: B is zero.
+        base = AutoModelForCausalLM.from_pretrained(model)
+        get_peft_model(base, LoraConfig(target_modules="all-linear")).save_pretrained(
+            tmp_path / "trained"
+        )
+        trained = tmp_path / "trained"
+    else:
+        trained = tiny.save_model(tmp_path / "trained", max_shard_size="10KB")
+    directory = tmp_path / "evolved"
+    directory.mkdir()
+    with pytest.raises(InputError, match=r"moved no weight of .*/model: raise learning_rate in"):
+        evolution.collect(model, trained, directory)
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])

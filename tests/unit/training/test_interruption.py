@@ -49,7 +49,7 @@ def _blocked(told: multiprocessing.Queue) -> None:
 def test_data_workers_ignore_signals(tmp_path: Path) -> None:
     interruption, control, reported = Interruption(lambda: 0.0), TrainerControl(), FORK.Queue()
     arguments = SimpleNamespace(output_dir=str(tmp_path))
-    state = SimpleNamespace(global_step=0, max_steps=1)
+    state = SimpleNamespace(global_step=0, max_steps=1, log_history=[])
     before = signal.getsignal(signal.SIGINT)
     interruption.on_train_begin(arguments, state, control)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,8 @@
 """Score with transformers: a version, un-patched and with each adapter attached.
 
 The version is loaded once and adapters are switched. The scores equal those of
-`lm_eval --model hf --model_args pretrained=…,peft=…`. With several GPUs, each holds a copy of the
+`lm_eval --model hf --model_args pretrained=…,peft=…`, for Gemma-2 with
+`attn_implementation=eager` among the arguments. With several GPUs, each holds a copy of the
 version and answers a share of the requests.
 """
 
@@ -30,7 +31,8 @@ from portllm.scoring.cache import ScoringSettings
 from portllm.scoring.harness import Result, evaluate
 from portllm.storage import manifests
 from portllm.transplant import edits, merging, ports
-from portllm.weights import adapters, finite
+from portllm.weights import adapters, attention, finite
+from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,11 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
         InputError: the version has weights that are not finite.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=dtype,
+        attn_implementation=attention.implementation(Checkpoint(directory).config),
+    ).to(device)
     model.eval()
     kind = f"weights of {directory} in {str(model.dtype).removeprefix('torch.')}"
     finite.check(model.named_parameters(), kind, "fetch or train this version again")

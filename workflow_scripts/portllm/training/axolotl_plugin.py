@@ -1,4 +1,4 @@
-"""Axolotl plugin: seed the LoRA initialisation, save checkpoints on signals, start faster.
+"""Axolotl plugin: seed the LoRA initialisation, keep master weights, save checkpoints on signals.
 
 Axolotl seeds the Trainer, but not the model, which it builds earlier. Without the plugin, equal
 seeds give different adapters.
@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
 from datasets import Dataset
 from transformers import set_seed
@@ -59,6 +60,16 @@ class PortLLMPlugin(BasePlugin):
         Dataset.save_to_disk = _save_small_datasets_in_process
         end_workers_with_this_process()
 
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Keep full weights in float32 where `bf16` asks for mixed precision; load no dataset.
+
+        Axolotl loads the weights themselves in bfloat16, where most updates of a usual learning
+        rate are rounded away. `bfloat16: true` still asks for that. This is the last hook before
+        the dtype is used.
+        """
+        if cfg.bf16 and not cfg.bfloat16 and not cfg.adapter:
+            cfg.torch_dtype = torch.float32
+
     def pre_model_load(self, cfg: Any) -> None:
         """Seed before the model and its LoRA factors are initialised."""
         set_seed(cfg.seed)
@@ -78,7 +89,12 @@ class PortLLMPlugin(BasePlugin):
 
         The Trainer would hide a loss that is NaN, so that `Divergence` would not see it.
         """
-        return {"disable_tqdm": True, "logging_nan_inf_filter": False}
+        return {
+            "disable_tqdm": True,
+            "logging_nan_inf_filter": False,
+            # Otherwise the Trainer refuses bfloat16 without a GPU.
+            "use_cpu": not torch.cuda.is_available(),
+        }
 
     def post_train(self, cfg: Any, model: Any) -> None:
         """Write the peak memory of the devices, and that the training is complete.

@@ -1,4 +1,4 @@
-"""Stop a training whose loss is not finite."""
+"""Stop a training whose loss is not finite, and refuse one whose loss is always zero."""
 
 import math
 from pathlib import Path
@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from portllm.errors import InputError
 from portllm.storage import files
+from portllm.training.interruption import logged_losses
 
 
 class Divergence(TrainerCallback):
@@ -53,7 +54,14 @@ class Divergence(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Raise InputError if the training was stopped."""
+        """Raise InputError if the training was stopped or every logged loss is zero."""
+        losses = logged_losses(state)
+        if self._message is None and losses and not any(loss for _, loss in losses):
+            self._message = (
+                f"{self._training} learned nothing: the loss is 0 at every logged step; either no "
+                "token is trained on, or the attention loses packed samples (sample_packing: "
+                "false avoids that)"
+            )
         if self._message is not None:
             if self._record is not None and state.is_world_process_zero:
                 files.write_json(self._record, {"message": self._message})

@@ -50,7 +50,6 @@ LAST_BYTES = 65_536
 
 def render(
     recipe: dict[str, Any],
-    overrides: dict[str, Any],
     *,
     model: Path,
     corpus: Path,
@@ -58,22 +57,21 @@ def render(
     prepared: Path,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the final recipe: the user's recipe, the overrides, then paths, seed and plugin.
+    """Return the final recipe: the user's recipe, then paths, seed and plugin.
 
     The corpus is used for every entry of `datasets` without a `path`. The recipe's own `plugins`
     are kept. Unless the recipe sets an interval, a checkpoint is saved every `resuming.SAVE_STEPS`
     steps.
 
     Args:
-        recipe: the merged YAML files of the user.
-        overrides: keys that take precedence over the recipe.
+        recipe: the merged YAML files of the user, with the study's overrides.
         model: directory of the model to train.
         corpus: JSON-lines file to train on.
         work: directory for checkpoints and output.
         prepared: directory for the prepared dataset.
         seed: the training seed.
     """
-    final = {**recipe, **overrides}
+    final = dict(recipe)
     datasets = final.get("datasets") or [{"type": "completion"}]
     final["datasets"] = [
         entry if "path" in entry else {"path": str(corpus), "ds_type": "json", **entry}
@@ -258,8 +256,18 @@ def collect(model: Path, trained: Path, directory: Path) -> str:
         "lora" or "full".
 
     Raises:
-        InputError: trained weights are not finite.
+        InputError: trained weights are not finite, or none differs from the model's.
     """
+    kind = _write_checkpoint(model, trained, directory)
+    if checkpoints.have_equal_weights(Checkpoint(model), Checkpoint(directory)):
+        raise InputError(
+            f"the training moved no weight of {model}: raise {LEARNING_RATE} or the number of "
+            "steps, or train in a dtype that resolves the updates"
+        )
+    return kind
+
+
+def _write_checkpoint(model: Path, trained: Path, directory: Path) -> str:
     advice = f"the training diverged: lower {LEARNING_RATE}"
     if (trained / adapters.CONFIG).exists():
         stored = finite.stored(trained / adapters.WEIGHTS)

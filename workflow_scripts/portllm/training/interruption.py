@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+POINTS = 200
+"""Largest number of losses that a manifest records."""
+
 
 _in_training = threading.Event()
 
@@ -40,6 +43,20 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def logged_losses(state: TrainerState) -> list[list[float]]:
+    """Return [step, loss] for every loss that the Trainer has logged, in nats per token."""
+    # Some trainers log formatted text.
+    return [
+        [row["step"], round(float(row["loss"]), 6)] for row in state.log_history if "loss" in row
+    ]
+
+
+def thinned(losses: list[list[float]]) -> list[list[float]]:
+    """Return at most `POINTS` evenly spread entries, the last one included."""
+    stride = -(-len(losses) // POINTS) or 1
+    return losses[::-1][::stride][::-1]
+
+
 class Interruption(TrainerCallback):
     """Saves a checkpoint at the end of the step on SIGTERM or SIGINT, then exits with an error.
 
@@ -47,6 +64,7 @@ class Interruption(TrainerCallback):
         steps: steps at the end of the training.
         resumed_from_step: steps that an earlier process has done.
         earlier_seconds: wall time of that process.
+        losses: [step, loss] of at most `POINTS` logged steps, those of earlier processes included.
     """
 
     def __init__(self, seconds: Callable[[], float]) -> None:
@@ -54,6 +72,7 @@ class Interruption(TrainerCallback):
         self.steps = 0
         self.resumed_from_step = 0
         self.earlier_seconds = 0.0
+        self.losses: list[list[float]] = []
         self._seconds = seconds
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
@@ -109,6 +128,7 @@ class Interruption(TrainerCallback):
     ) -> None:
         """Exit with an error if a signal stopped the training before its last step."""
         self.steps = state.global_step
+        self.losses = thinned(logged_losses(state))
         _in_training.clear()
         # The handler of SIGINT is not restored, because Axolotl's would exit with status 0.
         signal.signal(signal.SIGTERM, self._previous[signal.SIGTERM])
@@ -121,10 +141,11 @@ class Interruption(TrainerCallback):
             )
             raise SystemExit(128 + self._signal)
 
-    def summary(self) -> dict[str, float | int]:
+    def summary(self) -> dict[str, Any]:
         """Return the attributes, for a manifest."""
         return {
             "steps": self.steps,
             "resumed_from_step": self.resumed_from_step,
             "earlier_seconds": self.earlier_seconds,
+            "losses": self.losses,
         }

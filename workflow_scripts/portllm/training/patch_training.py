@@ -27,7 +27,8 @@ from portllm.training import divergence, resuming
 from portllm.training.divergence import Divergence
 from portllm.training.interruption import Interruption
 from portllm.training.step_log import StepLogCallback
-from portllm.weights import finite
+from portllm.weights import attention, finite
+from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +186,11 @@ def load_model(directory: Path, settings: LoraSettings) -> Any:
         InputError: the version has weights that are not finite.
     """
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=dtype,
+        attn_implementation=attention.implementation(Checkpoint(directory).config),
+    )
     model.config.use_cache = False
     finite.check(
         model.named_parameters(), f"weights of {directory}", "fetch or train this version again"
@@ -200,7 +205,7 @@ def train(
     work: Path,
     *,
     seconds: Callable[[], float] = time.perf_counter,
-) -> tuple[PeftModel, dict[str, float]]:
+) -> tuple[PeftModel, dict[str, Any]]:
     """Train a patch, resuming from the last complete checkpoint in `work`.
 
     Equal seeds give equal adapters on the same kind of machine, whether interrupted or not.

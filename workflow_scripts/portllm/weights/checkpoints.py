@@ -170,3 +170,12 @@ class Checkpoint:
             return None
         vocabulary = read_json(path)["model"].get("vocab")
         return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
+
+
+def have_equal_weights(first: Checkpoint, second: Checkpoint) -> bool:
+    """Return whether two checkpoints have equal weights; reads up to the first that differs."""
+    import torch
+
+    return first.shapes == second.shapes and all(
+        torch.equal(first.read(name).float(), second.read(name).float()) for name in first.shard_of
+    )
