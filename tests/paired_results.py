@@ -57,15 +57,18 @@ def write(
     task: str = "t",
     metrics: dict[str, float] | None = None,
     dropped: dict[tuple[str, str, int | None], int] | None = None,
+    tied: dict[tuple[str, str, int | None], dict[int, list[float]]] | None = None,
 ) -> Path:
     """A scoring job's two files; accuracy and F1 of each cell, less the items that are dropped.
 
-    `metrics` are scores that are not what the items give.
+    `metrics` are scores that are not what the items give. `tied` has the worst and best accuracy of
+    each item whose choice is a tie.
     """
     described, rows = [], []
     for number, (cell, values) in enumerate(cells.items()):
         trained_on, method, seed = cell
         names = {"trained_on": trained_on, "method": method, "seed": seed}
+        of_cell = (tied or {}).get(cell, {})
         predicted = numpy.where(values == 1, GOLD, 1 - GOLD)
         scored = {"acc": float(values.mean()), "f1": float(f1_score(GOLD, predicted))}
         kept = [item for item in range(200) if item != (dropped or {}).get(cell)]
@@ -92,6 +95,7 @@ def write(
                     "f1": [int(GOLD[item]), int(predicted[item])],
                     "bits": 1.5,
                 },
+                **({"tied": of_cell[item]} if item in of_cell else {}),
             }
             # In no order that anybody should rely on.
             for item in reversed(kept)

@@ -13,6 +13,7 @@ from portllm.data import task_files
 from portllm.errors import InputError
 from portllm.scoring import cache, data_parallel
 from portllm.scoring.cache import CachedCell
+from portllm.scoring.ties import TIED
 from portllm.storage import files, manifests
 from portllm.study.schema import add_options
 from portllm.transplant import ports
@@ -155,6 +156,7 @@ def score(
             "applied": ports.how_applied(cell.adapter),
             "metrics": result.metrics,
             "samples": len(rows),
+            "ties": sum(TIED in row for row in rows),
             "wall_seconds": cell_meter.read().wall_seconds,
         }
     return replace(scored, cost=meter.read(**scorer.finish()))

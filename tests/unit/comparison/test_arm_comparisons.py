@@ -54,6 +54,32 @@ def test_a_comparison_is_that_of_the_items(tmp_path: Path) -> None:
     assert numbers.iloc[2]["test"] == "bootstrap"
 
 
+def test_a_comparison_shows_whether_ties_decide_it(tmp_path: Path) -> None:
+    ported, tuned = ("base", "direct", 1), ("v2", "direct", 1)
+    right, wrong = (int(numpy.flatnonzero(PORTED["1"] == value)[0]) for value in (1, 0))
+    tied = {ported: {right: [0.0, 1.0], wrong: [0.0, 1.0]}, tuned: {right: [0.0, 1.0]}}
+    path = write(tmp_path, ONE_SEED, tied=tied)
+    numbers = arm_comparisons.compare([path], COMPARED)
+    row = numbers.iloc[0]
+    assert row["ties"] == 2
+    tuned_low = (TUNED.sum() - TUNED[right]) / 200
+    tuned_high = (TUNED.sum() - TUNED[right] + 1) / 200
+    ported_low, ported_high = (PORTED["1"].sum() - 1) / 200, (PORTED["1"].sum() + 1) / 200
+    assert row["ties_low"] == pytest.approx(ported_low - tuned_high)
+    assert row["ties_high"] == pytest.approx(ported_high - tuned_low)
+    # Ties are of accuracy.
+    assert numbers[numbers["metric"] == "f1,none"]["ties"].isna().all()
+    settings = {**COMPARED, "models": None, "caption": ""}
+    table = make_table("comparisons", [path], settings)
+    assert table.text["ties"].tolist()[2:] == ["–", "–"]
+    assert table.text["ties"][0].startswith("2: ")
+    assert table.notes[0].startswith("Ties: ")
+
+
+def test_a_comparison_without_ties_has_no_column_for_them(tmp_path: Path) -> None:
+    assert "ties" not in arm_comparisons.compare([write(tmp_path, ONE_SEED)], COMPARED)
+
+
 def test_a_family_is_what_is_compared_with_the_same_arm(tmp_path: Path) -> None:
     paths = [write(tmp_path, ONE_SEED, task=task) for task in ("t", "u", "v")]
     numbers = arm_comparisons.compare(paths, COMPARED)

@@ -14,6 +14,7 @@ from portllm.data import tasks
 from portllm.errors import InputError
 from portllm.scoring import hf, vllm
 from portllm.scoring.cache import ScoringSettings
+from portllm.scoring.ties import TIED
 
 SETTINGS = ScoringSettings(limit=8, batch_size=4, dtype="bfloat16", backend="vllm")
 
@@ -134,7 +135,8 @@ def test_samples_equal_those_of_transformers(
         assert result.metrics.keys() == expected.metrics.keys()
         assert len(result.samples) == len(expected.samples) == 8
         for sample, expected_sample in zip(result.samples, expected.samples, strict=True):
-            assert sample.keys() == expected_sample.keys()
+            # In bfloat16 the two backends round differently, so that other choices are ties.
+            assert sample.keys() - {TIED} == expected_sample.keys() - {TIED}
             for name in ("doc_id", "filter", "target", "doc_hash", "prompt_hash"):
                 assert sample[name] == expected_sample[name]
             values, expected_values = (

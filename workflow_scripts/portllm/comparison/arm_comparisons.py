@@ -10,6 +10,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 
 from portllm import statistics
@@ -40,6 +41,9 @@ COMPARISONS = [
     *("tests", "level", "comparable"),
 ]
 
+TIES = ["ties", "ties_low", "ties_high"]
+"""Columns of a table with ties: tied items, and the difference with all of them against and for."""
+
 
 class Arms:
     """The runs of each arm by seed, for one model, version, task and metric.
@@ -62,20 +66,35 @@ class Arms:
         Raises:
             InputError: the arms have different items or no common seed.
         """
+        runs = [self._common_runs(arm, *arms) for arm in arms]
+        for of_arm in runs[1:]:
+            statistics.check_same_items(runs[0][0], of_arm[0])
+        return [statistics.stacked(of_arm) for of_arm in runs]
+
+    def _common_runs(self, arm: str, *arms: str) -> list[statistics.Run]:
+        """Return the runs of one arm for the seeds that several share."""
         seeded = [self._runs[arm] for arm in arms if score_table.NONE not in self._runs[arm]]
         common = [seed for seed in next(iter(seeded), {}) if all(seed in one for one in seeded)]
         if seeded and not common:
             first = next(iter(seeded[0].values()))
             listed = " and ".join(", ".join(one) for one in seeded)
             raise InputError(f"{first.name}: {' and '.join(arms)} share no seed; found {listed}")
-        runs = [
-            [self._runs[arm][seed] for seed in common if seed in self._runs[arm]]
-            or [self._runs[arm][score_table.NONE]]
-            for arm in arms
-        ]
-        for of_arm in runs[1:]:
-            statistics.check_same_items(runs[0][0], of_arm[0])
-        return [statistics.stacked(of_arm) for of_arm in runs]
+        of_arm = self._runs[arm]
+        return [of_arm[seed] for seed in common if seed in of_arm] or [of_arm[score_table.NONE]]
+
+    def tied_items(self, *arms: str) -> int:
+        """Count the items whose choice is a tie in a run of any of the arms."""
+        runs = [run for arm in arms for run in self._runs[arm].values()]
+        return len(set().union(*(run.tied for run in runs)))
+
+    def difference_over_ties(self, arm: str, against: str) -> tuple[float, float]:
+        """Return the least and greatest difference of two arms over their ties."""
+
+        def mean(name: str, end: int) -> float:
+            runs = [run.bounds()[end] for run in self._common_runs(name, arm, against)]
+            return float(numpy.mean(runs))
+
+        return mean(arm, 0) - mean(against, 1), mean(arm, 1) - mean(against, 0)
 
     def seeds(self, arm: str) -> list[statistics.Run]:
         """List the runs of one arm."""
@@ -118,8 +137,20 @@ def compare(results: list[Path], settings: Settings) -> pandas.DataFrame:
                 }
                 if not math.isnan(margin):
                     row |= asdict(statistics.equivalence(first, second, margin, kind, **drawn))
-                rows.append(row | _flips(second, first, kind, stated["level"]))
-    return _corrected(pandas.DataFrame(rows, columns=COMPARISONS), stated["level"])
+                rows.append(
+                    row | _flips(second, first, kind, stated["level"]) | _ties(arms, ported, other)
+                )
+    tied = TIES if any("ties" in row for row in rows) else []
+    return _corrected(pandas.DataFrame(rows, columns=[*COMPARISONS, *tied]), stated["level"])
+
+
+def _ties(arms: Arms, arm: str, against: str) -> dict[str, float]:
+    """Return how many items are ties, and the difference's ends over them; empty without ties."""
+    count = arms.tied_items(arm, against)
+    if not count:
+        return {}
+    low, high = arms.difference_over_ties(arm, against)
+    return {"ties": count, "ties_low": low, "ties_high": high}
 
 
 def _flips(before: Any, after: Any, aggregation: str, level: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ from portllm import statistics
 from portllm.comparison import score_table
 from portllm.errors import InputError
 from portllm.scoring import validity
+from portllm.scoring.ties import TIED
 from portllm.statistics import aggregations
 from portllm.storage.files import read_json_lines
 
@@ -29,7 +30,7 @@ CORPUS_METRICS = ("f1", "mcc")
 # The largest rounding difference between a score and the value recomputed from its items.
 TOLERANCE = 1e-6
 
-Items = dict[tuple[str, str], list[tuple[int, str, Any]]]
+Items = dict[tuple[str, str], list[tuple[int, str, Any, Any]]]
 
 
 def samples_path(result: Path) -> Path:
@@ -38,7 +39,7 @@ def samples_path(result: Path) -> Path:
 
 
 def _items(path: Path, cells: list[dict[str, Any]]) -> Items:
-    """Read the items of each cell key and metric: number, hash and value of each."""
+    """Read the items of each cell key and metric: number, hash, value and `ties.TIED` of each."""
     by_key = {cell["key"]: cell for cell in cells}
     items: Items = {}
     counts = dict.fromkeys(by_key, 0)
@@ -53,7 +54,8 @@ def _items(path: Path, cells: list[dict[str, Any]]) -> Items:
             raise InputError(f"{path}: {cell}: {error}") from None
         for metric, value in row["metrics"].items():
             of_metric = items.setdefault((row["cell"], f"{metric},{row['filter']}"), [])
-            of_metric.append((row["doc_id"], row["doc_hash"], value))
+            tied = row.get(TIED) if metric == "acc" else None
+            of_metric.append((row["doc_id"], row["doc_hash"], value, tied))
     for key, count in counts.items():
         if count != by_key[key]["samples"]:
             raise InputError(
@@ -102,7 +104,7 @@ def _of_job(path: Path) -> list[dict[str, Any]]:
             if not of_metric:
                 log.warning("%s: %s has no items", name, metric)
                 continue
-            numbers, hashes, values = zip(*of_metric, strict=True)
+            numbers, hashes, values, tied = zip(*of_metric, strict=True)
             if len(set(numbers)) < len(numbers):
                 repeated = next(n for n in numbers if numbers.count(n) > 1)
                 raise InputError(
@@ -116,6 +118,7 @@ def _of_job(path: Path) -> list[dict[str, Any]]:
                 task_version=f"{task['version']} of {task['task']}",
                 items=tuple(f"{n} ({text[:12]})" for n, text in zip(numbers, hashes, strict=True)),
                 values=numpy.asarray(values, dtype=float),
+                tied={i: tuple(ends) for i, ends in enumerate(tied) if ends is not None},
             )
             rows.append(
                 {

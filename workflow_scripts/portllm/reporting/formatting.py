@@ -78,6 +78,12 @@ def range_texts(
     return [range_text(*row, signed=signed) for row in zip(*columns, strict=True)]
 
 
+def points_texts(numbers: pandas.DataFrame, name: str) -> list[str]:
+    """Format a column of differences, in points if the metric is a share."""
+    pairs = zip(numbers[name], numbers["metric"], strict=True)
+    return [f"{value * metrics.factor(m):+.1f}".replace("-", "−") for value, m in pairs]
+
+
 def task_names(numbers: pandas.DataFrame) -> list[str]:
     """Return the task of each row, with its metric if the task has several."""
     names = column_names(numbers)

@@ -12,7 +12,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import handle_non_serializable
 
-from portllm.scoring import metrics, validity
+from portllm.scoring import metrics, ties, validity
 from portllm.scoring.cache import ScoringSettings
 
 # lm-eval's own default seeds.
@@ -58,12 +58,16 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
     count = len({sample["doc_id"] for sample in samples})
     measured = metrics.parse(output["results"][name], count)
     validity.check_metrics(measured)
-    return Result(measured, [_sample(row) for row in samples])
+    chooses = task.OUTPUT_TYPE == "multiple_choice"
+    return Result(measured, [_sample(row, chooses=chooses) for row in samples])
 
 
-def _sample(row: dict[str, Any]) -> dict[str, Any]:
+def _sample(row: dict[str, Any], *, chooses: bool) -> dict[str, Any]:
     # The keys that lm-eval itself writes, without the document, which doc_hash identifies.
     kept = ("doc_id", "filter", "target", "resps", "filtered_resps", "doc_hash", "prompt_hash")
     values = {metric: row[metric] for metric in row["metrics"]}
     sample = {**{name: row[name] for name in kept}, "metrics": values}
+    if chooses and "acc" in values:
+        tied = ties.accuracy_range(row["filtered_resps"], row["target"], values["acc"])
+        sample |= {} if tied is None else {ties.TIED: tied}
     return json.loads(json.dumps(sample, default=handle_non_serializable, ensure_ascii=False))

@@ -1,7 +1,7 @@
 """Check that runs answered the same items of the same task version."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy
 from numpy.typing import NDArray
@@ -18,12 +18,21 @@ class Run:
         task_version: the version of the task.
         items: an identifier of each item, in the order of `values`.
         values: (items,) numbers or (items, 2) pairs of gold and predicted class.
+        tied: worst and best value of each item whose choice was a tie, by the item's position.
     """
 
     name: str
     task_version: str
     items: tuple[str, ...]
     values: NDArray
+    tied: dict[int, tuple[float, float]] = field(default_factory=dict)
+
+    def bounds(self) -> tuple[NDArray, NDArray]:
+        """Return the values with every tie broken for the worst, and for the best."""
+        worst, best = self.values.copy(), self.values.copy()
+        for position, (low, high) in self.tied.items():
+            worst[position], best[position] = low, high
+        return worst, best
 
 
 def check_same_items(first: Run, second: Run) -> None:

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from portllm.reporting.formatting import Table
 
 
+TIES_NOTE = (
+    "Ties: items on which an arm gives several choices the same highest log-likelihood, and the "
+    "difference in points with all of them decided against the arm and for it. lm-eval takes the "
+    "first choice. Score in float32 (`scoring.dtype`) to have fewer."
+)
+
+
 @register
 class ComparisonsTable(ScoreExhibit):
     """Ported against re-fine-tuned and against no patch."""
@@ -71,7 +78,14 @@ class ComparisonsTable(ScoreExhibit):
         import pandas
 
         from portllm.comparison import arm_comparisons
-        from portllm.reporting.formatting import Table, p_text, range_texts, task_names, without_one
+        from portllm.reporting.formatting import (
+            Table,
+            p_text,
+            points_texts,
+            range_texts,
+            task_names,
+            without_one,
+        )
 
         numbers = arm_comparisons.compare(sources, settings)
         level, margin = (settings["statistics"][name] for name in ("level", "margin"))
@@ -97,4 +111,15 @@ class ComparisonsTable(ScoreExhibit):
                 ),
             }
         )
-        return Table(numbers, without_one(text))
+        if "ties" not in numbers:
+            return Table(numbers, without_one(text))
+        text["ties"] = [
+            "–" if pandas.isna(count) else f"{count:.0f}: {low} to {high}"
+            for count, low, high in zip(
+                numbers["ties"],
+                points_texts(numbers, "ties_low"),
+                points_texts(numbers, "ties_high"),
+                strict=True,
+            )
+        ]
+        return Table(numbers, without_one(text), (TIES_NOTE,))
