@@ -16,7 +16,7 @@ from portllm.jobs import devices, supervision
 from portllm.planning import estimates, resource_requests
 from portllm.reporting import registry
 from portllm.snakemake_hooks import attach, device_options, environments
-from portllm.snakemake_hooks import output_cache, placement
+from portllm.snakemake_hooks import cache_adapter, output_cache, placement
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
@@ -57,6 +57,7 @@ try:
         output_cache.prepare(
             os.environ, HERE / "workflow_scripts", with_devices=device_options.has_devices(workflow)
         )
+        cache_adapter.install(PLACE.results)
     configuration.load(
         config,
         schema=HERE / "config" / "schema.yaml",

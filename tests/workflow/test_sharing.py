@@ -1,7 +1,5 @@
 """Checkouts that share a cache train everything once; the key covers all that changes a result."""
 
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -160,29 +158,54 @@ def test_changed_training_code_shares_nothing(cache: Path, second: Checkout) -> 
     assert moved(finish(second, cache)) == SHARED
 
 
-@pytest.mark.parametrize("where", ["made", "fetched"])
-def test_a_damaged_entry_is_rebuilt(tmp_path: Path, where: str) -> None:
-    """Damage is found in the checkout that built the entry and in one that links it."""
+def entry_of(checkout: Checkout, artefact: str) -> Path:
+    """The directory in the cache that an artefact's files are in."""
+    return (checkout.directory / artefact / "made_by").resolve().parents[1]
+
+
+def flip_byte(entry: Path) -> None:
+    file = entry / "content" / "made_by"
+    content = bytearray(file.read_bytes())
+    content[0] ^= 1
+    file.write_bytes(content)
+
+
+def remove_record(entry: Path) -> None:
+    (entry / "entry.json").unlink()
+
+
+def test_damaged_entries_are_quarantined_and_made_anew(tmp_path: Path) -> None:
+    """Damage is found where the entry was stored, where it is linked and in a new checkout."""
     cache = tmp_path / "cache"
-    cache.mkdir()
-    created, fetched = fresh(tmp_path / "made"), fresh(tmp_path / "fetched")
+    stored, linked, new = (fresh(tmp_path / name) for name in ("stored", "linked", "new"))
+    finish(stored, cache)
+    finish(linked, cache)
     patch = "results/patches/tiny/base/demo_yes_no/seed1234"
-    finish(created, cache)
-    file = created.directory / patch / "made_by"
-    whole = file.stat().st_size
-    # Stand-ins write no manifest.
-    file.with_name("manifest.json").write_text(json.dumps({"sizes": {"made_by": whole}}))
-    finish(fetched, cache)
-    checkout = created if where == "made" else fetched
-    damaged = checkout.directory / patch / "made_by"
-    os.truncate(damaged.resolve(), whole - 1)
-    output = finish(checkout, cache)
-    assert f"{patch} is damaged (made_by has {whole - 1:,} bytes" in output
-    assert {f"results/{path}" for path in moved(output)} == {patch}
-    assert damaged.stat().st_size == whole
-    third = fresh(tmp_path / "third")
-    assert moved(finish(third, cache)) == set()
-    assert (third.directory / patch / "made_by").stat().st_size == whole
+    entry = entry_of(stored, patch)
+    original = (entry / "content" / "made_by").read_bytes()
+    for number, (checkout, damage) in enumerate(
+        ((linked, flip_byte), (stored, flip_byte), (new, remove_record)), start=1
+    ):
+        damage(entry)
+        output = finish(checkout, cache)
+        assert f"{entry} is damaged (" in output
+        is_noticed = f"{patch} is damaged (" in output
+        assert is_noticed == (checkout is not new)
+        assert {f"results/{path}" for path in moved(output)} == {patch}
+        assert (checkout.directory / patch / "made_by").read_bytes() == original
+        notes = list((entry.parent / "quarantine").glob("*.reason.txt"))
+        assert len(notes) == number
+        assert all(str(entry) in note.read_text() for note in notes)
+    # Its links lead to an entry that is gone, until the next run.
+    assert moved(finish(stored, cache)) == set()
+    assert entry_of(stored, patch) == entry
+    assert "is damaged" not in finish(stored, cache)
+
+
+def test_entries_are_private(cache: Path) -> None:
+    paths = [path for path in cache.rglob("*") if path != cache]
+    assert len(paths) > len(SHARED)
+    assert [path for path in paths if path.lstat().st_mode & 0o077] == []
 
 
 def test_machines_with_and_without_gpus_share_nothing(tmp_path: Path) -> None:

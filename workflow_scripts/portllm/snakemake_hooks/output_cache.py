@@ -8,12 +8,14 @@ and float32 on a CPU).
 
 import hashlib
 import os
-import shutil
+import stat
 from collections.abc import Iterable, MutableMapping
 from modulefinder import ModuleFinder
 from pathlib import Path
 
 from portllm.errors import InputError
+from portllm.snakemake_hooks import cache_entries
+from portllm.storage import temporary
 
 VARIABLE = "SNAKEMAKE_OUTPUT_CACHE"
 # The programs that make shared outputs and everything upstream of them.
@@ -67,56 +69,44 @@ def prepare(
 ) -> None:
     """Point Snakemake's cache at the subfolder of this code and device type; create it.
 
+    A cache that is shared with a group has a subfolder of its own.
+
     Args:
         environment: the process environment, whose cache variable is changed.
         scripts: the directory that holds the programs and the package `portllm`.
         with_devices: whether this machine has GPUs.
 
     Raises:
-        InputError: the variable is not set, or the folder cannot be created.
+        InputError: the variable is not set, or the folder cannot be created or is not private.
     """
     cache = environment.get(VARIABLE)
     if not cache:
         raise InputError(f"--cache needs {VARIABLE}: found nothing, expected a directory to share")
-    key = f"code-{code_key(scripts)}-"
+    access = cache_entries.access(environment)
+    key = f"entries-{code_key(scripts)}-"
     # A Snakemake started by this one (for a job) inherits the extended path.
     inherited = Path(cache).name.startswith(key)
-    folder = Path(cache) if inherited else Path(cache, key + ("gpu" if with_devices else "cpu"))
+    name = key + ("gpu" if with_devices else "cpu")
+    if access.group is not None:
+        name += f"-{access.group}"
+    folder = Path(cache) if inherited else Path(cache, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _protect(folder, access)
     except OSError as error:
         raise InputError(f"{VARIABLE}: cannot create {folder}: {error.strerror}") from None
     environment[VARIABLE] = str(folder)
+    temporary.sweep(folder, cache_entries.STAGING)
 
 
-def entry_of(artefact: Path, cache: Path) -> Path | None:
-    """Return the cache entry that an artefact links to; None for an artefact of this checkout."""
-    # The checkout that built the entry links the whole directory, others link each file in it.
-    for path in (artefact, *(artefact.iterdir() if artefact.is_dir() else ())):
-        if path.is_symlink() and path.resolve().is_relative_to(cache.resolve()):
-            return cache / path.resolve().relative_to(cache.resolve()).parts[0]
-    return None
-
-
-def discard(artefact: Path, cache: Path) -> Path | None:
-    """Remove the entry of a damaged artefact from the cache, so that it is not handed out again.
-
-    Returns:
-        The removed entry; None if the artefact is not from the cache.
-
-    Raises:
-        InputError: the entry cannot be removed.
-    """
-    entry = entry_of(artefact, cache)
-    if entry is None:
-        return None
-    renamed = entry.with_name(f".{entry.name}.damaged-{os.getpid()}")
-    try:
-        # Renamed first, so that no other checkout links a partly deleted entry.
-        entry.rename(renamed)
-        shutil.rmtree(renamed)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise InputError(f"{entry} is damaged and cannot be removed: {error.strerror}") from None
-    return entry
+def _protect(folder: Path, access: cache_entries.Access) -> None:
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise InputError(f"{VARIABLE}: {folder} is a link, expected a directory")
+    if status.st_uid == os.getuid():
+        access.apply(folder, access.folder_mode)
+    elif not access.trusts(status):
+        raise InputError(
+            f"{VARIABLE}: {folder} belongs to user {cache_entries.owner_of(status)}. Use a "
+            f"directory of your own, or set {cache_entries.GROUP} to share with a group"
+        )

@@ -31,7 +31,7 @@ from snakemake.persistence.file import FilePersistence
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from portllm.errors import InputError
-from portllm.snakemake_hooks import output_cache
+from portllm.snakemake_hooks import cache_links
 from portllm.storage import integrity, locks
 
 LOCK = ".run.lock"
@@ -142,24 +142,17 @@ class RunGuard(logging.Handler):
         if not self._is_dry() and self._workflow.execution_settings.lock:
             self._lock()
         makers = [rule for rule in self._workflow.rules if rule.output]
-        damaged = [
-            (path, problem)
-            for path, problem in integrity.damaged(self._results)
+        problems = dict(cache_links.damaged(self._results, update=not self._is_dry()))
+        problems |= integrity.damaged(self._results)
+        damaged = {
+            path: problem
+            for path, problem in problems.items()
             if any(rule.is_producer(str(path)) for rule in makers)
-        ]
-        for path, problem in damaged:
+        }
+        for path, problem in damaged.items():
             self._logger.warning(f"{path} is damaged ({problem}). It will be made again.")
         if damaged and not self._is_dry():
-            self._discard_shared([path for path, _ in damaged])
-            mark_incomplete([path for path, _ in damaged])
-
-    def _discard_shared(self, outputs: list[Path]) -> None:
-        if self._workflow.workflow_settings.cache is None:
-            return
-        for path in outputs:
-            entry = output_cache.discard(path, Path(os.environ[output_cache.VARIABLE]))
-            if entry is not None:
-                self._logger.warning(f"Removed {entry}, the damaged cache entry behind it.")
+            mark_incomplete(list(damaged))
 
     def _lock(self) -> None:
         self._held = hold(self._results)
