@@ -3,6 +3,7 @@
 import argparse
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,22 @@ def test_bad_input_is_one_line_and_a_bug_is_a_traceback() -> None:
         run(mistake)
     with pytest.raises(KeyError):
         run(bug)
+
+
+def test_names_in_an_error_neither_end_the_line_nor_control_the_terminal() -> None:
+    def mistake() -> None:
+        raise InputError(f"two\nlines \x1b[31mred {5000 * 'x'}")
+
+    with pytest.raises(SystemExit) as error:
+        run(mistake)
+    assert str(error.value).startswith(r"error: two\nlines \x1b[31mred xxx")
+    assert len(str(error.value)) < 4100
+
+
+def test_an_error_of_the_file_system_is_one_line() -> None:
+    name = 300 * "x"
+    with pytest.raises(SystemExit, match=f"^error: {name}: File name too long$"):
+        run(lambda: Path(name).stat())
 
 
 @pytest.mark.parametrize(

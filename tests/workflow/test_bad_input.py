@@ -1,5 +1,6 @@
 """Bad input is reported in one line before any job starts."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,28 @@ def test_two_overlays_without_their_base(checkout: Checkout) -> None:
     assert line.endswith("--configfile config/paper.yaml mine.yaml config/only_mistral.yaml")
 
 
+def multiplying_aliases() -> str:
+    """YAML in which each of ten lists has nine aliases to the one before: 3·10⁹ values."""
+    lists = [f"a{index}: &a{index} [{', '.join(9 * [f'*a{index - 1}'])}]" for index in range(1, 10)]
+    return "\n".join(["a0: &a0 [x]", *lists])
+
+
+def test_the_default_study_is_checked_before_snakemake_reads_it(checkout: Checkout) -> None:
+    with (checkout.directory / STUDY).open("a") as file:
+        file.write(f"\n{multiplying_aliases()}\n")
+    assert re.match(r"error: config\.yaml: line \d+: found a value of over", refusal(checkout))
+
+
+def test_task_files_and_recipes_have_limits(checkout: Checkout) -> None:
+    recipe = checkout.directory / "config" / "axolotl" / "demo_lora.yaml"
+    task = checkout.directory / "resources" / "demo" / "demo_arithmetic.yaml"
+    for file in (recipe, task):
+        original = file.read_text()
+        file.write_text(f"{original}\n{multiplying_aliases()}\n")
+        assert "found a value of over 1,000,000 characters" in refusal(checkout)
+        file.write_text(original)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -273,6 +296,7 @@ def test_two_overlays_without_their_base(checkout: Checkout) -> None:
         ("config", None, "--configfile config: expected a file"),
         ("mine.yaml", "patch: {rank: 4\nstudy: {}", "mine.yaml: does not parse as YAML: line 2"),
         ("mine.yaml", "- patch", "mine.yaml: expected a mapping"),
+        ("mine.yaml", multiplying_aliases(), "mine.yaml: line 6: found a value of over 1,000,000 "),
     ],
 )
 def test_config_files_that_cannot_be_read(

@@ -52,7 +52,7 @@ def _set_environment(hub: bool) -> None:
 
 
 def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "") -> None:
-    """Run a program's `main` and exit with one line on bad input, a full disk or lack of memory.
+    """Run a program's `main`; exit with one line on bad input, lack of memory or a file's error.
 
     Args:
         main: the program.
@@ -79,6 +79,9 @@ def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "")
         # Class names, because the libraries that define these errors are not imported here.
         names = " ".join(kind.__name__ for kind in type(error).__mro__)
         reason = out_of_memory(f"{names}: {error}", memory_advice=memory_advice)
+        if reason is None and isinstance(error, OSError) and error.filename is not None:
+            # The file system's answer, such as a missing right or a name that is too long.
+            reason = str(InputError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
         if reason is None:
             raise
         sys.exit(f"error: {reason}")

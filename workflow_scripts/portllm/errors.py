@@ -2,11 +2,34 @@
 
 import difflib
 import re
+import reprlib
 from collections.abc import Iterable
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+
+
+LONGEST = 4000
+"""Characters of an error message. Names in a damaged file have any length."""
 
 
 class InputError(Exception):
     """The user's input cannot be used. Programs print the message as one line, no traceback."""
+
+    def __str__(self) -> str:
+        """Escape characters that would end the line or control the terminal."""
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[:LONGEST]} …"
+        if text.isprintable():
+            return text
+        return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message quotes it: short, whatever its size and depth."""
+    return _SHORT.repr(value)
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
@@ -16,7 +39,9 @@ def nearest(name: str, options: Iterable[str]) -> str:
         "nearest: x" for the most similar option, else "known: a, b, …" with up to eight options.
     """
     known = [str(option) for option in options]
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    # Comparing takes up to a millisecond, and much longer for long names.
+    short = [option for option in known[:5000] if len(option) <= 200]
+    close = difflib.get_close_matches(str(name)[:200], short, n=1, cutoff=0.5)
     if close:
         return f"nearest: {close[0]}"
     shown = ", ".join(known[:8]) or "none"

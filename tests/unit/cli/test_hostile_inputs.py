@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from portllm.cli import main as command
 from portllm.cli import transplant
 from portllm.data import fetching
+from portllm.weights import module_patterns
 from portllm.weights.checkpoints import INDEX
 
 Run = Callable[..., str]
@@ -489,16 +490,25 @@ def test_links_of_the_hubs_cache_and_of_a_study_are_followed(place: Path, portll
         ({"r": 4}, "lora_A.weight: found rank 2, expected 4 (r or rank_pattern in "),
         ({"r": 0}, "lora_A.weight: found rank 2, expected 0 (r or rank_pattern in "),
         ({"rank_pattern": {"q_proj": 3}}, "q_proj.lora_A.weight: found rank 2, expected 3 "),
-        ({"alpha_pattern": {"(.*a)*b": 3}}, "alpha_pattern: found '(.*a)*b', expected a pattern"),
-        ({"rank_pattern": {"a?" * 40: 3}}, "rank_pattern: found 'a?a?"),
-        ({"alpha_pattern": {"(q_proj": 3}}, "alpha_pattern: '(q_proj': missing )"),
+        ({"alpha_pattern": {"([a-z.0-9_]+)*!": 3}}, "alpha_pattern: found '([a-z.0-9_]+)*!', "),
+        ({"rank_pattern": {r"[\w.]*" * 12 + "!": 3}}, "rank_pattern: found '[\\\\w.]*"),
+        ({"target_modules": "(.|.)*!"}, "target_modules: found '(.|.)*!', expected a regular "),
+        ({"modules_to_save": ["(.|.)*!"]}, "modules_to_save: found '(.|.)*!', expected a regular "),
+        ({"alpha_pattern": {"(q_proj": 3}}, "alpha_pattern: found '(q_proj', expected a regular "),
+        ({"target_modules": [["q_proj"]]}, "target_modules: found [['q_proj']], expected texts"),
+        ({"use_rslora": "no"}, "use_rslora: found 'no', expected true or false"),
         (None, "found [], expected an object"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern: found ['q_proj'], expected an object"),
     ],
 )
 def test_ranks_and_patterns_fit_the_tensors(
-    place: Path, portllm: Run, change: dict[str, Any] | None, message: str
+    place: Path,
+    portllm: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any] | None,
+    message: str,
 ) -> None:
+    monkeypatch.setattr(module_patterns, "CPU_SECONDS", 0.1)
     path = place / "patch" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps([] if change is None else {**config, **change}))

@@ -187,3 +187,41 @@ def test_replacing_a_linked_directory_keeps_the_target(tmp_path: Path) -> None:
         (directory / "new").touch()
     assert [path.name for path in (tmp_path / "link").iterdir()] == ["new"]
     assert [path.name for path in (tmp_path / "shared").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "invalid JSON (nested too deeply)"),
+        (f"[{'9' * 5000}]", "invalid JSON (a number of over 4,300 digits)"),
+        ('["\\ud800"]', "invalid JSON (text that is not Unicode)"),
+        (b'["\xff"]', "found bytes that are not UTF-8"),
+        ("[]", "found [], expected an object"),
+        ('{"sizes": [1]}', "sizes: found [1], expected an object"),
+        ('{"stage": true}', "stage: found True, expected a text or a number"),
+        (None, "expected a regular file"),
+    ],
+)
+def test_an_unusable_document_is_an_error_with_its_path(
+    tmp_path: Path, text: str | bytes | None, message: str
+) -> None:
+    path = tmp_path / "manifest.json"
+    if text is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError) as error:
+        files.read_object(path, sizes=dict, stage=(str, float))
+    assert str(error.value).startswith(f"{path}: {message}")
+    if text is None:
+        for read in (files.hash_file, lambda path: list(files.read_json_lines(path))):
+            with pytest.raises(InputError, match="expected a regular file"):
+                read(path)
+
+
+def test_a_document_of_an_unusual_size_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with path.open("wb") as file:
+        file.truncate(files.LARGEST_DOCUMENT + 1)
+    with pytest.raises(InputError, match=r"found 268,435,457 bytes, expected at most 268,435,456"):
+        files.read_json(path)

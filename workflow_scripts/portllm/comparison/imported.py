@@ -4,10 +4,10 @@ Files that cannot be read, or do not belong to the study, are left out and liste
 If several files belong to one cell, the newest is used.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 import pandas
 
 from portllm.comparison import score_table
-from portllm.errors import InputError
+from portllm.errors import InputError, shown
 from portllm.scoring import metrics
+from portllm.storage.files import read_json
 from portllm.study import imported_patterns
 from portllm.study.imported_patterns import NAMES, CellPattern, SourceSettings, UnusableError
 
@@ -60,9 +61,9 @@ def read_result(path: Path) -> dict[str, Any]:
         UnusableError: the file is not valid JSON, or not a result file.
     """
     try:
-        document = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UnusableError(f"invalid JSON: {error}") from None
+        document = read_json(path)
+    except InputError as error:
+        raise UnusableError(str(error).removeprefix(f"{path}: ")) from None
     for part in ("results", "versions", "config"):
         if not (isinstance(document, dict) and isinstance(document.get(part), dict)):
             raise UnusableError(f"not a result file of lm-eval: no key {part!r}")
@@ -90,9 +91,15 @@ def _date(document: dict[str, Any], path: Path) -> str:
     """
     recorded = document.get("date")
     if isinstance(recorded, int | float):
-        return datetime.fromtimestamp(recorded, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
+        with suppress(ValueError, OverflowError, OSError):  # no time that a date can express
+            return datetime.fromtimestamp(recorded, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
     named = re.search(r"(\d{4}-\d\d-\d\dT)(\d\d)-(\d\d)-(\d\d(\.\d+)?)", path.name)
     return f"{named[1]}{named[2]}:{named[3]}:{named[4]}" if named else ""
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that can be compared and grouped."""
+    return value if isinstance(value, str | int | float | None) else shown(value)
 
 
 def _of_task(document: dict[str, Any], part: str, task: str) -> Any:
@@ -132,14 +139,14 @@ def read_file(path: Path, rules: list[CellPattern], settings: SourceSettings) ->
         measured = _measured(document, task)
         compared = {
             "n": next(iter(measured.values()))["n"],
-            "task_version": _of_task(document, "versions", task),
-            "few_shot": _of_task(document, "n-shot", task),
+            "task_version": _plain(_of_task(document, "versions", task)),
+            "few_shot": _plain(_of_task(document, "n-shot", task)),
         }
         conditions = {
-            "batch_size": config.get("batch_size"),
+            "batch_size": _plain(config.get("batch_size")),
             "dtype": str(config.get("model_dtype") or "").removeprefix("torch."),
-            "lm_eval": document.get("lm_eval_version"),
-            "transformers": document.get("transformers_version"),
+            "lm_eval": _plain(document.get("lm_eval_version")),
+            "transformers": _plain(document.get("transformers_version")),
         }
         provenance = {**names, "date": _date(document, path), **compared, **conditions}
         rows = [

@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from portllm.errors import InputError, nearest
-from portllm.storage.files import hash_file
+from portllm.errors import InputError, nearest, shown
+from portllm.storage import yaml_text
+from portllm.storage.files import hash_file, read_text
 
 DATASET = "dataset"
 """Subfolder of a task's data directory that holds the dataset for scoring."""
@@ -47,7 +48,10 @@ def _yamls(folder: Path) -> Iterator[Path]:
 
 
 def _task_of(path: Path) -> str | None:
-    match = _TASK.search(path.read_text(errors="replace"))
+    try:
+        match = _TASK.search(read_text(path))
+    except InputError:  # lm-eval could not load it either
+        return None
     return match[1] if match else None
 
 
@@ -98,25 +102,41 @@ def names(search_folders: Iterable[Path]) -> list[str]:
 
 def _includes(path: Path, content: dict[str, Any]) -> list[Path]:
     included = content.get("include") or []
-    return [path.parent / part for part in ([included] if isinstance(included, str) else included)]
+    names = [included] if isinstance(included, str) else included
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: include: found {shown(included)}, expected file names")
+    return [path.parent / name for name in names]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return yaml.load(path.read_text(), Loader=_Loader)
+    content = yaml_text.parse(read_text(path), str(path), _Loader)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {shown(content)}, expected a mapping of a task's keys")
+    return content
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a task's definition with its includes; its own keys win. Functions stay names."""
+def load(path: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a task's definition with its includes; its own keys win. Functions stay names.
+
+    Args:
+        path: the task's YAML file.
+        including: the files through whose `include` the file is read.
+
+    Raises:
+        InputError: a file cannot be read, is not a mapping, or includes itself.
+    """
+    if path.resolve() in including:
+        raise InputError(f"{path}: include: found a file that includes this one")
     content = _read(path)
     merged: dict[str, Any] = {}
     for included in _includes(path, content):
-        merged.update(load(included))
+        merged.update(load(included, (*including, path.resolve())))
     merged.update(content)
     return merged
 
 
 def _function_modules(path: Path) -> Iterator[Path]:
-    for reference in re.findall(r"!function\s+([\w.]+)", path.read_text()):
+    for reference in re.findall(r"!function\s+([\w.]+)", read_text(path)):
         module = path.parent / (reference.rpartition(".")[0].replace(".", "/") + ".py")
         if module.is_file():
             yield module

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 def _definition(name: str, include: str | None) -> dict[str, Any]:
     path = task_files.locate(name, include)
+    task_files.load(path)  # lm-eval sets no limits
     definition = load_yaml(path, resolve_func=True)
     if "class" in definition:
         raise InputError(

@@ -11,7 +11,7 @@ from typing import Any
 from portllm.planning import formulas
 from portllm.planning.formulas import Architecture, TrainingMemory, UnknownError
 from portllm.planning.planned_jobs import PlannedJob, files_bytes
-from portllm.storage.files import read_json
+from portllm.storage.files import read_json, read_object
 from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
 from portllm.transplant import methods
@@ -42,14 +42,14 @@ def _config_of(
 ) -> tuple[dict[str, Any], str, Path | None]:
     """Return the configuration of an obtained version, its source, and its weights' directory."""
     if (built / "config.json").is_file():
-        return read_json(built / "config.json"), str(built), built
+        return read_object(built / "config.json"), str(built), built
     if "from_scratch" in source:
         scratch = source["from_scratch"]
         config = {**scratch["config"], "vocab_size": scratch["vocabulary_size"]}
         return {**config, "dtype": "float32"}, "the study's from_scratch", None
     local = source.get("path") or (mirror and str(Path(mirror, source["hub"])))
     if local and Path(local, "config.json").is_file():
-        return read_json(Path(local, "config.json")), local, Path(local)
+        return read_object(Path(local, "config.json")), local, Path(local)
     if source.get("hub", "").lower() in known:
         return known[source["hub"].lower()], "resources/models", None
     raise UnknownError(

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from portllm.errors import shown
+
 FLOAT32, HALF = 4, 2
 DTYPES = {"float32": FLOAT32, "bfloat16": HALF, "float16": HALF}
 ALL_LINEAR = "all-linear"
@@ -105,12 +107,17 @@ class Architecture:
 def architecture(config: dict[str, Any]) -> Architecture:
     """Read a transformers configuration; raises UnknownError for other architectures."""
     kind = config.get("model_type", "none")
-    if kind not in DEFAULTS:
+    if not isinstance(kind, str) or kind not in DEFAULTS:
         raise UnknownError(f"no formulas for model_type {kind}; known: {', '.join(DEFAULTS)}")
     values = {
         **DEFAULTS[kind],
         **{key: value for key, value in config.items() if value is not None},
     }
+    sizes = [key for key, value in DEFAULTS[kind].items() if type(value) is int]
+    for key in (*sizes, "num_key_value_heads", "head_dim"):
+        size = values.get(key, 1)
+        if type(size) is not int or not 0 < size < 1 << 32:
+            raise UnknownError(f"{key}: found {shown(size)}, expected a positive whole number")
     heads = values["num_attention_heads"]
     dtype = str(values.get("dtype", values.get("torch_dtype", "float32"))).removeprefix("torch.")
     return Architecture(

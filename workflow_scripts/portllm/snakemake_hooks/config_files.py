@@ -1,8 +1,9 @@
-"""Check the files of `--configfile` before Snakemake reads them.
+"""Check a study's configuration files before Snakemake reads them.
 
-Snakemake reads them before the Snakefile. A missing file ends it with a traceback, and a file that
-does not parse with a message that names neither file nor line. The profile profiles/default is read
-even earlier, so it calls this check.
+Snakemake reads the files of `--configfile` before the Snakefile. A missing file ends it with a
+traceback, a file that does not parse with a message that names neither file nor line, and aliases
+that multiply take all memory. The profile profiles/default is read even earlier, so it calls this
+check.
 """
 
 import argparse
@@ -15,11 +16,11 @@ from portllm.study.yaml_files import read_yaml
 
 
 def named_files(arguments: Sequence[str]) -> list[Path]:
-    """Return the config files that Snakemake's command line names."""
+    """Return the config files that Snakemake's command line names, or else the default one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configfile", "--configfiles", dest="files", nargs="+", type=Path)
     known, _ = parser.parse_known_args(arguments)
-    return known.files or []
+    return known.files or [path for path in [Path("config.yaml")] if path.exists()]
 
 
 def _similar_files(path: Path) -> list[str]:
@@ -39,7 +40,7 @@ def check(path: Path) -> None:
 
 
 def check_command_line() -> None:
-    """End Snakemake with one line if a config file on its command line cannot be read."""
+    """End Snakemake with one line if a config file cannot be used."""
     try:
         for path in named_files(sys.argv[1:]):
             check(path)

@@ -4,14 +4,30 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
-from portllm.errors import InputError
+from portllm.errors import InputError, shown
+
+LARGEST_DOCUMENT = 1 << 28
+"""Bytes that a JSON file may have. The largest are tokenizers of some 35 MB."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_JSON_TYPES: dict[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def _partial(path: Path) -> Path:
@@ -97,18 +113,97 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading.
+
+    A FIFO would block until somebody writes to it, and a device may never end.
+
+    Raises:
+        InputError: the file is missing, cannot be opened, or is not a regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: expected a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_text(path: Path, *, most: int = LARGEST_DOCUMENT) -> str:
+    """Read a small UTF-8 file of at most `most` bytes.
+
+    Raises:
+        InputError: as `open_regular`, or the file is too large or not UTF-8.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise InputError(f"{path}: found {size:,} bytes, expected at most {most:,}")
+        content = file.read()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: found bytes that are not UTF-8 ({error})") from None
+
+
+def parse_json(text: str, place: str) -> Any:
+    """Parse JSON; raises InputError, which starts with `place`, where it is not valid."""
+    try:
+        value = json.loads(text)
+        # Half of a surrogate pair can be parsed but not written.
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}: invalid JSON ({error})") from None
+    except RecursionError:
+        raise InputError(f"{place}: invalid JSON (nested too deeply)") from None
+    except UnicodeError:
+        raise InputError(f"{place}: invalid JSON (text that is not Unicode)") from None
+    except ValueError:  # Python's limit for the conversion of integers
+        raise InputError(f"{place}: invalid JSON (a number of over 4,300 digits)") from None
+    return value
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or not valid JSON.
+        InputError: as `read_text`, or the file is not valid JSON.
     """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: invalid JSON ({error})") from None
+    return parse_json(read_text(path), str(path))
+
+
+def read_object(path: Path, **types: type | tuple[type, ...]) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        types: the types of the keys that the caller uses. A key may be absent.
+
+    Raises:
+        InputError: as `read_json`, or the file holds something else.
+    """
+    value = read_json(path)
+    check_object(value, str(path), **types)
+    return value
+
+
+def check_object(value: Any, place: str, **types: type | tuple[type, ...]) -> None:
+    """Raise InputError, which starts with `place`, unless a value is an object with such keys."""
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: found {shown(value)}, expected an object")
+    for key, expected in types.items():
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        found = value.get(key)
+        # JSON's true is no number, but Python's is.
+        fits = isinstance(found, kinds) and (bool in kinds or not isinstance(found, bool))
+        if key in value and not fits:
+            names = " or ".join(_JSON_TYPES[kind] for kind in kinds)
+            raise InputError(f"{place}: {key}: found {shown(found)}, expected {names}")
 
 
 def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
@@ -127,15 +222,11 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         InputError: the file is missing, or a line is not valid JSON.
     """
-    try:
-        file = path.open()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    with file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 yield json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: invalid JSON in line {number} ({error})") from None
 
 
@@ -158,7 +249,7 @@ def sizes(directory: Path, *, exclude: frozenset[str] = frozenset()) -> dict[str
 def leaves_directory(name: str) -> bool:
     """Whether a relative path in a manifest leads out of the manifest's directory."""
     path = Path(name)
-    return path.is_absolute() or ".." in path.parts
+    return path.is_absolute() or ".." in path.parts or "\0" in name
 
 
 def size_mismatch(directory: Path, expected: Mapping[str, int]) -> str | None:
@@ -176,13 +267,14 @@ def size_mismatch(directory: Path, expected: Mapping[str, int]) -> str | None:
         except OSError:
             return f"{name} is missing"
         if actual != size:
-            return f"{name} has {actual:,} bytes, expected {size:,}"
+            expected_size = f"{size:,}" if isinstance(size, int) else shown(size)
+            return f"{name} has {actual:,} bytes, expected {expected_size}"
     return None
 
 
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -21,7 +21,7 @@ from portllm.storage.files import (
     hash_file,
     hash_files,
     hash_value,
-    read_json,
+    read_object,
     size_mismatch,
     sizes,
     write_json,
@@ -205,7 +205,7 @@ def check_intact(artefact: Path) -> None:
     if not manifest.exists():
         return
     folder = artefact if artefact.is_dir() else artefact.parent
-    problem = size_mismatch(folder, read_json(manifest).get("sizes", {}))
+    problem = size_mismatch(folder, read_object(manifest, sizes=dict).get("sizes", {}))
     if problem:
         raise InputError(f"{artefact} is damaged: {problem}; rerun Snakemake to rebuild it")
 
@@ -222,8 +222,9 @@ def content_hash(artefact: Path, *, known: Mapping[str, str] = MappingProxyType(
     """
     check_intact(artefact)
     manifest = manifest_path(artefact)
-    if manifest.exists():
-        return read_json(manifest)["content_hash"]
+    recorded = read_object(manifest, content_hash=str) if manifest.exists() else {}
+    if "content_hash" in recorded:
+        return recorded["content_hash"]
     if artefact.is_dir():
         return hash_value(hash_files(artefact, exclude=NOT_CONTENT, known=known))
     return hash_value({artefact.name: hash_file(artefact)})

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from portllm.errors import InputError
+from portllm.storage import yaml_text
+from portllm.storage.files import read_text
 
 Key = tuple[str | int, ...]
 
@@ -15,18 +15,12 @@ def read_yaml(path: Path, *, what: str) -> Any:
     """Read a YAML file.
 
     Raises:
-        InputError: with the line, if the file does not exist or does not parse.
+        InputError: with the line, if the file does not exist, does not parse or is too large.
 
     """
-    try:
-        return yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{what}: no such file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise InputError(f"{what}: does not parse as YAML: {line}{problem}") from None
+    if not path.exists():
+        raise InputError(f"{what}: no such file")
+    return yaml_text.parse(read_text(path), what)
 
 
 def read_recipe(files: Iterable[Path], *, origin: str | None = None) -> dict[str, Any]:

@@ -9,12 +9,12 @@ imported inside functions, so that configurations can be checked without it.
 """
 
 import hashlib
-import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from portllm.errors import InputError, nearest
+from portllm.errors import InputError, nearest, shown
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -77,11 +77,10 @@ def _check_number(place: str, value: Any, parameter: Parameter) -> None:
     expected_type = int if kind == "whole number" else int | float
     least, most = parameter.least, parameter.most
     range_ = "" if least is None else f" from {least} to {most}" if most else f", {least} or more"
-    usable = (
-        isinstance(value, expected_type) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    usable = isinstance(value, expected_type) and not isinstance(value, bool)
+    usable = usable and abs(value) <= sys.float_info.max  # false for NaN
     if not usable or (least is not None and value < least) or (most is not None and value > most):
-        raise InputError(f"{place}: found {value!r}, expected a {kind}{range_}")
+        raise InputError(f"{place}: found {shown(value)}, expected a {kind}{range_}")
 
 
 def check(kind: str, parameters: dict[str, Any]) -> dict[str, float | int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from portllm.errors import InputError
-from portllm.storage.files import read_json, write_json
+from portllm.storage.files import read_object, write_json
 from portllm.transplant import methods
 from portllm.weights import adapters, finite
 from portllm.weights.adapters import Adapter, StoredAdapter
@@ -99,20 +99,20 @@ def read(directory: Path) -> Port:
     """Read a port; raises InputError where `directory` holds neither a port nor an adapter."""
     if not is_dense(directory):
         return Port((WeightedPatch(StoredAdapter(directory)),), "direct", {})
-    recipe = read_json(directory / RECIPE)
+    path = directory / RECIPE
+    recipe = read_object(path, method=str, parameters=dict, patches=list)
     try:
         entries = [(entry["directory"], entry["weight"]) for entry in recipe["patches"]]
         method, parameters = recipe["method"], recipe["parameters"]
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{directory / RECIPE}: not the recipe of a port: expected method, parameters and "
-            f"patches ({error!r})"
+            f"{path}: not the recipe of a port: expected method, parameters and patches ({error!r})"
         ) from None
     if not entries:
-        raise InputError(f"{directory / RECIPE}: patches: found none, expected one or more")
+        raise InputError(f"{path}: patches: found none, expected one or more")
     patches = []
     for index, (name, weight) in enumerate(entries):
-        place = f"{directory / RECIPE}: patches[{index}]"
+        place = f"{path}: patches[{index}]"
         _check_inside(name, directory, f"{place}.directory")
         finite.check_number(weight, f"{place}.weight")
         patches.append(WeightedPatch(StoredAdapter(directory / name), float(weight)))

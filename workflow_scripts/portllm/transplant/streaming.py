@@ -169,7 +169,7 @@ def _write_index(model: Checkpoint, directory: Path, targets: Targets) -> None:
         shutil.copyfile(model.directory / checkpoints.INDEX, directory / checkpoints.INDEX)
         return
     index = {**model.index, "weight_map": weight_map}
-    if "total_size" in index.get("metadata", {}):
+    if isinstance((index.get("metadata") or {}).get("total_size"), int):
         size = sum(shard.stat().st_size for shard in directory.glob("*.safetensors"))
         growth = size - sum(shard.size for shard in model.shards)
         total = index["metadata"]["total_size"] + growth

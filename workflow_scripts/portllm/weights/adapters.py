@@ -1,16 +1,16 @@
 """LoRA adapters on disk in PEFT's layout, and whether an adapter fits a checkpoint."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm.errors import InputError, nearest
-from portllm.storage.files import read_json, write_json
-from portllm.weights import checkpoints, finite
+from portllm.errors import InputError, nearest, shown
+from portllm.storage.files import check_object, read_object, write_json
+from portllm.weights import checkpoints, finite, module_patterns
 from portllm.weights.checkpoints import Checkpoint
 from portllm.weights.safetensors_file import SafetensorsFile, Shapes
 
@@ -44,6 +44,22 @@ _REFUSED = {
 _DEFAULTS = {"r": 8, "lora_alpha": 8}
 """PEFT's, for configurations without these keys."""
 
+_NONE = type(None)
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "bias": str,
+    "fan_in_fan_out": bool,
+    "use_rslora": bool,
+    "use_dora": bool,
+    "lora_dropout": (int, float),
+    "rank_pattern": (dict, _NONE),
+    "alpha_pattern": (dict, _NONE),
+    "target_modules": (str, list, _NONE),
+    "exclude_modules": (str, list, _NONE),
+    "modules_to_save": (list, _NONE),
+    "layers_pattern": (str, list, _NONE),
+}
+"""As in PEFT, for the keys that are used here or matched with module names."""
+
 # With these, PEFT subtracts a part of the base's weights before it trains.
 _CHANGES_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -69,7 +85,7 @@ class StoredAdapter:
                 hint = " (adapter_model.bin is a pickle, which is never loaded)" if pickled else ""
                 raise InputError(f"{directory}: no {name}, so it is not a usable adapter{hint}")
         self.directory = directory
-        self.config: dict[str, Any] = read_json(directory / CONFIG)
+        self.config = read_object(directory / CONFIG)
         _check_config(self.config, directory / CONFIG)
 
     def __str__(self) -> str:
@@ -99,8 +115,14 @@ class StoredAdapter:
         changed = _changed_shapes(shapes, fan_in_fan_out=bool(self.config.get("fan_in_fan_out")))
         if not changed:
             raise InputError(f"{path}: found no LoRA factors, expected lora_A and lora_B of layers")
+        self.check_patterns(changed)
         self._check_ranks(shapes)
         return changed
+
+    def check_patterns(self, weights: Iterable[str]) -> None:
+        """Raise InputError if patterns of the configuration take too long to match weights."""
+        modules = (weight.removesuffix(".weight") for weight in weights)
+        module_patterns.check(self.config, modules, self.directory / CONFIG)
 
     def _check_ranks(self, shapes: Shapes) -> None:
         # The scale divides by the rank, and PEFT refuses tensors of another rank than configured.
@@ -120,7 +142,11 @@ class StoredAdapter:
     def known_fingerprint(self) -> dict[str, Any]:
         """The fingerprint in the adapter's manifest; empty if it has none."""
         path = self.directory / MANIFEST
-        return read_json(path).get("fingerprint", {}) if path.exists() else {}
+        if not path.exists():
+            return {}
+        fingerprint = read_object(path, fingerprint=dict).get("fingerprint", {})
+        check_object(fingerprint, f"{path}: fingerprint", architecture=str, tokenizer=(str, _NONE))
+        return fingerprint
 
     def fingerprint(self, model: Checkpoint | None = None) -> dict[str, Any]:
         """Return what the adapter requires of a version, for its manifest.
@@ -170,7 +196,7 @@ def save(
 
 def sort_targets(directory: Path) -> None:
     """Sort an adapter's target modules, because PEFT writes a set in random order."""
-    config = read_json(directory / CONFIG)
+    config = read_object(directory / CONFIG)
     if isinstance(config.get("target_modules"), list):
         config["target_modules"] = sorted(config["target_modules"])
         write_json(directory / CONFIG, config)
@@ -188,10 +214,8 @@ def value_for_module(config: dict[str, Any], key: str, patterns: str, module: st
 
     As in PEFT, a pattern is a regular expression for the end of the module's name.
     """
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return config.get(key, _DEFAULTS[key])
+    default = config.get(key, _DEFAULTS[key])
+    return module_patterns.value(config, patterns, module, default)
 
 
 def is_sum(adapter: Adapter) -> bool:
@@ -201,8 +225,11 @@ def is_sum(adapter: Adapter) -> bool:
 
 
 def _check_config(config: dict[str, Any], path: Path) -> None:
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: found {config!r:.60}, expected an object")
+    check_object(config, str(path), **_TYPES)
+    for name in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        items = config.get(name) or ()
+        if not all(isinstance(item, str) for item in items):
+            raise InputError(f"{path}: {name}: found {shown(items)}, expected texts")
     kind = config.get("peft_type")
     if kind != "LORA":
         raise InputError(f"{path}: found peft_type {kind!r}, expected LORA")
@@ -214,7 +241,7 @@ def _check_config(config: dict[str, Any], path: Path) -> None:
     for option, reason in _REFUSED.items():
         if config.get(option):
             raise InputError(f"{path}: {option} is set: {reason}; expected plain LoRA")
-    _check_patterns(config, path)
+    module_patterns.check(config, (), path)
     for name, value in _numbers_of_config(config):
         finite.check_number(value, f"{path}: {name}")
     start = config.get("init_lora_weights")
@@ -232,29 +259,6 @@ def _numbers_of_config(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for name in ("rank_pattern", "alpha_pattern"):
         for pattern, value in (config.get(name) or {}).items():
             yield f"{name}.{pattern}", value
-
-
-def _check_patterns(config: dict[str, Any], path: Path) -> None:
-    """Raise InputError for patterns that are invalid, or whose matching may never end.
-
-    Time grows exponentially with repeated groups such as `(a+)+`, and with the number of
-    repetitions as its exponent.
-    """
-    for name in ("rank_pattern", "alpha_pattern"):
-        patterns = config.get(name) or {}
-        if not isinstance(patterns, dict):
-            raise InputError(f"{path}: {name}: found {patterns!r:.60}, expected an object")
-        for pattern in patterns:
-            is_slow = len(re.findall(r"[*+?{]", pattern)) > 4 or re.search(r"\)[*+{]", pattern)
-            if is_slow or len(pattern) > 1000:
-                raise InputError(
-                    f"{path}: {name}: found {pattern!r:.80}, expected a pattern without repeated "
-                    "groups and with at most four repetitions"
-                )
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise InputError(f"{path}: {name}: {pattern!r:.80}: {error}") from None
 
 
 def _is_base_copy(name: str) -> bool:
@@ -373,6 +377,7 @@ def check_fit(
     adapter's manifest says what it was trained on.
     """
     trained_on = adapter.known_fingerprint
+    adapter.check_patterns(model.shapes)
     expected = trained_on.get("architecture", model.architecture)
     if expected != model.architecture:
         raise InputError(

@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm.errors import InputError
-from portllm.storage.files import read_json
+from portllm.errors import InputError, shown
+from portllm.storage.files import check_object, read_json, read_object
 from portllm.weights.safetensors_file import SafetensorsFile, Shapes
 
 if TYPE_CHECKING:
@@ -38,20 +38,21 @@ def check_directory(directory: Path, place: str) -> None:
 
 def _check_index(index: Any, path: Path) -> None:
     if not isinstance(index, dict) or "weight_map" not in index:
-        raise InputError(f"{path}: found {index!r:.60}, expected an object with weight_map")
+        raise InputError(f"{path}: found {shown(index)}, expected an object with weight_map")
     weight_map = index["weight_map"]
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
-            f"{path}: weight_map: found {weight_map!r:.60}, expected an object that maps weights "
+            f"{path}: weight_map: found {shown(weight_map)}, expected an object that maps weights "
             "to files"
         )
     for weight, name in weight_map.items():
         # Another directory's weights would be read, and the merged copy's index would name them.
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
             raise InputError(
-                f"{path}: weight_map.{weight}: found {name!r}, expected the name of a file in the "
-                "same directory"
+                f"{path}: weight_map.{weight}: found {name!r:.300}, expected the name of a file in "
+                "the same directory"
             )
+    check_object(index, str(path), metadata=(dict, type(None)))
 
 
 class Checkpoint:
@@ -76,7 +77,12 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The content of config.json."""
-        return read_json(self.directory / CONFIG)
+        path = self.directory / CONFIG
+        config = read_object(path, model_type=str, architectures=(list, type(None)))
+        for name in config.get("architectures") or ():
+            if not isinstance(name, str):
+                raise InputError(f"{path}: architectures: found {shown(name)}, expected a text")
+        return config
 
     @cached_property
     def index(self) -> dict[str, Any] | None:
@@ -168,7 +174,8 @@ class Checkpoint:
         path = self.directory / "tokenizer.json"
         if not path.exists():
             return None
-        vocabulary = read_json(path)["model"].get("vocab")
+        model = read_object(path, model=dict).get("model", {})
+        vocabulary = model.get("vocab")
         return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
 
 

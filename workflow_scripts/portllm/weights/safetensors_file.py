@@ -1,19 +1,35 @@
 """One safetensors file: its header, read once, and the tensors behind it."""
 
-import json
+import math
+import os
 import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm.errors import InputError
+from portllm.errors import InputError, shown
+from portllm.storage.files import open_regular, parse_json
 
 if TYPE_CHECKING:
     from numpy import ndarray
     from torch import Tensor
 
 METADATA = "__metadata__"
+LARGEST_HEADER = 100_000_000
+"""Bytes, as in the safetensors library."""
+MOST_TENSORS = 200_000
+"""Tensors of a file. The largest models have 100,000 in all their shards."""
+MOST_DIMENSIONS = 64
+"""Dimensions of a tensor, as in numpy."""
+
+# Unknown dtypes are left to the library.
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64"), 64),
+}
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -42,7 +58,9 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(shape, list) or not isinstance(offsets, list) or len(offsets) != 2:
         return False
     sizes = (*shape, *offsets)
-    return all(type(size) is int and size >= 0 for size in sizes) and offsets[0] <= offsets[1]
+    if len(shape) > MOST_DIMENSIONS or not all(type(size) is int for size in sizes):
+        return False
+    return all(0 <= size < 1 << 63 for size in sizes) and offsets[0] <= offsets[1]
 
 
 @dataclass(frozen=True)
@@ -60,12 +78,17 @@ class SafetensorsFile:
     @classmethod
     def open(cls, path: Path) -> "SafetensorsFile":
         """Read and check the header; raises InputError for a truncated or damaged file."""
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             if 8 + length > size:
                 raise InputError(f"{path}: truncated in its header")
+            if length > LARGEST_HEADER:
+                raise InputError(
+                    f"{path}: damaged: found a header of {length:,} bytes, expected at most "
+                    f"{LARGEST_HEADER:,}"
+                )
             opened = cls(path, size, prefix + file.read(length))
         opened._check_entries()
         ends = [entry["data_offsets"][1] for entry in opened.entries.values()]
@@ -77,11 +100,16 @@ class SafetensorsFile:
     def _check_entries(self) -> None:
         if not isinstance(self.parsed_header, dict):
             raise InputError(f"{self.path}: damaged: its header is not an object")
+        if len(self.parsed_header) > MOST_TENSORS:
+            raise InputError(
+                f"{self.path}: found {len(self.parsed_header):,} tensors, expected at most "
+                f"{MOST_TENSORS:,}"
+            )
         for name, entry in self.entries.items():
             if not _is_entry(entry):
                 raise InputError(
-                    f"{self.path}: damaged: {name}: found {entry!r:.80}, expected dtype, shape and "
-                    "data_offsets"
+                    f"{self.path}: damaged: {name:.200}: found {shown(entry)}, expected dtype, "
+                    "shape and data_offsets"
                 )
         end = 0
         for tensor in self.tensors:
@@ -92,6 +120,12 @@ class SafetensorsFile:
                     f"expected {end}, the end of the tensor before"
                 )
             end = begin + tensor.size
+            bits = _BITS.get(tensor.dtype)
+            if bits is not None and math.prod(tensor.shape) * bits != tensor.size * 8:
+                raise InputError(
+                    f"{self.path}: damaged: {tensor.name}: found {tensor.size} bytes, which do not "
+                    f"fit {tensor.dtype} of shape {list(tensor.shape)}"
+                )
 
     def validate(self) -> None:
         """Have the safetensors library check the file, as those that load it will.
@@ -110,9 +144,10 @@ class SafetensorsFile:
     def parsed_header(self) -> dict[str, Any]:
         """The header as JSON: dtype, shape and data offsets per tensor, and the metadata."""
         try:
-            return json.loads(self.header[8:])
-        except (ValueError, RecursionError):
-            raise InputError(f"{self.path}: damaged: its header is not valid JSON") from None
+            text = self.header[8:].decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{self.path}: damaged: its header is not UTF-8") from None
+        return parse_json(text, f"{self.path}: damaged: its header")
 
     @property
     def entries(self) -> dict[str, dict[str, Any]]:
