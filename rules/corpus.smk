@@ -17,6 +17,6 @@ rule make_corpus:
         definition=lambda wildcards: options({"definition": config["corpora"][wildcards.corpus]}),
         hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --credentials --mem-mb {resources.mem_mb} --'
         ' "$EVAL_PYTHON" "$SCRIPTS/make_corpus.py" {params.definition} {params.hub_mirror}'
         " --output {output.rows:q} >{log:q} 2>&1"

@@ -18,6 +18,6 @@ rule make_task_data:
         ),
         hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
-        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --credentials --mem-mb {resources.mem_mb} --'
         ' "$EVAL_PYTHON" "$SCRIPTS/make_task_data.py" {params.settings} {params.hub_mirror}'
         " --output {output:q} >{log:q} 2>&1"

@@ -1,7 +1,8 @@
 """Run a command on GPUs of this machine that no other job holds.
 
 CUDA_VISIBLE_DEVICES names them to the command. With N = 0 the command sees no GPU. On a machine
-without GPUs, and where SLURM has assigned them, the command simply runs.
+without GPUs, and where SLURM has assigned them, the command simply runs. The command's environment
+holds no credentials, such as HF_TOKEN, without --credentials.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from portllm import credentials
 from portllm.command_line import run
 from portllm.errors import InputError
 from portllm.jobs import devices, leases, supervision
@@ -25,10 +27,13 @@ GIVEN = dict(os.environ)
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, usage="%(prog)s [-h] [--mem-mb MB] N -- COMMAND [ARGUMENT …]"
+        description=__doc__, usage="%(prog)s [-h] [--mem-mb MB] [--credentials] N -- COMMAND …"
     )
     parser.add_argument("count", type=int, metavar="N", help="number of GPUs")
     parser.add_argument("--mem-mb", type=int, metavar="MB", help="host memory the job requested")
+    parser.add_argument(
+        "--credentials", action="store_true", help="leave credentials in the command's environment"
+    )
     words = sys.argv[1:]
     # Split here, because argparse would also take a later `--` out of the command.
     split = words.index("--") if "--" in words else len(words)
@@ -139,6 +144,8 @@ def main() -> None:
         raise InputError(f"Snakemake has ended, so {job} was not started") from None
     hidden = (devices.POOL, devices.VISIBLE)
     environment = {name: value for name, value in GIVEN.items() if name not in hidden}
+    if not arguments.credentials:
+        environment = credentials.without(environment)
     kills = supervision.memory_kills()
     status, was_told_to_stop = supervision.run(
         arguments.command,

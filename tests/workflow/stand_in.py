@@ -29,7 +29,7 @@ def outputs(arguments: list[str]) -> list[Path]:
 
 def record(event: str, output: Path) -> None:
     """Append a line to the record; appends of short lines are atomic."""
-    variables = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURMD_NODENAME")
+    variables = ("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "SLURM_JOB_ID", "SLURMD_NODENAME")
     line = {"event": event, "output": str(output), "time": time.time(), "process": os.getpid()}
     environment = {name: os.environ.get(name) for name in variables}
     with (FOLDER / "executions.jsonl").open("a") as file:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from portllm import credentials
 from portllm.errors import InputError, out_of_memory
 from portllm.storage.files import disk_full_message
 
@@ -49,6 +50,7 @@ def _set_environment(hub: bool) -> None:
     if not hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
         os.environ["HF_DATASETS_OFFLINE"] = "1"
+        credentials.drop()
 
 
 def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "") -> None:
@@ -56,7 +58,8 @@ def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "")
 
     Args:
         main: the program.
-        hub: whether the program may use the Hugging Face Hub; without it, any access fails at once.
+        hub: whether the program may use the Hugging Face Hub; without it, any access fails at once,
+            and the environment holds no credentials.
         memory_advice: settings that reduce the program's GPU memory, for the error line.
     """
     _set_environment(hub)

@@ -4,10 +4,11 @@ import importlib.util
 import logging
 import random
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from portllm import credentials
 from portllm.data import hub
 from portllm.errors import InputError, nearest
 
@@ -107,8 +108,8 @@ def with_fields(rows: Iterable[Row], fields: dict[str, str]) -> Iterator[Row]:
 
 def rows_of_source(
     source: dict[str, Any], hub_mirror: str | None = None, part: dict[str, int] | None = None
-) -> Iterator[Row]:
-    """Yield the rows of one source.
+) -> Iterable[Row]:
+    """Return the rows of one source. A generator runs when they are read.
 
     Args:
         source: a source of a corpus, with one of the keys `generator`, `files` and `hub`.
@@ -123,19 +124,21 @@ def rows_of_source(
         rows = _loaded(source, hub_mirror)
     first, step = (0, 1) if part is None else (part["number"] - 1, part["of"])
     rows = islice(rows, first, source.get("limit"), step)
-    yield from with_fields(rows, source["fields"]) if "fields" in source else rows
+    return with_fields(rows, source["fields"]) if "fields" in source else rows
 
 
 def rows_of_corpus(definition: dict[str, Any], hub_mirror: str | None = None) -> list[Row]:
     """Read all rows of a corpus, or of one part; shuffle if it has a seed, then apply its limit.
 
+    Generators run when everything else is fetched, in an environment without credentials.
+
     Raises:
         InputError: the corpus has no rows.
     """
     part = definition.get("part")
-    rows = [
-        row for source in definition["sources"] for row in rows_of_source(source, hub_mirror, part)
-    ]
+    sources = [rows_of_source(source, hub_mirror, part) for source in definition["sources"]]
+    credentials.drop()
+    rows = list(chain.from_iterable(sources))
     if not rows:
         raise InputError("the corpus has no rows")
     if definition.get("seed") is not None:

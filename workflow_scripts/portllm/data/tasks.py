@@ -10,31 +10,43 @@ from typing import Any
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from portllm import credentials
 from portllm.data import hub, task_files
 from portllm.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def _definition(name: str, include: str | None) -> dict[str, Any]:
-    path = task_files.locate(name, include)
-    task_files.load(path)  # lm-eval sets no limits
-    definition = load_yaml(path, resolve_func=True)
+def _check(definition: dict[str, Any], name: str, path: Path, allow_unsafe_code: bool) -> None:
+    """Refuse a definition that cannot be loaded, before any of its functions is imported."""
     if "class" in definition:
         raise InputError(
             f"task {name!r} is defined by a Python class of lm-eval ({path.name}), which is not "
             "supported; expected a YAML definition"
         )
-    for key in ("tag", "group", "task_list"):
-        definition.pop(key, None)
-    return definition
-
-
-def _refuse_unsafe(definition: dict[str, Any], name: str, allow: bool) -> None:
-    if definition.get("unsafe_code") and not allow:
+    if definition.get("unsafe_code") and not allow_unsafe_code:
         raise InputError(
             f"task {name!r} executes code that the model generates; "
             f"set tasks.{name}.allow_unsafe_code: true to allow it"
+        )
+
+
+def _pinned(options: dict[str, Any] | None, path: str) -> dict[str, Any]:
+    """Set the revision in a task's `dataset_kwargs` to the commit that is fetched."""
+    options = options or {}
+    return {**options, "revision": hub.dataset_commit(path, options.get("revision"))}
+
+
+def _fetch(definition: dict[str, Any], hub_mirror: str | None) -> Any:
+    """Load the data of a task as ConfigurableTask.download would."""
+    import datasets
+
+    options = dict(definition.get("dataset_kwargs") or {})
+    options.pop("trust_remote_code", None)
+    # Relative to a mirror, the task's own dataset path is a local directory.
+    with contextlib.chdir(hub_mirror or "."):
+        return datasets.load_dataset(
+            path=definition.get("dataset_path"), name=definition.get("dataset_name"), **options
         )
 
 
@@ -48,6 +60,9 @@ def load(
 ) -> ConfigurableTask:
     """Load an lm-eval task; only the source of its data may differ from lm-eval's own.
 
+    The task's functions and templates run after its data is fetched, in an environment without
+    credentials.
+
     Args:
         name: the task's name in lm-eval.
         include: folder with task YAMLs of the study.
@@ -58,20 +73,26 @@ def load(
     Raises:
         InputError: the task is unknown, unsupported, or executes generated code without permission.
     """
-    definition = _definition(name, include)
-    _refuse_unsafe(definition, name, allow_unsafe_code)
+    path = task_files.locate(name, include)
+    task_files.load(path)  # lm-eval sets no limits
+    plain = load_yaml(path, resolve_func=False)
+    _check(plain, name, path, allow_unsafe_code)
+    source: dict[str, Any] = {}
     if dataset is not None:
         import datasets
 
-        definition["custom_dataset"] = lambda **_: datasets.load_from_disk(str(dataset))
-    elif hub_mirror is None and hub.is_dataset_id(definition.get("dataset_path")):
-        # Pinned before the fetch, so that the manifest records the commit that was fetched.
-        options = definition.get("dataset_kwargs") or {}
-        commit = hub.dataset_commit(definition["dataset_path"], options.get("revision"))
-        definition["dataset_kwargs"] = {**options, "revision": commit}
-    # Relative to a mirror, the task's own dataset path is a local directory.
-    with contextlib.chdir(hub_mirror or "."):
-        return ConfigurableTask(config=definition)
+        source["custom_dataset"] = lambda **_: datasets.load_from_disk(str(dataset))
+    elif "custom_dataset" not in plain:
+        if hub_mirror is None and hub.is_dataset_id(plain.get("dataset_path")):
+            # Pinned before the fetch, so that the manifest records the commit that was fetched.
+            source["dataset_kwargs"] = _pinned(plain.get("dataset_kwargs"), plain["dataset_path"])
+        fetched = _fetch({**plain, **source}, hub_mirror)
+        source["custom_dataset"] = lambda **_: fetched
+    credentials.drop()
+    definition = load_yaml(path, resolve_func=True)
+    for key in ("tag", "group", "task_list"):
+        definition.pop(key, None)
+    return ConfigurableTask(config={**definition, **source})
 
 
 def save_dataset(task: ConfigurableTask, directory: Path) -> None:

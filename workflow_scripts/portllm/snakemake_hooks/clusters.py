@@ -5,6 +5,7 @@ the workflow object are wrapped: the one that starts the selection, in the proce
 jobs, and the one that executes a job, on the cluster's nodes.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def attend(workflow: Any, results: Path) -> None:
 
 
 def prepare_slurm(workflow: Any, results: Path) -> None:
-    """Wait for the jobs of earlier runs on the same results, and cache MinJobAge.
+    """Wait for the jobs of earlier runs on the same results, and prepare to submit new ones.
 
     Before each status check, the executor asks the controller for MinJobAge. If the controller is
     down at that moment, the executor switches to sacct. Without accounting that fails, and it waits
@@ -60,6 +61,7 @@ def prepare_slurm(workflow: Any, results: Path) -> None:
     age = plugin.get_min_job_age()
     if age is not None:
         plugin.get_min_job_age = lambda: age
+    plugin.get_submit_command = slurm.without_credentials(plugin.get_submit_command, os.environ)
 
 
 def record_outputs(workflow: Any) -> None:

@@ -5,12 +5,14 @@ which it recognises by their names.
 """
 
 import hashlib
+import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from portllm import credentials
 from portllm.errors import InputError
 
 FIELDS = ("%i", "%T", "%M", "%j", "%k")
@@ -40,6 +42,18 @@ class SlurmJob:
     def description(self) -> str:
         """Rule and wildcards, from the executor's comment, with job id and elapsed time."""
         return f"{self.comment.removeprefix('rule_')} (job {self.identifier}, {self.elapsed})"
+
+
+def without_credentials(
+    command_of: Callable[..., str], environment: Mapping[str, str]
+) -> Callable[..., str]:
+    """Make a function that returns sbatch commands return ones that hide credentials from sbatch.
+
+    sbatch passes its environment on to the job. Jobs that need credentials run on the login node.
+    """
+    unset = [word for name in credentials.names(environment) for word in ("-u", name)]
+    prefix = shlex.join(["env", *unset])
+    return lambda *job, **more: f"{prefix} {command_of(*job, **more)}"
 
 
 def job_prefix(prefix: str, results: Path) -> str:
