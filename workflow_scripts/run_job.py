@@ -6,10 +6,12 @@ holds no credentials, such as HF_TOKEN, without --credentials.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from portllm import credentials
 from portllm.command_line import run
 from portllm.errors import InputError
 from portllm.jobs import devices, leases, supervision
+from portllm.storage import temporary
 
 log = logging.getLogger("run_job")
 
@@ -109,6 +112,30 @@ def lease_devices(
     return lease, lease.environment()
 
 
+def own_temporary_directory(stack: contextlib.ExitStack) -> tuple[dict[str, str], list[int]]:
+    """Create a temporary directory for the command, which is removed even if the command is killed.
+
+    Args:
+        stack: removes the directory when it is closed.
+
+    Returns:
+        The variables that name the directory, and the descriptors that the command inherits: they
+        protect the directory while the command runs on without this process.
+    """
+    try:
+        parent = Path(tempfile.gettempdir())
+        temporary.sweep(parent, temporary.JOB, temporary.SNAKEMAKE)
+        directory, lock = stack.enter_context(temporary.owned_directory(parent, temporary.JOB))
+    except OSError as error:
+        log.warning("the job has no temporary directory of its own: %s", error.strerror)
+        return {}, []
+    variables = dict.fromkeys(("TMPDIR", "TEMPDIR", "TEMP", "TMP"), str(directory))
+    # torch keeps compiled kernels below TMPDIR, for later jobs too.
+    kernels = f"{parent}/torchinductor_{GIVEN.get('USER', os.getuid())}"
+    variables["TORCHINDUCTOR_CACHE_DIR"] = GIVEN.get("TORCHINDUCTOR_CACHE_DIR", kernels)
+    return variables, [] if lock is None else [lock]
+
+
 def failure_reason(status: int, memory_kills: int, memory_request: str) -> str | None:
     """Explain how a command ended that was not told to stop.
 
@@ -147,14 +174,16 @@ def main() -> None:
     if not arguments.credentials:
         environment = credentials.without(environment)
     kills = supervision.memory_kills()
-    status, was_told_to_stop = supervision.run(
-        arguments.command,
-        {**environment, **variables},
-        snakemake=snakemake,
-        grace=grace,
-        keep_open=lease.files if lease else (),
-        every_hour=lease.touch if lease else lambda: None,
-    )
+    with contextlib.ExitStack() as stack:
+        temporary_variables, descriptors = own_temporary_directory(stack)
+        status, was_told_to_stop = supervision.run(
+            arguments.command,
+            {**environment, **variables, **temporary_variables},
+            snakemake=snakemake,
+            grace=grace,
+            keep_open=[*(lease.files if lease else ()), *descriptors],
+            every_hour=lease.touch if lease else lambda: None,
+        )
     if lease:
         lease.release()
     if not was_told_to_stop:

@@ -151,18 +151,34 @@ def test_a_run_ends_when_the_reader_of_its_output_leaves(study: Checkout) -> Non
         run.wait()
 
 
-def test_a_killed_run_needs_no_unlocking(
-    study: Checkout, start: Callable[[], subprocess.Popen[str]]
+def test_a_killed_run_needs_no_cleanup(
+    study: Checkout,
+    start: Callable[[], subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     run = start()
     run.kill()
     run.wait()
     os.kill(training(study), signal.SIGKILL)
     assert list((study.directory / ".snakemake/locks").glob("*.lock"))
+    partial = study.directory / f"results/.x.partial-{socket.gethostname()}-999999999"
+    partial.mkdir()
+    runtime_caches = tmp_path / "caches/snakemake/snakemake/source-cache/snakemake-runtime-cache"
+    assert list(temporary.glob("snakemake*"))
+    assert list(runtime_caches.iterdir())
     (study.directory / "go").touch()
     again = study.complete(PATCH, *CONFIG)
     assert "An earlier run was killed" in again
     assert made(again) == ["train_patch"]
+    assert list(runtime_caches.iterdir()) == []
+    assert not partial.exists()
+    # The wrapper of the first training may just be ending.
+    wait_for(lambda: not list(temporary.iterdir()))
 
 
 def damage_manifest(directory: Path) -> None:

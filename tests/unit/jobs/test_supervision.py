@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import run_job_cli
+from conftest import is_running, wait_for
 from run_job_cli import PROGRAM, SHOW, STUBBORN, first_line, python, refusal, run, started
 
 import run_job
@@ -180,3 +181,38 @@ print(child.pid, flush=True)
     done = run(1, *python(code), CUDA_VISIBLE_DEVICES="a")
     assert done.returncode == 0
     assert not Path(f"/proc/{int(done.stdout)}").exists()
+
+
+WRITE_AND_DIE = """
+import os, signal, tempfile
+open(tempfile.mkdtemp() + "/file", "w").write(tempfile.gettempdir())
+print(tempfile.gettempdir(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+IGNORE_SIGTERM = """
+import os, signal, sys, tempfile
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(tempfile.gettempdir(), os.getpid(), flush=True)
+signal.pause()
+"""
+
+
+def test_the_temporary_files_of_a_killed_command_are_removed(tmp_path: Path) -> None:
+    done = run(0, *python(WRITE_AND_DIE), TMPDIR=str(tmp_path))
+    assert Path(done.stdout.strip()).parent == tmp_path
+    assert list(tmp_path.glob("portllm-job-*")) == []
+
+
+def test_temporary_files_stay_while_a_command_outlives_its_wrapper(tmp_path: Path) -> None:
+    with started(0, *python(IGNORE_SIGTERM), TMPDIR=str(tmp_path)) as process:
+        directory, command = first_line(process).split()
+        process.kill()
+        process.wait()
+        try:
+            run(0, "true", TMPDIR=str(tmp_path))
+            assert Path(directory).is_dir()
+        finally:
+            os.kill(int(command), signal.SIGKILL)
+        wait_for(lambda: not is_running(int(command)))
+        run(0, "true", TMPDIR=str(tmp_path))
+        assert list(tmp_path.glob("portllm-job-*")) == []

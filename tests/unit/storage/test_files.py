@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -225,3 +226,22 @@ def test_a_document_of_an_unusual_size_is_an_error(tmp_path: Path) -> None:
         file.truncate(files.LARGEST_DOCUMENT + 1)
     with pytest.raises(InputError, match=r"found 268,435,457 bytes, expected at most 268,435,456"):
         files.read_json(path)
+
+
+def test_leftovers_of_killed_processes_of_this_host_are_removed(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    dead = [
+        f"a/.model.partial-{host}-999999999",
+        f"a/.table.csv.partial-{host}-999999999",
+        f"b/.model.partial-replaced-{host}-999999999",
+    ]
+    kept = [
+        f"a/.model.partial-{host}-{os.getpid()}",
+        "a/.model.partial-elsewhere-999999999",
+        "a/model",
+    ]
+    for name in (*dead, *kept):
+        (tmp_path / name).mkdir(parents=True)
+    removed = files.remove_leftovers(tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in removed} == set(dead)
+    assert [name for name in (*dead, *kept) if (tmp_path / name).exists()] == kept

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from portllm.snakemake_hooks import clusters, environments, progress, run_guard
 from portllm.snakemake_hooks.placement import Placement, is_first
 from portllm.snakemake_hooks.progress import Progress
+from portllm.storage import temporary
 
 
 def attach(
@@ -24,10 +26,13 @@ def attach(
     - Jobs that a killed run left on a cluster are not submitted again.
     - Missing environments are built, then `after_building` is called.
     - Progress is reported.
+    - If Snakemake is killed, a later run removes its temporary directories.
 
     Returns:
         The progress; None if this workflow, as a module, has been set up before.
     """
+    if is_first(workflow, "temporary directories"):
+        own_temporary_directories(workflow)
     plan = place.name_in_run("plan")
     if is_first(workflow, ("results", place.results)):
         run_guard.attend(workflow, logger, place.results, plan=plan)
@@ -47,3 +52,11 @@ def attach(
         return None
     by_name = {place.name_in_run(rule): value for rule, value in minutes.items()}
     return progress.follow(workflow, logger, by_name)
+
+
+def own_temporary_directories(workflow: Any) -> None:
+    """Mark the temporary directories of this Snakemake as its own."""
+    # A Snakemake that runs a job uses the second directory of the one that started it.
+    runtime_cache = workflow.sourcecache.runtime_cache
+    also = [] if runtime_cache is None else [Path(runtime_cache.name)]
+    temporary.own(workflow.snakemake_tmp_dir, also)

@@ -8,6 +8,7 @@ import snakemake.workflow
 from snakemake.caching.local import OutputFileCache
 from snakemake.logging import logger
 
+from portllm.errors import InputError
 from portllm.snakemake_hooks import cache_entries, cache_links
 from portllm.snakemake_hooks.cache_entries import DamagedEntryError, ForeignEntryError
 
@@ -37,7 +38,7 @@ class SharedCache(OutputFileCache):
         try:
             for _, entry in await self._entries(job):
                 cache_entries.check(entry, self._access, contents=False)
-        except (OSError, DamagedEntryError, ForeignEntryError):
+        except (OSError, InputError, DamagedEntryError, ForeignEntryError):
             return False
         return True
 
@@ -94,7 +95,7 @@ class SharedCache(OutputFileCache):
                 f"{entry} is not used: {reason}. Set {cache_entries.GROUP} to share with a group."
             )
             return False
-        except (DamagedEntryError, OSError) as reason:
+        except (DamagedEntryError, InputError, OSError) as reason:
             self._discard(entry, inode, str(reason))
             return False
         roots = [root for root in _results if artefact.is_relative_to(root)]

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 from portllm.errors import InputError
 from portllm.snakemake_hooks import cache_links
-from portllm.storage import integrity, locks
+from portllm.storage import files, integrity, locks, temporary
 
 LOCK = ".run.lock"
 STREAM_HANDLER = "DefaultStreamHandler"
@@ -160,8 +161,11 @@ class RunGuard(logging.Handler):
             self._logger.warning(
                 f"The file system of {self._results} has no locks. Do not start a second run on it."
             )
-        elif remove_stale_locks(self._results):
+            return
+        if remove_stale_locks(self._results):
             self._logger.info("An earlier run was killed. Removed its locks.")
+        files.remove_leftovers(self._results)
+        temporary.sweep(Path(tempfile.gettempdir()), temporary.SNAKEMAKE, temporary.JOB)
 
     def _take_over_signals(self) -> None:
         self._let_running_jobs_finish = signal.getsignal(signal.SIGTERM)

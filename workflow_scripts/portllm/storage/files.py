@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,8 +31,28 @@ _JSON_TYPES: dict[type, str] = {
 }
 
 
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+def _partial(path: Path, kind: str = "partial") -> Path:
+    # With the host: on a cluster, the process may run on another node.
+    return path.with_name(f".{path.name}.{kind}-{socket.gethostname()}-{os.getpid()}")
+
+
+def remove_leftovers(directory: Path) -> list[Path]:
+    """Remove what killed processes of this host were writing below `directory`; return it."""
+    pattern = re.compile(rf"\..*\.partial-(replaced-)?{re.escape(socket.gethostname())}-(\d+)")
+    removed = []
+    for folder, subfolders, names in os.walk(directory):
+        for name in (*subfolders, *names):
+            match = pattern.fullmatch(name)
+            if match and not Path("/proc", match[2]).exists():
+                removed.append(Path(folder, name))
+        # Not those of running processes either: they may contain more.
+        subfolders[:] = [name for name in subfolders if not pattern.fullmatch(name)]
+    for path in removed:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return removed
 
 
 @contextmanager
@@ -58,7 +79,7 @@ def whole_directory(path: Path) -> Iterator[Path]:
         path.unlink()
         partial.rename(path)
     elif path.exists():
-        replaced = path.with_name(f".{path.name}.partial-replaced-{os.getpid()}")
+        replaced = _partial(path, "partial-replaced")
         path.rename(replaced)
         partial.rename(path)
         shutil.rmtree(replaced)

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from portllm.storage import locks
 
+JOB = "portllm-job-"
+"""Prefix of a job's temporary directory."""
+SNAKEMAKE = "snakemake"
+"""Prefix of Snakemake's temporary directory."""
 OWNER = ".portllm-owner"
 """File in a temporary directory that its owner has locked. It lists what else to remove."""
 
@@ -59,15 +63,17 @@ def owned_directory(parent: Path, prefix: str) -> Iterator[tuple[Path, int | Non
             os.close(descriptor)
 
 
-def sweep(parent: Path, prefix: str) -> list[Path]:
+def sweep(parent: Path, *prefixes: str) -> list[Path]:
     """Remove this user's temporary directories whose owner has ended; return them.
 
     Args:
         parent: the directory that holds them.
-        prefix: how their names begin. Directories without the file `OWNER` are left alone.
+        prefixes: how their names begin. Directories without the file `OWNER` are left alone.
     """
     removed: list[Path] = []
-    for directory in sorted(parent.glob(f"{prefix}*")):
+    for directory in sorted(parent.iterdir()):
+        if not directory.name.startswith(prefixes):
+            continue
         # It may vanish meanwhile, hold a cut record or be on a file system without locks.
         with suppress(OSError, ValueError, locks.LockingUnsupportedError):
             if _is_own_directory(directory) and (directory / OWNER).exists():
