@@ -114,7 +114,7 @@ def test_tables_show_the_scores(results: Path) -> None:
         ported = values[row.applied_to, "base", "direct", row.metric]
         assert row.value == pytest.approx(ported - values[row.applied_to, *other, row.metric])
     assert (compared["n"] == 40).all()
-    for figure in ("recovery", "lifetime", "geometry", "loss-slices", "scaling"):
+    for figure in ("recovery", "lifetime", "geometry", "loss-slices", "scaling", "losses"):
         for ending in ("svg", "png"):
             assert (results / "figures" / f"{figure}.{ending}").stat().st_size > 1000
 

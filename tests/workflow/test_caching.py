@@ -9,12 +9,12 @@ from conftest import Checkout, copy_state, make_checkout, use_stand_ins
 
 STUDY = "config.yaml"
 # The tables of versions, norms, geometry and efficiency read no scores, nor do the figures of
-# geometry and loss slices; costs and provenance are those of scores too.
+# geometry, loss slices and losses; costs and provenance are those of scores too.
 LAST = {"collect_scores": 1, "make_table": 7, "make_figure": 3, "make_report": 1}
 # Rules that measure ports against retrained patches.
 MEASURED = {"measure_norms": 9, "measure_geometry": 5, "measure_loss_slice": 2}
 # Further jobs of new patches: these measurements, all tables but that of versions, all figures.
-PATCHED = {**MEASURED, "collect_scores": 1, "make_table": 10, "make_figure": 5, "make_report": 1}
+PATCHED = {**MEASURED, "collect_scores": 1, "make_table": 10, "make_figure": 6, "make_report": 1}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_new_task_adds_its_jobs(study: Checkout) -> None:
         "measure_norms": 3,
     }
     # Nothing is measured of it on the chain.
-    assert study.counts() == {**counts, **LAST, "make_table": 9}
+    assert study.counts() == {**counts, **LAST, "make_table": 9, "make_figure": 4}
     assert {wildcards.get("task", "again") for _, wildcards in jobs} == {"again"}
 
 
@@ -97,7 +97,7 @@ def test_a_new_evolution_adds_its_jobs(study: Checkout) -> None:
     jobs = study.planned()
     counts = {"evolve": 1, "measure_movement": 1, "train_patch": 3, "transplant": 3, "score": 3}
     # The default study measures norms on versions that it names.
-    assert study.counts() == {**counts, **LAST, "make_table": 8}
+    assert study.counts() == {**counts, **LAST, "make_table": 8, "make_figure": 4}
     named = {"version", "applied_to"}
     places = {wildcards[name] for _, wildcards in jobs for name in named & wildcards.keys()}
     assert places == {"further"}

@@ -112,7 +112,7 @@ def expected_counts(config: dict) -> dict[str, int]:
             counts[rule] += len(places) * seeds
     counts |= {"make_corpus": len(corpora), "make_task_data": len(tasks)}
     counts["measure_movement"] = counts["evolve"]
-    counts |= {"collect_scores": 1, "make_figure": len(config.get("figures", range(1)))}
+    counts |= {"collect_scores": 1, "make_figure": len(config.get("figures", range(2)))}
     # A study with one seed has no table of seeds.
     tables = config.get("tables", {number: {"kind": ""} for number in range(8)}).values()
     counts["make_table"] = sum(seeds > 1 or table["kind"] != "seeds" for table in tables)
@@ -241,7 +241,7 @@ def test_examples_of_the_configuration_page_are_studies(checkout: Checkout) -> N
 
     counts = checkout.counts("--configfile", "smallest.yaml")
     assert (counts["evolve"], counts["train_patch"], counts["score"]) == (1, 2, 2)
-    assert (counts["make_table"], counts["make_figure"]) == (8, 1)
+    assert (counts["make_table"], counts["make_figure"]) == (8, 2)
 
     # The files that the reader has.
     study = yaml.safe_load(full)

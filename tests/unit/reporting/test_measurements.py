@@ -181,3 +181,34 @@ def test_figure_of_scale(swept: Path) -> None:
     assert list(line.lines[0].get_ydata()) == pytest.approx([10, 60, 90])
     assert list(drawn.lines[0].get_ydata()) == pytest.approx([20])
     assert_labels_stand_apart(figure)
+
+
+def training_manifest(directory: Path, losses: list[list[float]], **names: str) -> Path:
+    """Write the manifest of a patch, or of a version where no names are given."""
+    stage = {"stage": "patch", "parameters": {"seed": 1}, "names": names}
+    of_version = {"stage": "evolve", "parameters": {"recipe": {"seed": 7}}}
+    directory.mkdir(parents=True)
+    manifest = {**(stage if names else of_version), "training": {"losses": losses}}
+    files.write_json(directory / "manifest.json", manifest)
+    return directory
+
+
+def test_figure_of_training_losses(tmp_path: Path) -> None:
+    curve = [[1, 3.0], [2, 2.0], [3, 1.0]]
+    sources = [
+        training_manifest(tmp_path / "m/v2", curve),
+        training_manifest(tmp_path / "m/v3", curve),
+        training_manifest(tmp_path / "p1", curve, model="m", task="sst2", trained_on="base"),
+        training_manifest(tmp_path / "p2", curve[:2], model="m", task="sst2", trained_on="v2"),
+    ]
+    drawing = make_figure("losses", sources, {"width": 7.0, "height": 3.2})
+    axes = drawing.figure.axes
+    assert [one.get_title() for one in axes] == ["updates", "sst2"]
+    assert [line.get_label() for line in axes[1].lines] == ["base", "v2"]
+    assert axes[1].lines[1].get_ydata().tolist() == [3.0, 2.0]
+    # A version has the same style in every panel.
+    assert axes[0].lines[0].get_linestyle() == axes[1].lines[1].get_linestyle()
+    columns = ["model", "training", "version", "seed", "step", "loss"]
+    assert drawing.numbers.columns.tolist() == columns
+    assert drawing.numbers.iloc[0].tolist() == ["m", "updates", "v2", 7, 1, 3.0]
+    assert_labels_stand_apart(drawing.figure)
