@@ -61,6 +61,8 @@ def write(
 ) -> Path:
     """A scoring job's two files; accuracy and F1 of each cell, less the items that are dropped.
 
+    Cells have up to 200 items.
+
     `metrics` are scores that are not what the items give. `tied` has the worst and best accuracy of
     each item whose choice is a tie.
     """
@@ -69,16 +71,18 @@ def write(
         trained_on, method, seed = cell
         names = {"trained_on": trained_on, "method": method, "seed": seed}
         of_cell = (tied or {}).get(cell, {})
-        predicted = numpy.where(values == 1, GOLD, 1 - GOLD)
-        scored = {"acc": float(values.mean()), "f1": float(f1_score(GOLD, predicted))}
-        kept = [item for item in range(200) if item != (dropped or {}).get(cell)]
+        count, gold = len(values), GOLD[: len(values)]
+        stderr = 0.03 if count > 1 else None  # as lm-eval
+        predicted = numpy.where(values == 1, gold, 1 - gold)
+        scored = {"acc": float(values.mean()), "f1": float(f1_score(gold, predicted))}
+        kept = [item for item in range(count) if item != (dropped or {}).get(cell)]
         described.append(
             {
                 **names,
                 "key": str(number),
                 "samples": len(kept),
                 "metrics": {
-                    f"{metric},none": {"value": value, "stderr": 0.03, "n": 200}
+                    f"{metric},none": {"value": value, "stderr": stderr, "n": count}
                     for metric, value in (scored | (metrics or {})).items()
                 },
             }

@@ -1,5 +1,6 @@
 """Bad input is reported in one line before any job starts."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,26 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
     "bad name": (
         lambda config: config["tasks"].update({"a/b": {}}),
         ["config.yaml: tasks", "'a/b'", "Letters, digits"],
+    ),
+    "name with a line break": (
+        lambda config: config["tasks"].update({"gsm8k\n": {}}),
+        [r"config.yaml: tasks: found 'gsm8k\n', expected: Letters, digits"],
+    ),
+    "not a number": (
+        lambda config: config["patch"].update(learning_rate=math.nan),
+        ["config.yaml: patch.learning_rate: found nan, expected number up to 3.4e+38"],
+    ),
+    "number that float32 cannot hold": (
+        lambda config: config["patch"].update(learning_rate=1e39),
+        ["config.yaml: patch.learning_rate: found 1e+39, expected number up to 3.4e+38"],
+    ),
+    "seed that no generator takes": (
+        lambda config: config.update(study={"seeds": [2**32]}),
+        ["config.yaml: study.seeds.0: 4294967296 is greater than the maximum of 4294967295"],
+    ),
+    "names in place of definitions": (
+        lambda config: (config.clear(), config.update(study=["demo"], arms=3)),
+        ["config.yaml: defines no models or tasks"],
     ),
     "unknown task": (
         lambda config: config["tasks"].update(gsm8kk={}),

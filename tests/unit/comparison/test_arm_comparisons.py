@@ -293,6 +293,20 @@ def test_a_metric_that_is_no_share_has_no_margin(tmp_path: Path) -> None:
     assert shown["difference, points [95%]"] == "+0.0 [–]"
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_one_item_decides_nothing(tmp_path: Path, seeds: int) -> None:
+    cells = {("none", "none", None): numpy.array([0])}
+    for seed in range(seeds):
+        right = numpy.array([1])
+        cells |= {("base", "direct", seed): right, ("v2", "direct", seed): right}
+    sources = collected(write(tmp_path, cells))
+    assert make_table("main", sources, {**SETTINGS, "kind": "main"}).numbers["stderr"].isna().all()
+    assert make_table("recovery", sources, SETTINGS).text["recovery"].unique().tolist() == ["–"]
+    make_figure("recovery", sources, {**SETTINGS, "width": 6, "height": 3})
+    for kind, settings in (("comparisons", COMPARED), ("seeds", SETTINGS)):
+        assert make_table(kind, sources[1:], settings).text.empty
+
+
 def test_tables_without_rows_have_their_columns(tmp_path: Path) -> None:
     path = write(tmp_path, {("none", "none", None): ZERO_SHOT})
     for kind, settings in (("comparisons", COMPARED), ("seeds", SETTINGS)):

@@ -118,6 +118,29 @@ def test_unknown_tasks_and_tasks_without_training_split_are_errors() -> None:
         next(tasks.training_examples(task))
 
 
+def test_empty_splits_are_errors(tmp_path: Path) -> None:
+    import datasets
+
+    task = tasks.load("demo_sentiment", include=DEMO)
+    tasks.save_dataset(task, tmp_path / "dataset")
+    splits = datasets.load_from_disk(str(tmp_path / "dataset"))
+    for split, use in (
+        (task.config.training_split, lambda task: list(tasks.training_examples(task))),
+        (task.config.test_split or task.config.validation_split, lambda task: None),
+    ):
+        directory = tmp_path / split
+        datasets.DatasetDict({**splits, split: splits[split].select([])}).save_to_disk(directory)
+        with pytest.raises(InputError, match=r"^task 'demo_sentiment': .* (has no items|expected)"):
+            use(tasks.load("demo_sentiment", include=DEMO, dataset=directory))
+
+
+def test_a_task_file_that_includes_itself_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("task: one\ninclude: two.yaml\n")
+    (tmp_path / "two.yaml").write_text("include: one.yaml\n")
+    with pytest.raises(InputError, match=r"one\.yaml: include: found a file that includes this"):
+        tasks.load("one", include=str(tmp_path))
+
+
 def test_tasks_that_execute_generated_code_need_permission(tmp_path: Path) -> None:
     (tmp_path / "risky.yaml").write_text("task: risky\nunsafe_code: true\ntraining_split: train\n")
     with pytest.raises(InputError, match=r"executes code.*allow_unsafe_code: true"):

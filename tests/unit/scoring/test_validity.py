@@ -18,6 +18,7 @@ from portllm.errors import InputError
 from portllm.scoring import cache, hf, validity, vllm
 from portllm.scoring.cache import ScoringSettings
 from portllm.storage import files, manifests
+from portllm.weights import module_patterns
 
 SETTINGS = ScoringSettings(limit=4, batch_size=4)
 UN_PATCHED = {"trained_on": "none", "method": "none", "seed": None}
@@ -67,11 +68,33 @@ def test_a_scale_that_is_not_finite_is_not_attached(tmp_path: Path, model: Path)
     adapter = tiny.save_adapter(tmp_path / "patch", model)
     config = adapter / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_alpha": math.inf}))
-    message = r"adapter_config\.json: the scale of .*q_proj is inf; correct lora_alpha"
+    message = r"adapter_config\.json: lora_alpha: found inf, expected a finite number"
     scorer = hf.HfScorer(model, SETTINGS)
     with pytest.raises(InputError, match=message):
         scorer.score(task("demo_yes_no"), adapter)
     assert not any("lora" in name for name, _ in scorer._model.named_modules())
+
+
+def test_what_the_libraries_refuse_is_an_error_of_one_line(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_patterns, "CPU_SECONDS", 0.1)
+    scorer = hf.HfScorer(model, SETTINGS)
+    adapter = tiny.save_adapter(tmp_path / "patch", model)
+    config = adapter / "adapter_config.json"
+    original = json.loads(config.read_text())
+    for change, message in (
+        # This name of a module has no weight, so that only PEFT matches it.
+        ({"target_modules": "(?=.*act_fn)(.|.)*!"}, "target_modules: found .* quick to match"),
+        ({"target_modules": "absent"}, "cannot attach this adapter: ValueError: Target modules"),
+        ({"init_lora_weights": "eva"}, "cannot attach this adapter: ValueError"),
+    ):
+        config.write_text(json.dumps({**original, **change}))
+        with pytest.raises(InputError, match=message):
+            scorer.score(task("demo_yes_no"), adapter)
+    (model / "tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(InputError, match=r"/model: cannot load this version: "):
+        hf.HfScorer(model, SETTINGS)
 
 
 @pytest.mark.parametrize(

@@ -453,6 +453,11 @@ def test_a_float16_overflow_is_an_error(tmp_path: Path) -> None:
     adapter = random_adapter(torch.Generator().manual_seed(0), {name: (4, 4)}, 2, 1e6)
     with pytest.raises(InputError, match=r"layer\.weight: the sum .* too large for float16"):
         merged(model, tmp_path / "merged", edits.edits_of(adapter))
+    loaded = {name: torch.ones(4, 4).half()}
+    applied = merging.applied(loaded, edits.edits_of(adapter))
+    with pytest.raises(InputError, match=r"layer\.weight: the sum .* is NaN or inf"), applied:
+        pytest.fail("the sum is used")
+    assert torch.equal(loaded[name], torch.ones(4, 4).half())
 
 
 def test_incompatible_patches_are_errors(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def load(
         allow_unsafe_code: accept a task that executes code that the model generates.
 
     Raises:
-        InputError: the task is unknown, unsupported, or executes generated code without permission.
+        InputError: the task is unknown, unsupported or without items, or executes generated code
+            without permission.
     """
     path = task_files.locate(name, include)
     task_files.load(path)  # lm-eval sets no limits
@@ -92,7 +93,13 @@ def load(
     definition = load_yaml(path, resolve_func=True)
     for key in ("tag", "group", "task_list"):
         definition.pop(key, None)
-    return ConfigurableTask(config={**definition, **source})
+    try:
+        return ConfigurableTask(config={**definition, **source})
+    except IndexError as error:
+        raise InputError(
+            f"task {name!r}: found no first item of the split for scoring ({error}), expected one "
+            "item or more"
+        ) from None
 
 
 def save_dataset(task: ConfigurableTask, directory: Path) -> None:
@@ -151,11 +158,16 @@ def training_examples(
         limit: the number of examples to draw, with a fixed seed; None for all.
 
     Raises:
-        InputError: the task has no training split.
+        InputError: the task has no training split, or it is empty.
     """
     if not task.has_training_docs():
         raise InputError(f"task {task.config.task!r} has no training split")
     docs = task.training_docs()
+    if not len(docs):
+        raise InputError(
+            f"task {task.config.task!r}: its split {task.config.training_split!r} has no items to "
+            "train a patch with"
+        )
     indices = range(len(docs))
     if limit is not None and limit < len(docs):
         indices = sorted(random.Random(0).sample(indices, limit))

@@ -17,7 +17,7 @@ from portllm.comparison import score_table
 from portllm.errors import InputError
 from portllm.study.exhibits import Exhibit, Registry
 
-NUMERIC = re.compile(r"[-−+–]?\d*[\d.,]*( ± [\d.]+)?( ?%)?( \[[^]]*\])?$")
+NUMERIC = re.compile(r"[-−+–]?[\d.,]*( ± [\d.]+)?( ?%)?( \[[^]]*\])?")
 # Parts of a study's description, and the column of imported scores for each.
 OF_SCORES = {"Models": "model", "Versions": "applied_to", "Tasks": "task", "Seeds": "seed"}
 REST = "Further tables and figures"
@@ -187,7 +187,7 @@ def write(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["numeric"] = lambda cell: NUMERIC.match(cell) is not None
+    environment.tests["numeric"] = lambda cell: NUMERIC.fullmatch(cell) is not None
     return environment.get_template(template.name).render(
         sections=[part for part in parts if part["tables"] or part["figures"] or part["study"]],
         study=settings["study"],

@@ -7,7 +7,6 @@ version and answers a share of the requests.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -22,7 +21,6 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from portllm.errors import InputError
@@ -31,7 +29,8 @@ from portllm.scoring.cache import ScoringSettings
 from portllm.scoring.harness import Result, evaluate
 from portllm.storage import manifests
 from portllm.transplant import edits, merging, ports
-from portllm.weights import adapters, attention, finite
+from portllm.weights import adapters, attention, finite, loading, module_patterns
+from portllm.weights.adapters import StoredAdapter
 from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -93,18 +92,19 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
     """Load a version's model, onto the GPU if there is one, and its tokenizer.
 
     Raises:
-        InputError: the version has weights that are not finite.
+        InputError: the version cannot be loaded, or has weights that are not finite.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype,
-        attn_implementation=attention.implementation(Checkpoint(directory).config),
-    ).to(device)
+    attention_kind = attention.implementation(Checkpoint(directory).config)
+    with loading.explained(directory, "load this version"):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation=attention_kind
+        ).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     model.eval()
     kind = f"weights of {directory} in {str(model.dtype).removeprefix('torch.')}"
     finite.check(model.named_parameters(), kind, "fetch or train this version again")
-    return model, AutoTokenizer.from_pretrained(directory)
+    return model, tokenizer
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def patched(model: Any, adapter: Path) -> Iterator[Any]:
     An adapter is attached with PEFT. Any other port is added to the model's weights.
 
     Raises:
-        InputError: the port has tensors or scales that are not finite.
+        InputError: the port cannot be attached, or has tensors or scales that are not finite.
     """
     if ports.is_dense(adapter):
         changes = edits.edits_of_port(ports.read(adapter))
@@ -122,10 +122,12 @@ def patched(model: Any, adapter: Path) -> Iterator[Any]:
             yield model
         return
     check_patch(adapter)
-    wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)
+    config, names = StoredAdapter(adapter).config, (name for name, _ in model.named_modules())
+    module_patterns.check(config, names, adapter / adapters.CONFIG)
+    with loading.explained(adapter, "attach this adapter"):
+        wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)
     wrapped.eval()
     try:
-        _check_scales(wrapped, adapter)
         yield wrapped
     finally:
         wrapped.unload()
@@ -135,16 +137,6 @@ def check_patch(adapter: Path) -> None:
     """Raise InputError if a tensor of an adapter is not finite."""
     tensors = finite.stored(adapter / adapters.WEIGHTS)
     finite.check(tensors, f"tensors of the patch {adapter}", "train it again")
-
-
-def _check_scales(model: PeftModel, adapter: Path) -> None:
-    for name, module in model.named_modules():
-        scale = module.scaling.get(ADAPTER, 1.0) if isinstance(module, LoraLayer) else 1.0
-        if not math.isfinite(scale):
-            raise InputError(
-                f"{adapter / adapters.CONFIG}: the scale of {name} is {scale}; correct lora_alpha "
-                "or alpha_pattern"
-            )
 
 
 @contextmanager

@@ -19,10 +19,14 @@ def _is_complete(config: Any) -> bool:
 
 def _names(config: dict[str, Any]) -> list[tuple[str, str]]:
     """List the definitions that an overlay refers to: section and name."""
-    study = config.get("study") or {}
-    selected = [(section, name) for section in NAMED for name in study.get(section) or ()]
-    changed = [(section, name) for section in NAMED for name in config.get(section) or ()]
-    return selected + changed
+    return [
+        (section, name)
+        for part in (config.get("study"), config)
+        if isinstance(part, dict)
+        for section in NAMED
+        if isinstance(part.get(section), dict | list)
+        for name in part[section]
+    ]
 
 
 def find_base(config: dict[str, Any], candidates: Iterable[Path]) -> Path | None:
@@ -32,7 +36,7 @@ def find_base(config: dict[str, Any], candidates: Iterable[Path]) -> Path | None
     names = _names(config)
     return max(
         complete,
-        key=lambda path: sum(name in (complete[path].get(key) or ()) for key, name in names),
+        key=lambda path: sum(str(name) in (complete[path].get(key) or ()) for key, name in names),
         default=None,
     )
 

@@ -8,17 +8,36 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 from jsonschema.exceptions import ValidationError, best_match
 
-from portllm.errors import InputError, nearest
+from portllm.errors import InputError, nearest, shown
 from portllm.study.exhibits import Registry
 from portllm.study.matrix import Config
 from portllm.study.schema import resolve
 from portllm.study.yaml_files import KeyOrigins, read_yaml
+from portllm.weights import finite
 
 FILLED = "x-fill-defaults"
 """The schema's own keyword: false where defaults are not filled in."""
+
+
+def _is_whole_number(checker: Any, value: Any) -> bool:
+    # 1.0 would become a word of a command that expects an integer.
+    return type(value) is int
+
+
+def _is_number(checker: Any, value: Any) -> bool:
+    # YAML has .nan and .inf, which no bound excludes. The comparison is false for NaN.
+    return type(value) in (int, float) and abs(value) <= finite.MOST
+
+
+_Validator = validators.extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {"integer": _is_whole_number, "number": _is_number}
+    ),
+)
 
 
 def _unknown_key(error: ValidationError, origins: KeyOrigins) -> str:
@@ -30,7 +49,7 @@ def _unknown_key(error: ValidationError, origins: KeyOrigins) -> str:
 
 def _schema_message(error: ValidationError, origins: KeyOrigins) -> str:
     place = origins.at(*error.absolute_path)
-    found = repr(error.instance)
+    found = shown(error.instance)
     match error.validator:
         case "additionalProperties":
             return _unknown_key(error, origins)
@@ -40,6 +59,8 @@ def _schema_message(error: ValidationError, origins: KeyOrigins) -> str:
         case "type":
             expected = error.validator_value
             names = expected if isinstance(expected, str) else " or ".join(expected)
+            if isinstance(error.instance, float) and "number" in names:
+                names = names.replace("number", f"number up to {finite.MOST:.3g} in magnitude")
             return f"{place}: found {found}, expected {names}"
         case "enum":
             options = nearest(str(error.instance), error.validator_value)
@@ -79,7 +100,7 @@ def full_schema(path: Path, exhibits: Registry) -> dict[str, Any]:
 
 def check_schema(config: Config, schema: dict[str, Any], files: Iterable[Path] = ()) -> None:
     """Validate a configuration against the schema and fill in its defaults, in place."""
-    error = best_match(Draft202012Validator(schema).iter_errors(config))
+    error = best_match(_Validator(schema).iter_errors(config))
     if error is not None:
         raise InputError(_schema_message(error, KeyOrigins(files)))
     _fill_defaults(config, schema, schema)

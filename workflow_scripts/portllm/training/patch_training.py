@@ -27,7 +27,7 @@ from portllm.training import divergence, resuming
 from portllm.training.divergence import Divergence
 from portllm.training.interruption import Interruption
 from portllm.training.step_log import StepLogCallback
-from portllm.weights import attention, finite
+from portllm.weights import attention, finite, loading
 from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -183,14 +183,14 @@ def load_model(directory: Path, settings: LoraSettings) -> Any:
     """Load a version for training, in bfloat16 or float32 by the precision of the settings.
 
     Raises:
-        InputError: the version has weights that are not finite.
+        InputError: the version cannot be loaded, or has weights that are not finite.
     """
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=dtype,
-        attn_implementation=attention.implementation(Checkpoint(directory).config),
-    )
+    attention_kind = attention.implementation(Checkpoint(directory).config)
+    with loading.explained(directory, "load this version"):
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, attn_implementation=attention_kind
+        )
     model.config.use_cache = False
     finite.check(
         model.named_parameters(), f"weights of {directory}", "fetch or train this version again"
@@ -221,11 +221,15 @@ def train(
         The model with its adapter, and the Trainer's metrics with the step it resumed from.
 
     Raises:
-        InputError: the loss or the adapter is not finite; or the version is not.
+        InputError: there are no examples, the version cannot be used, or the loss or the adapter is
+            not finite.
         SystemExit: SIGTERM or SIGINT stopped the training, after a checkpoint.
     """
+    if not examples:
+        raise InputError("found no training examples, expected one or more")
     set_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    with loading.explained(directory, "load this version's tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
     encoded = [encode(tokenizer, **example, settings=settings) for example in examples]
     model = add_lora(load_model(directory, settings), settings)
     padding = tokenizer.pad_token_id

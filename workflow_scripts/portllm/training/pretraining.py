@@ -24,7 +24,7 @@ from transformers import (
 from portllm.errors import InputError
 from portllm.training import divergence
 from portllm.training.step_log import StepLog
-from portllm.weights import finite
+from portllm.weights import finite, loading
 
 BEGINNING, END, PADDING = "<s>", "</s>", "<pad>"
 GRADIENT_NORM_LIMIT = 1.0
@@ -43,13 +43,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTok
             has fewer if the texts have no more repeated pairs.
 
     Raises:
-        ValueError: `vocabulary_size` is too small for the bytes and the special tokens.
+        InputError: `vocabulary_size` is too small for the bytes and the special tokens.
     """
     special_tokens = [BEGINNING, END, PADDING]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + len(special_tokens)
     if vocabulary_size < smallest:
-        raise ValueError(f"vocabulary_size is {vocabulary_size}, expected at least {smallest}")
+        raise InputError(f"vocabulary_size is {vocabulary_size}, expected at least {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -84,13 +84,13 @@ def build_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
         tokenizer: decides the vocabulary size and the ids of special tokens.
 
     Raises:
-        ValueError: `model_type` is missing or unknown, or `config` has a field that the tokenizer
-            decides.
+        InputError: `model_type` is missing, transformers refuses the configuration, or it has a
+            field that the tokenizer decides.
     """
     fields = dict(config)
     model_type = fields.pop("model_type", None)
     if model_type is None:
-        raise ValueError("the model's configuration has no model_type")
+        raise InputError("base.from_scratch.config: the key 'model_type' is missing")
     from_tokenizer = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
@@ -99,9 +99,12 @@ def build_model(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> P
     }
     clash = sorted(fields.keys() & from_tokenizer.keys())
     if clash:
-        raise ValueError(f"remove {', '.join(clash)} from the config: the tokenizer decides it")
-    model_config = AutoConfig.for_model(model_type, **fields, **from_tokenizer)
-    return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
+        raise InputError(
+            f"base.from_scratch.config: remove {', '.join(clash)}: the tokenizer decides it"
+        )
+    with loading.explained("base.from_scratch.config", "build this model"):
+        model_config = AutoConfig.for_model(model_type, **fields, **from_tokenizer)
+        return AutoModelForCausalLM.from_config(model_config, dtype=torch.float32)
 
 
 def pack(
@@ -113,7 +116,7 @@ def pack(
         Token ids, (blocks, sequence_length). An incomplete last block is dropped.
 
     Raises:
-        ValueError: the texts are too short for one block.
+        InputError: the texts are too short for one block.
     """
     stream: list[int] = []
     for text in texts:
@@ -121,7 +124,7 @@ def pack(
         stream.append(tokenizer.eos_token_id)
     blocks = len(stream) // sequence_length
     if blocks == 0:
-        raise ValueError(
+        raise InputError(
             f"found {len(stream)} tokens of text, expected at least one block of {sequence_length}"
         )
     return torch.tensor(stream[: blocks * sequence_length]).view(blocks, sequence_length)
@@ -180,8 +183,7 @@ def pretrain(
         The loss of every step, in nats per token.
 
     Raises:
-        ValueError: the texts do not fill one block.
-        InputError: the loss or a weight is not finite.
+        InputError: the texts do not fill one block, or the loss or a weight is not finite.
     """
     blocks = pack(texts, tokenizer, sequence_length)
     log.info("%d blocks of %d tokens", len(blocks), sequence_length)

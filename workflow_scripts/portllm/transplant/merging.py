@@ -15,7 +15,7 @@ from portllm.transplant import streaming
 from portllm.transplant.blocks import Targets, sum_dtype
 from portllm.transplant.companions import copy_companions, list_companions
 from portllm.transplant.edits import Edits, edits_of
-from portllm.weights import checkpoints
+from portllm.weights import checkpoints, finite
 from portllm.weights.adapters import Adapter
 from portllm.weights.checkpoints import Checkpoint
 
@@ -28,7 +28,7 @@ def applied(weights: Mapping[str, Tensor], edits: Edits) -> Iterator[None]:
     """Edit the weights of a loaded model, on any device, until the block ends.
 
     The original weights are kept in host memory and put back bit by bit. Raises InputError for an
-    edit of a weight that the model does not have.
+    edit of a weight that the model does not have, and for a result that is not finite.
     """
     for name in edits:
         if name not in weights:
@@ -39,7 +39,10 @@ def applied(weights: Mapping[str, Tensor], edits: Edits) -> Iterator[None]:
             dtype = sum_dtype(before[name].dtype)
             wide = before[name].to(dtype, copy=True)
             edit.prepared(dtype)(wide.view(len(wide), -1), 0)
-            weights[name].copy_(wide)
+            sum_ = wide.to(before[name].dtype)
+            if not finite.is_finite(sum_):
+                raise InputError(f"{name}: the sum with the patch is NaN or infinite")
+            weights[name].copy_(sum_)
         yield
     finally:
         for name, original in before.items():

@@ -23,7 +23,7 @@ MANIFEST = "manifest.json"
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(
-    r"^(?P<module>.+)\.(?P<factor>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(\.weight)?$"
+    r"(?P<module>.+)\.(?P<factor>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(\.weight)?"
 )
 WHOLE = "whole"
 MAGNITUDE = "lora_magnitude_vector"
@@ -282,7 +282,7 @@ def factors(names: list[str]) -> dict[str, dict[str, str]]:
     for name in names:
         if _is_base_copy(name):
             continue
-        match = _FACTOR.match(name.removeprefix(_PREFIX))
+        match = _FACTOR.fullmatch(name.removeprefix(_PREFIX))
         if match is not None:
             by_weight.setdefault(f"{match['module']}.weight", {})[match["factor"]] = name
         elif name.endswith((".weight", ".bias")) and "lora_" not in name:

@@ -160,13 +160,16 @@ def recovery_numbers(sources: list[Path], settings: Settings) -> pandas.DataFram
     roles = {role: settings["recovery"][role] for role in ("zero_shot", "ported", "re_fine_tuned")}
     scores = score_table.of_chosen_arms(sources[0], settings)
     counts = score_table.item_counts(scores)
-    # Unlike a pivot, a pivot table can keep the study's order.
-    wide = scores.pivot_table(index=place, columns="arm", values=["value", "stderr"], sort=False)
+    # Unlike a pivot, a pivot table can keep the study's order. It leaves out what is all missing,
+    # such as the standard errors of single items.
     values, errors = (
-        wide[name].reindex(columns=list(roles.values())).set_axis(list(roles), axis=1)
+        scores.pivot_table(index=place, columns="arm", values=name, sort=False)
+        .reindex(columns=list(roles.values()))
+        .set_axis(list(roles), axis=1)
         for name in ("value", "stderr")
     )
     values = values.dropna()
+    errors = errors.reindex(values.index)
     gain = values["re_fine_tuned"] - values["zero_shot"]
     noise = errors["re_fine_tuned"].pow(2) + errors["zero_shot"].pow(2)
     numbers = values.assign(
