@@ -85,6 +85,12 @@ class Hub:
     strangers_token: str = "hf_token_without_access"
     requests: list[Request] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=dict)
+    # Answers to the next requests whose paths end so, before the right one: status and headers.
+    failures: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
+    # What is sent in the place of a file's content; of the same size.
+    tampered: dict[str, bytes] = field(default_factory=dict)
+    # Files of which 50 bytes are sent a second.
+    trickling: set[str] = field(default_factory=set)
     # After so many bytes of a large file, the first sending of it ends …
     break_after: dict[str, int] = field(default_factory=dict)
     # … in a refusal of further requests, or, where it hangs, only with the client.
@@ -114,6 +120,7 @@ class Hub:
     def repair(self) -> None:
         """Let everything work from now on, and forget what was asked and sent."""
         self.break_after, self.hang, self.refused = {}, False, set()
+        self.failures, self.tampered, self.trickling = {}, {}, set()
         self.requests, self.sent = [], {}
 
 
@@ -166,6 +173,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _route(self, path: str, paths: list[str]) -> None:
         parts = path.strip("/").split("/")
+        for ending, failures in self.hub.failures.items():
+            if path.endswith(ending) and failures:
+                status, headers = failures.pop(0)
+                return self._answer(HTTPStatus(status), **headers)
         if parts[0] == "storage":
             return self._send_large(parts[1], parts[2])
         if parts[0] == "api":
@@ -224,7 +235,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._answer(HTTPStatus.NOT_FOUND, X_Error_Code="EntryNotFound", **commit)
         etag = f'"{file.object_id}"'
         if not file.large:
-            return self._answer(HTTPStatus.OK, file.content, ETag=etag, **commit)
+            content = self.hub.tampered.get(name, file.content)
+            return self._answer(HTTPStatus.OK, content, ETag=etag, **commit)
         # The storage is another host, to which no token must go.
         return self._answer(
             HTTPStatus.FOUND,
@@ -238,13 +250,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_large(self, object_id: str, name: str) -> None:
         if name in self.hub.refused:
-            return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, None, "out of order")
+            return self._answer(HTTPStatus.SERVICE_UNAVAILABLE, Retry_After="0")
         content = next(
             file.content
             for repository in self.hub.repositories.values()
             for file in repository.files.values()
             if file.object_id == object_id
         )
+        content = self.hub.tampered.get(name, content)
         size = len(content)
         start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
         more = {"Content_Range": f"bytes {start}-{size - 1}/{size}"} if start else {}
@@ -252,6 +265,9 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(status, Content_Length=str(size - start), **more)
         if self.command == "HEAD":
             return None
+        while name in self.hub.trickling and not self.hub.ended.wait(1):
+            self.wfile.write(content[start : start + 50])
+            start += 50
         end = self.hub.break_after.pop(name, size)
         self.wfile.write(content[start:end])
         self.hub.sent[name] = self.hub.sent.get(name, 0) + end - start

@@ -225,7 +225,9 @@ def test_a_failed_fetch_is_resumed(hub: Hub, large: Path, tmp_path: Path) -> Non
     hub.add("models", "owner/large", large)
     hub.break_after[SHARD] = BREAK
     done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
-    assert "cannot load the model owner/large" in error_of(done, tmp_path)
+    error = error_of(done, tmp_path)
+    assert "the server answers 503 Service Unavailable, 6 times in a row" in error
+    assert "(rerun to resume the download)" in error
     assert_resumed(hub, large, tmp_path)
 
 
@@ -267,6 +269,55 @@ def test_a_corrupt_download_is_fetched_again(hub: Hub, large: Path, tmp_path: Pa
     assert f"the download of {SHARD} was corrupt" in error_of(done, tmp_path)
     assert run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large").returncode == 0
     assert_equal(tmp_path / "output", large)
+
+
+@pytest.mark.parametrize("name", ["config.json", SHARD])
+def test_a_file_that_does_not_match_its_hash_is_an_error(
+    hub: Hub, large: Path, tmp_path: Path, name: str
+) -> None:
+    hub.add("models", "owner/large", large)
+    content = (large / name).read_bytes()
+    hub.tampered[name] = content[:-2] + b"!" + content[-1:]
+    done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
+    assert f"{name} arrived damaged: found " in error_of(done, tmp_path)
+    hub.repair()
+    assert run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large").returncode == 0
+    assert_equal(tmp_path / "output", large)
+
+
+def test_a_busy_hub_is_asked_again(hub: Hub, large: Path, tmp_path: Path) -> None:
+    hub.add("models", "owner/large", large)
+    now = {"Retry_After": "0"}
+    # A look-up, the metadata and content of files, and a file in the storage.
+    for ending in ("owner/large", "revision/main", "config.json", SHARD):
+        hub.failures[ending] = [(429, now), (500, now), (502, now), (503, now), (504, now)]
+    hub.failures["config.json"][:2] = [(503, {}), (429, {"Retry_After": "2"})]
+    start = time.monotonic()
+    done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
+    assert done.returncode == 0, done.stdout
+    assert not [left for left in hub.failures.values() if left]
+    assert time.monotonic() - start > 3
+    assert_equal(tmp_path / "output", large)
+
+
+def test_a_hub_that_is_busy_for_long_is_an_error(hub: Hub, large: Path, tmp_path: Path) -> None:
+    hub.add("models", "owner/large", large)
+    hub.failures[SHARD] = [(429, {"Retry_After": "3600"})]
+    done = run(hub, tmp_path, "fetch_model.py", "--hub", "owner/large")
+    error = error_of(done, tmp_path)
+    assert "the server answers 429 Too Many Requests and asks to wait 3600 s" in error
+
+
+def test_a_download_that_trickles_is_given_up(hub: Hub, large: Path, tmp_path: Path) -> None:
+    hub.add("models", "owner/large", large)
+    hub.trickling.add(SHARD)
+    command_line = command(
+        "fetch_model.py", "--hub", "owner/large", "--output", tmp_path / "output"
+    )
+    variables = environment(hub, tmp_path / "home") | {"HF_HUB_DOWNLOAD_TIMEOUT": "2"}
+    done = subprocess.run(command_line, env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"{SHARD} arrives too slowly: " in done.stderr.splitlines()[-1]
 
 
 def test_truncated_and_pickled_weights_are_errors(hub: Hub, large: Path, tmp_path: Path) -> None:
@@ -345,6 +396,20 @@ def test_a_corpus_from_the_hub_records_its_commit(
         assert rows == [{"text": "train 0? 0"}, {"text": "train 1? 1"}]
         written = files.read_json(tmp_path / "output.manifest.json")
         assert written["revisions"] == [{"hub": "owner/questions", "revision": commit}]
+
+
+@pytest.mark.slow
+def test_a_dataset_that_is_damaged_or_busy(hub: Hub, questions: Path, tmp_path: Path) -> None:
+    hub.add("datasets", "owner/questions", questions)
+    content = (questions / "train.jsonl").read_bytes()
+    hub.tampered["train.jsonl"] = content.replace(b"3", b"4")
+    assert "train.jsonl arrived damaged" in error_of(corpus(hub, tmp_path), tmp_path)
+    hub.repair()
+    hub.failures["train.jsonl"] = [(429, {"Retry_After": "0"}), (503, {"Retry_After": "0"})]
+    done = corpus(hub, tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "output").read_bytes() == content
+    assert hub.failures["train.jsonl"] == []
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ def _fetch_weights(model: str, commit: str, name: str) -> None:
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
+    from portllm.data import hub_client
+
     url = hf_hub_url(model, name, revision=commit)
     metadata = get_hf_file_metadata(url)
     size, etag = metadata.size or 0, metadata.etag
@@ -89,14 +91,18 @@ def _fetch_weights(model: str, commit: str, name: str) -> None:
                 log.info("%s: resuming at %d of %d bytes", name, file.tell(), size)
             # The URL of the hub, because that of its storage expires. httpx drops the token on
             # the redirect to another host.
-            http_get(
-                url,
-                file,
-                resume_size=file.tell(),
-                headers=build_hf_headers(),
-                expected_size=size,
-                displayed_filename=name,
-            )
+            try:
+                http_get(
+                    url,
+                    file,
+                    resume_size=file.tell(),
+                    headers=build_hf_headers(),
+                    expected_size=size,
+                    displayed_filename=name,
+                )
+            except hub_client.DamagedError:
+                partial.unlink()
+                raise
         # The ETag of a file in large-file storage is its SHA-256.
         if len(etag) == 64 and hash_file(partial) != etag:
             partial.unlink()

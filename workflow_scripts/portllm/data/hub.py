@@ -70,6 +70,9 @@ def explained(kind: Kind, name: str, revision: str | None = None) -> Iterator[No
     """Convert errors of huggingface_hub and datasets to InputErrors that say what to do."""
     import httpx
 
+    from portllm.data import hub_client
+
+    hub_client.install()
     try:
         yield
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
