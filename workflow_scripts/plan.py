@@ -7,7 +7,7 @@ from pathlib import Path
 
 from portllm.command_line import run
 
-MODELS = Path(__file__).parents[1] / "resources" / "models"
+RESOURCES = Path(__file__).parents[1] / "resources"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,6 +29,7 @@ def main() -> None:
     from portllm.planning.estimates import PricedStudy, hub_models
     from portllm.planning.planned_jobs import PlannedRule, read_summary
     from portllm.study import config as configuration
+    from portllm.study import custom_code
 
     study = json.loads(arguments.study.read_text())
     rules = [PlannedRule.from_json(rule) for rule in study["rules"]]
@@ -36,10 +37,11 @@ def main() -> None:
     priced = PricedStudy(
         study["config"],
         results=Path(study["results"]),
-        known=hub_models(MODELS),
+        known=hub_models(RESOURCES / "models"),
         recipes=configuration.recipes(study["config"]),
     )
-    for line in plan_tables.plan_text(priced, jobs, rules):
+    codes = custom_code.of_study(study["config"], RESOURCES)
+    for line in plan_tables.plan_text(priced, jobs, rules, codes):
         print(line)
 
 

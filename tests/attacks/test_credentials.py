@@ -67,7 +67,7 @@ def test_generators_and_task_functions_see_none(checkout: Checkout) -> None:
     (folder / "code.py").write_text(CODE)
     (folder / "curious.yaml").write_text(TASK)
     (folder / "token").write_text(VALUE)
-    study = checkout.read(STUDY)
+    study = checkout.read(STUDY) | {"allow_custom_code": True}
     study["corpora"]["curious"] = {"sources": [{"generator": "own/code.py:rows"}]}
     study["tasks"]["curious"] = {"include": "own"}
     checkout.write("own.yaml", study)

@@ -15,6 +15,7 @@ from portllm.study import validation
 from portllm.study.exhibits import Exhibit, Registry, StudyExhibits, register
 
 STUDY: dict[str, Any] = {
+    "allow_custom_code": True,
     "models": {"m": {"base": {"hub": "o/m"}, "releases": {"v2": {"hub": "o/m2"}}}},
     "tasks": {"t": {"include": "tasks"}},
 }

@@ -11,6 +11,7 @@ from portllm.planning import formulas, resource_requests
 from portllm.planning.estimates import Estimate, PricedStudy
 from portllm.planning.planned_jobs import PlannedJob, PlannedRule
 from portllm.study import matrix
+from portllm.study.custom_code import CustomCode
 
 MEGABYTE = 1_000_000
 
@@ -179,8 +180,20 @@ def _summary(
     yield "Corpora, task data, tables and figures count only once they exist."
 
 
+def code_rows(codes: Iterable[CustomCode]) -> list[list[str]]:
+    """Return the code that a study runs, each once, and where it comes from."""
+    rows = {
+        custom.code: [".".join(map(str, custom.key)), custom.code, custom.origin]
+        for custom in reversed(list(codes))
+    }
+    return list(reversed(rows.values()))
+
+
 def plan_text(
-    priced: PricedStudy, jobs: Sequence[PlannedJob], rules: Sequence[PlannedRule]
+    priced: PricedStudy,
+    jobs: Sequence[PlannedJob],
+    rules: Sequence[PlannedRule],
+    codes: Sequence[CustomCode] = (),
 ) -> Iterator[str]:
     """Yield the lines of a study's plan."""
     config = priced.config
@@ -204,6 +217,10 @@ def plan_text(
     yield _table("Memory per job, estimated (upper bound; without sharding)", rows, columns)
     if short:
         yield "! requests less host memory than estimated: see `resources` in the configuration"
+
+    if codes:
+        title = "Code that the study names (it runs with your rights)"
+        yield _table(title, code_rows(codes), ["first named in", "code", "comes with"])
 
     yield from _summary(stages, counts, largest_work(jobs, priced), doubt)
     yield f"\nFormulas{FORMULAS}"

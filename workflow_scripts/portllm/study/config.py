@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from portllm.errors import InputError
-from portllm.study import chains, checks, locations, overlays, stage_settings, validation
+from portllm.study import (
+    chains,
+    checks,
+    custom_code,
+    locations,
+    overlays,
+    stage_settings,
+    validation,
+)
 from portllm.study.exhibits import Registry
 from portllm.study.matrix import Config
 from portllm.study.yaml_files import KeyOrigins, read_recipe
@@ -88,5 +96,6 @@ def load(
     checks.check_references(
         config, origins, exhibits=exhibits, task_library=task_library, device_limit=device_limit
     )
+    custom_code.check_consent(config, schema.parents[1] / "resources", origins)
     exhibits.fill_defaults(config)
     return config
