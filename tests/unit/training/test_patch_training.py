@@ -179,6 +179,22 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_flipped_byte_in_a_checkpoint_changes_no_patch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, work = tiny.save_model(tmp_path / "model"), tmp_path / "work"
+    whole, _ = _train(model, work, seed=1, checkpoint_steps=1)
+    weights = work / "checkpoint-4" / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 0x40
+    weights.write_bytes(content)
+
+    resumed, metrics = _train(model, work, seed=1, checkpoint_steps=1)
+    assert metrics["resumed_from_step"] == 3
+    assert "setting the damaged checkpoint aside: " in caplog.text
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def test_a_training_stops_at_the_first_loss_that_is_not_finite(tmp_path: Path) -> None:
     model, before = tiny.save_model(tmp_path / "model"), signal.getsignal(signal.SIGTERM)
     message = (

@@ -46,23 +46,48 @@ def test_the_last_checkpoint_is_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*FILES, resuming.SEAL])
-@pytest.mark.parametrize("damage", ["truncated", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
 def test_a_damaged_checkpoint_is_reported_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
 ) -> None:
     write_checkpoint(tmp_path, 5)
     checkpoint = write_checkpoint(tmp_path, 10)
     path = checkpoint / name
-    if damage == "missing":
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    content = bytearray(path.read_bytes())
+    match damage:
+        case "missing":
+            path.unlink()
+        case "truncated":
+            path.write_bytes(content[: len(content) // 2])
+        case "flipped":
+            # In the seal, this is inside of a hash.
+            content[-40] ^= 1
+            path.write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert resuming.last_complete(tmp_path) == tmp_path / "checkpoint-5"
     (message,) = caplog.messages
-    assert message.startswith(f"removing the damaged checkpoint {checkpoint}: ")
-    assert name in message or "incomplete" in message
     assert not checkpoint.exists()
+    aside = tmp_path / "damaged-checkpoint-10"
+    if (name, damage) == (resuming.SEAL, "missing"):
+        assert message == f"removing the incomplete checkpoint {checkpoint}"
+        assert not aside.exists()
+    else:
+        assert message.startswith(f"setting the damaged checkpoint aside: {checkpoint}: ")
+        assert name in message or "does not match" in message
+        assert aside.is_dir()
+    # The next start uses the same checkpoint, without a warning.
+    caplog.clear()
+    assert resuming.last_complete(tmp_path) == tmp_path / "checkpoint-5"
+    assert caplog.messages == []
+
+
+def test_a_seal_without_hashes_is_damage(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path, 10)
+    seal = resuming.read_seal(checkpoint)
+    del seal["content"]
+    (checkpoint / resuming.SEAL).write_text(json.dumps(seal))
+    assert "SHA-256" in str(resuming.damage(checkpoint))
+    assert resuming.last_complete(tmp_path) is None
 
 
 def test_a_checkpoint_of_a_diverged_training_is_not_used(
@@ -71,6 +96,7 @@ def test_a_checkpoint_of_a_diverged_training_is_not_used(
     write_checkpoint(tmp_path, 5)
     diverged = write_checkpoint(tmp_path, 10)
     (diverged / ADAPTER).write_bytes(save({"weight": numpy.full(1000, numpy.nan, numpy.float32)}))
+    resuming.seal(diverged)
     assert resuming.last_complete(tmp_path) == tmp_path / "checkpoint-5"
     assert "checkpoint-10: 1 of 1 tensors are not finite (first: weight)" in caplog.text
 

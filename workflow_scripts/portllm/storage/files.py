@@ -321,6 +321,24 @@ def hash_files(
     return {name: known.get(name) or hash_file(path) for name, path in paths.items()}
 
 
+def hash_mismatch(directory: Path, expected: Mapping[str, str]) -> str | None:
+    """Describe the first file whose content has changed; None if all match.
+
+    Args:
+        directory: the directory to check.
+        expected: SHA-256 by relative path, as `hash_files` returns them.
+
+    Raises:
+        InputError: a file is missing or no regular file.
+    """
+    for name, digest in expected.items():
+        if leaves_directory(name):
+            return f"its manifest names {name}, which is outside of it"
+        if hash_file(directory / name) != digest:
+            return f"the content of {name} does not match its manifest"
+    return None
+
+
 # safetensors quotes the system's message; PyTorch's writers have their own.
 _DISK_FULL_MESSAGES = (
     "No space left on device",

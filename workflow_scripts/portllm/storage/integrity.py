@@ -52,12 +52,7 @@ def damage(artefact: Path, *, contents: bool = False) -> str | None:
 def _changed_content(manifest: Path) -> str | None:
     content = files.read_json(manifest)
     hashes = content.get("content", {}) if isinstance(content, dict) else {}
-    for name, expected in hashes.items():
-        if files.leaves_directory(name):
-            return f"its manifest names {name}, which is outside of it"
-        if files.hash_file(manifest.parent / name) != expected:
-            return f"the content of {name} does not match its manifest"
-    return None
+    return files.hash_mismatch(manifest.parent, hashes)
 
 
 def artefacts(results: Path) -> Iterator[Path]:

@@ -16,19 +16,26 @@ from portllm.weights import finite
 log = logging.getLogger(__name__)
 
 SEAL = "whole.json"
-"""Written last into a checkpoint: the sizes of its files, and the cost of the training so far."""
+"""Written last into a checkpoint: sizes and SHA-256 of its files, cost of the training so far."""
 LOCK = "in_use"
 KEPT = 2
 """Checkpoints that a training keeps; the older one is used if the newer is damaged."""
 SAVE_STEPS = 200
 """Default number of steps between checkpoints."""
+_DAMAGED = "damaged-"
+"""Prefix of a damaged checkpoint. No trainer looks for checkpoints of this name."""
 
 
 def seal(checkpoint: Path, **details: Any) -> None:
     """Mark a checkpoint as complete, once all of it is on the disk."""
     files.flush_directory(checkpoint)
-    sizes = files.sizes(checkpoint, exclude=frozenset({SEAL}))
-    files.write_json(checkpoint / SEAL, {**details, "sizes": sizes})
+    not_content = frozenset({SEAL})
+    record = {
+        "sizes": files.sizes(checkpoint, exclude=not_content),
+        # One more pass over bytes that are still in the page cache.
+        "content": files.hash_files(checkpoint, exclude=not_content),
+    }
+    files.write_json(checkpoint / SEAL, {**details, **record})
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -36,9 +43,16 @@ def damage(checkpoint: Path) -> str | None:
     if not (checkpoint / SEAL).exists():
         return "it is incomplete"
     try:
-        mismatch = files.size_mismatch(checkpoint, read_seal(checkpoint)["sizes"])
+        record = files.read_object(checkpoint / SEAL, sizes=dict, content=dict)
+        sizes, hashes = record.get("sizes", {}), record.get("content", {})
+        if not sizes or sizes.keys() != hashes.keys():
+            return f"{SEAL} does not list the size and the SHA-256 of each file"
         stored = chain.from_iterable(map(finite.stored, sorted(checkpoint.glob("*.safetensors"))))
-        return mismatch or finite.problem(stored, "tensors")
+        return (
+            files.size_mismatch(checkpoint, sizes)
+            or files.hash_mismatch(checkpoint, hashes)
+            or finite.problem(stored, "tensors")
+        )
     except InputError as error:
         return str(error)
 
@@ -56,15 +70,22 @@ def _step(checkpoint: Path) -> int:
 def last_complete(directory: Path) -> Path | None:
     """Find the latest complete checkpoint below `directory`; None if there is none.
 
-    Later, damaged checkpoints are logged and removed, because they may fill the disk.
+    Later checkpoints are logged. Incomplete ones are removed, because they may fill the disk, and
+    damaged ones are renamed.
     """
     checkpoints = [path for path in directory.glob("checkpoint-*") if path.name[11:].isdigit()]
     for checkpoint in sorted(checkpoints, key=_step, reverse=True):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        log.warning("removing the damaged checkpoint %s: %s", checkpoint, problem)
-        shutil.rmtree(checkpoint)
+        if not (checkpoint / SEAL).exists():
+            log.warning("removing the incomplete checkpoint %s", checkpoint)
+            shutil.rmtree(checkpoint)
+            continue
+        aside = checkpoint.with_name(_DAMAGED + checkpoint.name)
+        log.warning("setting the damaged checkpoint aside: %s: %s", checkpoint, problem)
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
     return None
 
 
