@@ -1,12 +1,13 @@
-# make demo        build what is missing and run the default study (7 to 25 minutes)
-# make envs        build every environment, or rebuild it if its pins changed (on a login node)
-# make test        run all tests except those on SLURM
-# make test-fast   run the library's tests: no Snakemake, no study
-# make test-slurm  run the tests on a real SLURM with fake GPUs (root, Debian's packages)
-# make lint        run ruff, snakefmt, import-linter, snakemake --lint; limit module length
-# make pins        resolve envs/*.in into envs/*.txt and envs/*.yaml
-# make docs        write docs/configuration.md and config/study.schema.json from the schema
-# make help        print this list
+# make demo         build what is missing and run the default study (7 to 25 minutes)
+# make envs         build every environment, or rebuild it if its pins changed (on a login node)
+# make test         run all tests except those on SLURM
+# make test-fast    run the library's tests: no Snakemake, no study
+# make test-attacks attack ROUNDS (10) times as often as make test, with SEED (a random one)
+# make test-slurm   run the tests on a real SLURM with fake GPUs (root, Debian's packages)
+# make lint         run ruff, snakefmt, import-linter, snakemake --lint; limit module length
+# make pins         resolve envs/*.in into envs/*.txt and envs/*.yaml
+# make docs         write docs/configuration.md and config/study.schema.json from the schema
+# make help         print this list
 
 SNAKEMAKE := .venvs/workflow/bin/snakemake
 PYTEST := .venvs/test/bin/python -m pytest
@@ -14,7 +15,7 @@ PYTEST := .venvs/test/bin/python -m pytest
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UV = $$(command -v .venvs/uv/bin/uv || echo uv)
 
-.PHONY: demo help envs test test-fast test-slurm lint pins docs
+.PHONY: demo help envs test test-fast test-attacks test-slurm lint pins docs
 
 demo: workflow-environment
 	$(SNAKEMAKE) --cores all
@@ -42,7 +43,13 @@ test: envs test-environment lint
 	$(PYTEST) $(AT_ONCE)
 
 test-fast: envs test-environment lint
-	$(PYTEST) $(AT_ONCE) -m "not slow" tests/unit
+	$(PYTEST) $(AT_ONCE) -m "not slow" tests/attacks tests/unit
+
+ROUNDS = 10
+SEED = $(shell date +%s)
+
+test-attacks: envs test-environment
+	$(PYTEST) $(AT_ONCE) tests/attacks --attack-rounds $(ROUNDS) --attack-seed $(SEED)
 
 test-slurm: envs test-environment
 	$(PYTEST) tests/slurm

@@ -25,6 +25,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).parents[1]
 SNAKEMAKE = PROJECT / ".venvs" / "workflow" / "bin" / "snakemake"
+# Options, fixture and summary of the storms in tests/attacks.
+pytest_plugins = ["attacks.storm"]
 _SERVER = Server(SNAKEMAKE.with_name("python"))
 PARTS = (
     "Snakefile",
