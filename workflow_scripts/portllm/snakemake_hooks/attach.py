@@ -5,7 +5,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from portllm.snakemake_hooks import clusters, environments, progress, run_guard
+from portllm.snakemake_hooks import (
+    clock_skew,
+    clusters,
+    environments,
+    progress,
+    run_guard,
+)
 from portllm.snakemake_hooks.placement import Placement, is_first
 from portllm.snakemake_hooks.progress import Progress
 from portllm.storage import temporary
@@ -25,6 +31,7 @@ def attach(
     - One run at a time uses the results, damaged results are made again, signals stop the jobs.
     - Jobs that a killed run left on a cluster are not submitted again.
     - Missing environments are built, then `after_building` is called.
+    - Wrong clocks delete no result and hide no change.
     - Progress is reported.
     - If Snakemake is killed, a later run removes its temporary directories.
 
@@ -33,6 +40,8 @@ def attach(
     """
     if is_first(workflow, "temporary directories"):
         own_temporary_directories(workflow)
+    if is_first(workflow, "clock skew"):
+        clock_skew.attend(workflow, logger)
     plan = place.name_in_run("plan")
     if is_first(workflow, ("results", place.results)):
         run_guard.attend(workflow, logger, place.results, plan=plan)

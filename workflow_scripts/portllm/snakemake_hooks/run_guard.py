@@ -32,7 +32,7 @@ from snakemake.persistence.file import FilePersistence
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from portllm.errors import InputError
-from portllm.snakemake_hooks import cache_links
+from portllm.snakemake_hooks import cache_links, clock_skew
 from portllm.storage import files, integrity, locks, temporary
 
 LOCK = ".run.lock"
@@ -162,6 +162,10 @@ class RunGuard(logging.Handler):
                 f"The file system of {self._results} has no locks. Do not start a second run on it."
             )
             return
+        # The lock file has just been written.
+        skew = clock_skew.clock_message(self._results, os.fstat(self._held).st_mtime)
+        if skew:
+            self._logger.warning(skew)
         if remove_stale_locks(self._results):
             self._logger.info("An earlier run was killed. Removed its locks.")
         files.remove_leftovers(self._results)
