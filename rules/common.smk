@@ -20,7 +20,7 @@ from portllm.snakemake_hooks import cache_adapter, output_cache, placement
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
-from portllm.errors import InputError
+from portllm.errors import InputError, worded
 
 PLACE = placement.place(workflow, CHECKOUT)
 HERE, ENVIRONMENTS = PLACE.directory, PLACE.directory / ".venvs"
@@ -80,8 +80,8 @@ try:
         device_options.devices_by_rule(workflow, PLACE.name_in_run),
         device_options.device_limit(workflow),
     )
-except InputError as error:
-    logger.error(f"error: {error}")
+except (InputError, OSError) as error:
+    logger.error(f"error: {worded(error)}")
     sys.exit(1)
 
 TABLES = exhibits.StudyExhibits(EXHIBITS, "tables", config)

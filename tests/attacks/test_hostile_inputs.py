@@ -403,6 +403,22 @@ def test_an_output_that_holds_the_files_of_the_base_is_an_error(place: Path, por
     assert contents(place / "merged") == before
 
 
+def test_a_mount_point_is_not_replaced(place: Path, portllm: Run) -> None:
+    # The kernel renames no directory at which something is mounted, after hours of merging.
+    for name in ("source", "out", "out/bound"):
+        (place / name).mkdir()
+    mount = ["mount", "--bind", str(place / "source"), str(place / "out" / "bound")]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to bind-mount (root)")
+    try:
+        for output in ("out/bound", "out"):
+            error = portllm("merge", "--output", output)
+            assert is_one_line(error), error
+            assert f"{output}: {place}/out/bound is a mount point, which cannot be" in error
+    finally:
+        subprocess.run(["umount", mount[-1]], check=True)
+
+
 def test_a_bind_mount_of_the_base_is_not_replaced(place: Path, portllm: Run) -> None:
     # As an own output, so that only its identity protects it.
     assert portllm("merge", "--output", "merged") == ""

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from portllm import credentials
-from portllm.errors import InputError, out_of_memory
-from portllm.storage.files import disk_full_message
+from portllm.errors import InputError, out_of_memory, worded
+from portllm.storage.file_systems import disk_full_message
 
 
 def options(settings: dict[str, Any]) -> str:
@@ -83,8 +83,7 @@ def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "")
         names = " ".join(kind.__name__ for kind in type(error).__mro__)
         reason = out_of_memory(f"{names}: {error}", memory_advice=memory_advice)
         if reason is None and isinstance(error, OSError) and error.filename is not None:
-            # The file system's answer, such as a missing right or a name that is too long.
-            reason = str(InputError(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+            reason = worded(error)
         if reason is None:
             raise
         sys.exit(f"error: {reason}")

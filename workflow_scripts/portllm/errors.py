@@ -1,6 +1,7 @@
 """The error for unusable input, and helpers that word error messages."""
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Iterable
@@ -25,6 +26,13 @@ class InputError(Exception):
         if text.isprintable():
             return text
         return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def worded(error: InputError | OSError) -> str:
+    """Return the message of bad input, or of a file system, such as a missing right, in a line."""
+    if isinstance(error, OSError) and error.filename is not None:
+        error = InputError(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    return str(error)
 
 
 def shown(value: Any) -> str:

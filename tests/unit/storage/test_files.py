@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT
 
 from portllm.errors import InputError, nearest
-from portllm.storage import files, manifests
+from portllm.storage import file_systems, files, manifests
 
 
 def test_a_failed_write_keeps_the_old_directory(tmp_path: Path) -> None:
@@ -151,14 +151,14 @@ def test_content_hashes_depend_on_contents(tmp_path: Path) -> None:
 
 def test_full_disk_errors_are_recognised() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "results/x.json")
-    assert files.disk_full_message(full) == "results/x.json: No space left on device"
+    assert file_systems.disk_full_message(full) == "results/x.json: No space left on device"
     wrapped = RuntimeError("could not save")
     wrapped.__cause__ = full
-    assert files.disk_full_message(wrapped) == "results/x.json: No space left on device"
+    assert file_systems.disk_full_message(wrapped) == "results/x.json: No space left on device"
     torch = RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0")
-    assert files.disk_full_message(torch) == "No space left on device"
-    assert files.disk_full_message(OSError(errno.ENOENT, "No such file", "x")) is None
-    assert files.disk_full_message(ValueError("other")) is None
+    assert file_systems.disk_full_message(torch) == "No space left on device"
+    assert file_systems.disk_full_message(OSError(errno.ENOENT, "No such file", "x")) is None
+    assert file_systems.disk_full_message(ValueError("other")) is None
 
 
 def test_missing_and_truncated_files_are_found_by_size(tmp_path: Path) -> None:

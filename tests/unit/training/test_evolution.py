@@ -349,6 +349,6 @@ def test_a_full_disk_is_named_as_the_cause(
     recipe = tmp_path / "axolotl.yaml"
     with pytest.raises(InputError, match=r"Axolotl failed on .*axolotl\.yaml: see its output"):
         evolution.run("train", recipe, cost_file=tmp_path / "cost.json")
-    monkeypatch.setattr(evolution.files, "free_bytes", lambda path: 4096)
+    monkeypatch.setattr(evolution.file_systems, "free_bytes", lambda path: 4096)
     with pytest.raises(InputError, match=r"\.yaml: the disk is full: 4,096 bytes are free"):
         evolution.run("train", recipe, cost_file=tmp_path / "cost.json")

@@ -1,11 +1,11 @@
 """Outputs of a request: which existing directories they may replace."""
 
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from portllm.errors import InputError
 from portllm.storage import manifests
+from portllm.storage.file_systems import check_no_mount, real_path
 from portllm.storage.files import hash_value, read_json, size_mismatch
 
 _Identity = tuple[int, int, str]
@@ -14,7 +14,7 @@ _Identity = tuple[int, int, str]
 
 def _identity(path: Path) -> _Identity:
     """Identify a place: equal for all paths to it, through links and bind mounts too."""
-    resolved = path.resolve()
+    resolved = real_path(path)
     existing = next(place for place in (resolved, *resolved.parents) if place.exists())
     status = existing.stat()
     return status.st_dev, status.st_ino, str(resolved.relative_to(existing))
@@ -22,14 +22,14 @@ def _identity(path: Path) -> _Identity:
 
 def _identities(path: Path) -> set[_Identity]:
     """Identify a place and all directories that contain it."""
-    resolved = path.resolve()
+    resolved = real_path(path)
     return {_identity(place) for place in (resolved, *resolved.parents)}
 
 
 def _linked_directories(directory: Path) -> set[Path]:
     """Return the directories of the files that an input links to."""
     files = directory.iterdir() if directory.is_dir() else ()
-    return {path.resolve().parent for path in files if path.is_symlink()}
+    return {real_path(path).parent for path in files if path.is_symlink()}
 
 
 def check_outputs(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
@@ -67,8 +67,7 @@ def check_replaceable(output: Path) -> None:
     """
     if not output.exists():
         return
-    if os.path.ismount(output):
-        raise InputError(f"{output}: is a mount point, which cannot be replaced; choose a folder")
+    check_no_mount(output)
     if output.is_dir() and not any(output.iterdir()):
         return
     problem = _difference_from_manifest(output) if output.is_dir() else "it is a file"

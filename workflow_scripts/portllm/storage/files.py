@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from portllm.errors import InputError, shown
+from portllm.storage.file_systems import check_no_mount
 
 LARGEST_DOCUMENT = 1 << 28
 """Bytes that a JSON file may have. The largest are tokenizers of some 35 MB."""
@@ -62,7 +63,11 @@ def whole_directory(path: Path) -> Iterator[Path]:
     Yields a temporary directory next to `path`, which replaces `path` when the block succeeds.
     If the block raises, `path` stays as it is and the temporary directory is removed. If the
     process is killed, `path` is complete or absent, never partly deleted.
+
+    Raises:
+        InputError: something is mounted at `path` or below, so that it cannot be replaced.
     """
+    check_no_mount(path)
     partial = _partial(path)
     # Leftovers of killed processes. Process ids are reused, so ours may be among them.
     for leftover in path.parent.glob(f".{path.name}.partial-*"):
@@ -337,34 +342,3 @@ def hash_mismatch(directory: Path, expected: Mapping[str, str]) -> str | None:
         if hash_file(directory / name) != digest:
             return f"the content of {name} does not match its manifest"
     return None
-
-
-# safetensors quotes the system's message; PyTorch's writers have their own.
-_DISK_FULL_MESSAGES = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "PytorchStreamWriter failed writing",
-    "basic_ios::clear: iostream error",
-)
-
-
-def disk_full_message(error: BaseException | None) -> str | None:
-    """Return a one-line message if an error, or its cause, is a full disk; else None.
-
-    PyTorch and safetensors raise errors of their own without an errno, so their texts are matched.
-    """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{error.strerror}"
-        if any(message in str(error) for message in _DISK_FULL_MESSAGES):
-            return "No space left on device"
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes on the file system of `path`, which need not exist yet."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -16,7 +16,7 @@ import yaml
 
 from portllm.errors import HOST_MEMORY, InputError, out_of_memory
 from portllm.jobs import signals
-from portllm.storage import files
+from portllm.storage import file_systems, files
 from portllm.training import resuming
 from portllm.transplant import companions, merging
 from portllm.weights import adapters, checkpoints, finite
@@ -170,7 +170,7 @@ def run(
         return
     if status == -signal.SIGKILL:
         raise InputError(f"Axolotl was killed (signal 9) on {recipe}, most likely {HOST_MEMORY}")
-    free = files.free_bytes(recipe.parent)
+    free = file_systems.free_bytes(recipe.parent)
     disk_full = f"the disk is full: {free:,} bytes are free" if free < ALMOST_FULL else None
     diverged = _read_divergence(cost_file.with_name(DIVERGED), recipe)
     cause = disk_full or diverged or out_of_memory(output, memory_advice=MEMORY_ADVICE)

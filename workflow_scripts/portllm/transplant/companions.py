@@ -6,6 +6,7 @@ from pathlib import Path
 
 from portllm.errors import InputError
 from portllm.storage import manifests
+from portllm.storage.file_systems import real_path
 from portllm.storage.files import hash_file, read_json
 
 PATTERNS = (
@@ -41,7 +42,7 @@ def list_companions(model: Path) -> list[Path]:
             raise InputError(f"{path}: expected a regular file")
         if path.is_symlink() and not _is_trusted(path):
             raise InputError(
-                f"{path}: found a link to {path.resolve()}, expected a regular file; links out of "
+                f"{path}: found a link to {real_path(path)}, expected a regular file; links out of "
                 "a model's directory are not followed, so replace it by a copy"
             )
     return paths
@@ -58,8 +59,8 @@ def _is_companion_name(name: str) -> bool:
 
 
 def _is_trusted(link: Path) -> bool:
-    target = link.resolve()
-    if target.parent == link.parent.resolve():
+    target = real_path(link)
+    if target.parent == real_path(link.parent):
         return _is_companion_name(target.name)
     if target.parent.name == "blobs" and target.parent.parent.name.startswith("models--"):
         return True

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from portllm.errors import InputError
+from portllm.storage.file_systems import real_path
 from portllm.storage.files import read_object, write_json
 from portllm.transplant import methods
 from portllm.weights import adapters, finite
@@ -121,7 +122,7 @@ def read(directory: Path) -> Port:
 
 def _check_inside(name: Any, directory: Path, place: str) -> None:
     inside = isinstance(name, str) and "\0" not in name
-    if not inside or directory.resolve() not in (directory / name).resolve().parents:
+    if not inside or real_path(directory) not in real_path(directory / name).parents:
         raise InputError(f"{place}: found {name!r}, expected a directory inside {directory}")
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from portllm.errors import InputError, out_of_memory
-from portllm.storage.files import disk_full_message
+from portllm.storage.file_systems import disk_full_message
 
 
 @contextmanager
