@@ -65,13 +65,18 @@ lint: workflow-environment test-environment
 
 # torch is pinned without its build, so that it brings what the platform needs, and triton not at
 # all, since torch names the one that fits. No index is named: a pin says what, not from where.
+# vLLM needs a GPU and names packages of CUDA itself, which have to fit torch's: its pins are resolved
+# for Linux on x86-64 with the index's own torch. tests/unit/test_pins.py checks other platforms.
 COMPILE = $(UV) pip compile --quiet --python-version 3.11 --no-annotate --no-header \
-	--no-emit-package triton $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
+	--no-emit-package triton
+ON_CPU = $${PIP_FIND_LINKS:+--find-links $$PIP_FIND_LINKS}
+WITH_CUDA = --python-platform x86_64-manylinux_2_28
 
 # Building the first environment installs uv, unless it is on PATH.
 pins: workflow-environment
 	for name in workflow train eval vllm test; do \
-		$(COMPILE) envs/$$name.in --output-file envs/$$name.txt; \
+		case $$name in vllm) platform="$(WITH_CUDA)";; *) platform="$(ON_CPU)";; esac; \
+		$(COMPILE) $$platform envs/$$name.in --output-file envs/$$name.txt; \
 		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \
 	done
 	.venvs/workflow/bin/python envs/make_conda_yaml.py

@@ -1,5 +1,8 @@
 """The two ways to make an environment install the same pins."""
 
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,9 @@ import yaml
 
 ENVIRONMENTS = Path(__file__).parents[2] / "envs"
 NAMES = ("workflow", "train", "eval", "vllm")
+UV = shutil.which("uv") or ENVIRONMENTS.parent / ".venvs" / "uv" / "bin" / "uv"
+# The index's own torch for these platforms is built for CUDA.
+CUDA = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
 
 
 def pins(name: str) -> list[str]:
@@ -41,3 +47,28 @@ def test_torch_is_the_same_everywhere() -> None:
         }
         assert len(result) == 1
     assert "torch==2.13.0" in pins("train")
+
+
+def resolve(name: str, *options: str) -> None:
+    """Resolve the pins of an environment without installing it; skip the test without an index."""
+    if not Path(UV).exists():
+        pytest.skip("uv is not installed")
+    command = [UV, "pip", "compile", "--quiet", "--python-version", "3.11", *options]
+    done = subprocess.run(
+        [*command, ENVIRONMENTS / f"{name}.txt"], capture_output=True, text=True, check=False
+    )
+    if "Failed to fetch" in done.stderr or "Network connectivity" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("platform", CUDA)
+@pytest.mark.parametrize("name", NAMES)
+def test_pins_resolve_with_cuda(name: str, platform: str) -> None:
+    resolve(name, "--python-platform", platform)
+
+
+@pytest.mark.skipif("PIP_FIND_LINKS" not in os.environ, reason="names no wheel of torch for CPUs")
+def test_pins_of_vllm_resolve_without_cuda() -> None:
+    # make.sh installs the other environments like this.
+    resolve("vllm", "--find-links", os.environ["PIP_FIND_LINKS"])
