@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny
 
 import score as program
 from portllm.scoring import cache, data_parallel, hf
@@ -39,6 +40,25 @@ def test_processes_share_all_requests_and_keep_items_together(
     # A process without a share does not call its model.
     assert len(shares) == min(count, 3)
     assert all(index ^ 1 in share for share in shares for index in share)
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, None), (4, {"": 3})])
+def test_a_version_is_loaded_straight_to_the_gpu_of_its_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, expected: dict[str, int] | None
+) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    load = hf.AutoModelForCausalLM.from_pretrained
+    asked: list[Any] = []
+
+    def load_on_cpu(directory: Path, *, device_map: Any, **options: Any) -> Any:
+        asked.append(device_map)
+        return load(directory, **options)
+
+    monkeypatch.setattr(hf.AutoModelForCausalLM, "from_pretrained", load_on_cpu)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: gpus - 1)
+    hf.load_version(model, "float32")
+    assert asked == [expected]
 
 
 @pytest.fixture

@@ -94,12 +94,13 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
     Raises:
         InputError: the version cannot be loaded, or has weights that are not finite.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Straight to this process's GPU: each of n processes would otherwise hold a copy on the host.
+    device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
     attention_kind = attention.implementation(Checkpoint(directory).config)
     with loading.explained(directory, "load this version"):
         model = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, attn_implementation=attention_kind
-        ).to(device)
+            directory, dtype=dtype, attn_implementation=attention_kind, device_map=device_map
+        )
         tokenizer = AutoTokenizer.from_pretrained(directory)
     model.eval()
     kind = f"weights of {directory} in {str(model.dtype).removeprefix('torch.')}"
