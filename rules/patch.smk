@@ -10,6 +10,7 @@ rule fetch_patch:
         files=lambda wildcards: source_files(
             matrix.existing_patches(config)[EXISTING_PATCHES[wildcards.existing]], fetching.ADAPTER
         ),
+        base=lambda wildcards: paths.base_of_patch(config, EXISTING_PATCHES[wildcards.existing]),
     output:
         directory("<results>/patches/{existing}"),
     log:
@@ -27,8 +28,10 @@ rule fetch_patch:
         source=lambda wildcards: options(
             stage_settings.fetch_patch_settings(config, EXISTING_PATCHES[wildcards.existing])
         ),
+        base=lambda wildcards, input: options({"base": input.base}),
     shell:
-        '"$EVAL_PYTHON" "$SCRIPTS/fetch_patch.py" {params.source} --output {output:q} >{log:q} 2>&1'
+        '"$EVAL_PYTHON" "$SCRIPTS/fetch_patch.py" {params.source} {params.base}'
+        " --output {output:q} >{log:q} 2>&1"
 
 
 rule train_patch:

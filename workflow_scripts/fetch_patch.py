@@ -6,13 +6,20 @@ from pathlib import Path
 from portllm.command_line import add_names, run
 from portllm.data import fetching
 from portllm.storage import files, manifests
-from portllm.weights import adapters
+from portllm.weights import adapters, fit
 from portllm.weights.adapters import StoredAdapter
+from portllm.weights.checkpoints import Checkpoint
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     fetching.add_source(parser, "an adapter")
+    parser.add_argument(
+        "--base",
+        type=Path,
+        nargs="?",
+        help="the version that it was trained on, whose tokenizer is recorded",
+    )
     add_names(parser)
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     return parser.parse_args()
@@ -28,7 +35,10 @@ def main() -> None:
             adapters.link(local, directory)
         else:
             revision = fetching.download_adapter(arguments.hub, arguments.revision, directory)
-        StoredAdapter(directory)  # raises for an unusable adapter
+        adapter = StoredAdapter(local or directory)
+        base = Checkpoint(arguments.base) if arguments.base else None
+        if base is not None:
+            fit.check(adapter, base)
         manifests.write_for_directory(
             directory,
             stage="patch",
@@ -38,7 +48,7 @@ def main() -> None:
             packages=("huggingface_hub",),
             revision=revision,
             names=dict(arguments.names),
-            fingerprint=StoredAdapter(local or directory).fingerprint(),
+            fingerprint=adapter.fingerprint(base),
             trainable_parameters=0,
         )
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -111,6 +112,77 @@ def test_check_reports_every_patch(base: Path, patches: list[Path], wider: Path)
     assert [line.startswith("error: ") for line in lines] == [True, True, True]
     assert lines[1].startswith(f"error: {patches[1]} does not fit {wider}: it changes ")
     assert lines[2].startswith("error: --patch: nowhere is neither a directory here nor a hub id")
+
+
+@pytest.fixture
+def permuted(base: Path, tmp_path: Path) -> Path:
+    """The base with two words of its vocabulary exchanged."""
+    shutil.copytree(base, tmp_path / "permuted")
+    path = tmp_path / "permuted" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    path.write_text(json.dumps(tokenizer))
+    return tmp_path / "permuted"
+
+
+@pytest.mark.parametrize("known_from", ["base", "tokenizer"])
+def test_an_adapter_without_a_manifest_is_compared_with_its_base(
+    base: Path, patches: list[Path], permuted: Path, tmp_path: Path, known_from: str
+) -> None:
+    patch = tmp_path / "patch"
+    shutil.copytree(patches[0], patch)
+    if known_from == "tokenizer":
+        set_base(patch, "acme/elsewhere")
+        shutil.copyfile(base / "tokenizer.json", patch / "tokenizer.json")
+    assert command("check", "--patch", patch, "--base", base).returncode == 0
+    done = command("check", "--patch", patch, "--base", permuted)
+    assert done.returncode == 1
+    message = f"error: {patch} does not fit {permuted}: the vocabularies of their tokenizers differ"
+    assert done.stderr.startswith(message)
+
+
+def set_base(patch: Path, name: str) -> None:
+    """Write another base model into an adapter's configuration."""
+    path = patch / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": name}))
+
+
+def test_a_tokenizer_that_cannot_be_compared_is_named(
+    base: Path, patches: list[Path], permuted: Path, tmp_path: Path
+) -> None:
+    patch = tmp_path / "patch"
+    shutil.copytree(patches[0], patch)
+    set_base(patch, "acme/elsewhere")
+    done = command("check", "--patch", patch, "--base", permuted)
+    assert done.stdout == f"{patch} fits {permuted} (14 weights, tokenizer not checked)\n"
+    assert "its base model (acme/elsewhere) is not a directory here" in done.stderr
+    # A study refuses.
+    program = ("transplant.py", "--patch", str(patch), "--version", str(permuted))
+    output = ("--adapter", str(tmp_path / "port"))
+    assert run_program(*program, *output).returncode == 0
+    done = run_program(*program, "--adapter", str(tmp_path / "other"), "--names", "model=m")
+    assert done.returncode == 1
+    assert "so that their tokenizers cannot be compared" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_fetched_patch_records_the_tokenizer_of_its_base(
+    base: Path, patches: list[Path], permuted: Path, tmp_path: Path
+) -> None:
+    patch = tmp_path / "patch"
+    shutil.copytree(patches[0], patch)
+    program = ("fetch_patch.py", "--path", str(patch), "--output")
+    done = run_program(*program, str(tmp_path / "wrong"), "--base", str(permuted))
+    assert done.returncode == 1
+    assert "the vocabularies of their tokenizers differ" in done.stderr
+    set_base(patch, "acme/elsewhere")
+    done = run_program(*program, str(tmp_path / "fetched"), "--base", str(base))
+    assert done.returncode == 0, done.stderr
+    for version, fits in ((base, True), (permuted, False)):
+        done = command("check", "--patch", tmp_path / "fetched", "--base", version)
+        assert (done.returncode == 0) == fits
 
 
 def test_port_writes_the_adapter_that_the_stage_program_writes(

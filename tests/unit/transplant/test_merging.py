@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from portllm.errors import InputError
 from portllm.storage import files
 from portllm.transplant import blocks, direct_io, edits, merging
-from portllm.weights import adapters, checkpoints
+from portllm.weights import adapters, checkpoints, fit
 from portllm.weights.adapters import Adapter, StoredAdapter
 from portllm.weights.checkpoints import Checkpoint
 from portllm.weights.safetensors_file import SafetensorsFile
@@ -174,7 +174,7 @@ def test_merging_equals_peft_in_float32(tmp_path: Path, model_type: str, options
     model = tiny.save_model(tmp_path / "model", model_type=model_type, max_shard_size="10KB")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **options)
     directory = tmp_path / "merged"
-    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+    fit.check(StoredAdapter(adapter), Checkpoint(model))
     directory.mkdir()
     merging.merge(Checkpoint(model), adapters.load(adapter), directory)
     difference, size = gap(model, adapter, directory, torch.float32)
@@ -200,7 +200,7 @@ def test_transposed_weights_equal_peft(tmp_path: Path) -> None:
     for name, options in {"plain": {}, "dora": {"use_dora": True}}.items():
         adapter = tiny.save_adapter(tmp_path / name, model, **options)
         assert json.loads((adapter / "adapter_config.json").read_text())["fan_in_fan_out"]
-        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+        fit.check(StoredAdapter(adapter), Checkpoint(model))
         directory = tmp_path / f"{name}-merged"
         directory.mkdir()
         merging.merge(Checkpoint(model), adapters.load(adapter), directory)

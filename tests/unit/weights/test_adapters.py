@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from portllm.errors import InputError
 from portllm.transplant import methods, ports
-from portllm.weights import adapters
+from portllm.weights import adapters, fit
 from portllm.weights.adapters import StoredAdapter
 from portllm.weights.checkpoints import Checkpoint
 
@@ -23,8 +23,8 @@ def test_an_adapter_fits_its_own_model_and_its_siblings(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model")
     sibling = tiny.save_model(tmp_path / "sibling", seed=5)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
-    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
-    adapters.check_fit(StoredAdapter(adapter), Checkpoint(sibling))
+    fit.check(StoredAdapter(adapter), Checkpoint(model))
+    fit.check(StoredAdapter(adapter), Checkpoint(sibling))
 
 
 def test_a_different_shape_is_an_error(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_different_shape_is_an_error(tmp_path: Path) -> None:
     wider = tiny.save_model(tmp_path / "wider", intermediate_size=48)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     with pytest.raises(InputError, match=r"layers\.0\.mlp.*\[.*32.*\].*\[.*48.*\] there"):
-        adapters.check_fit(StoredAdapter(adapter), Checkpoint(wider))
+        fit.check(StoredAdapter(adapter), Checkpoint(wider))
 
 
 def test_a_missing_weight_is_an_error(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_missing_weight_is_an_error(tmp_path: Path) -> None:
     shallower = tiny.save_model(tmp_path / "shallower", num_hidden_layers=1)
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     with pytest.raises(InputError, match=r"changes model\.layers\.1\..*does not have; nearest"):
-        adapters.check_fit(StoredAdapter(adapter), Checkpoint(shallower))
+        fit.check(StoredAdapter(adapter), Checkpoint(shallower))
 
 
 def _with_fingerprint(adapter: Path, **fingerprint: str) -> None:
@@ -52,7 +52,7 @@ def test_a_different_architecture_is_an_error(tmp_path: Path) -> None:
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, architecture="MistralForCausalLM")
     with pytest.raises(InputError, match=r"trained on MistralForCausalLM, found LlamaForCausalLM"):
-        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+        fit.check(StoredAdapter(adapter), Checkpoint(model))
 
 
 def test_a_different_tokenizer_is_an_error_unless_allowed(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_a_different_tokenizer_is_an_error_unless_allowed(tmp_path: Path) -> Non
     adapter = tiny.save_adapter(tmp_path / "adapter", model)
     _with_fingerprint(adapter, tokenizer="0" * 64)
     with pytest.raises(InputError, match=r"the vocabularies of their tokenizers differ"):
-        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
-    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model), allow_other_tokenizer=True)
+        fit.check(StoredAdapter(adapter), Checkpoint(model))
+    fit.check(StoredAdapter(adapter), Checkpoint(model), allow_other_tokenizer=True)
 
 
 def test_a_pickled_adapter_is_an_error(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_adapters_that_are_not_additive_are_errors(
     model = tiny.save_model(tmp_path / "model")
     adapter = tiny.save_adapter(tmp_path / "adapter", model, **settings)
     with pytest.raises(InputError, match=message):
-        adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+        fit.check(StoredAdapter(adapter), Checkpoint(model))
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +122,11 @@ def test_every_option_that_is_not_additive_is_an_error(
     # One that PEFT does not have would refuse nothing.
     assert option in {field.name for field in dataclasses.fields(LoraConfig)}
     model, adapter = plain
-    adapters.check_fit(StoredAdapter(adapter), Checkpoint(model))
+    fit.check(StoredAdapter(adapter), Checkpoint(model))
     changed = with_settings(adapter, tmp_path / "changed", **{option: {"some": "setting"}})
     message = re.escape(f"{option} is set: {reason}; expected plain LoRA")
     for use in (
-        lambda: adapters.check_fit(StoredAdapter(changed), Checkpoint(model)),
+        lambda: fit.check(StoredAdapter(changed), Checkpoint(model)),
         lambda: adapters.load(changed),
     ):
         with pytest.raises(InputError, match=message):
@@ -140,7 +140,7 @@ def test_initialisations_that_change_the_base_are_errors(
     model, adapter = plain
     changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
     with pytest.raises(InputError, match=rf"init_lora_weights is '{start}'.*convert it"):
-        adapters.check_fit(StoredAdapter(changed), Checkpoint(model))
+        fit.check(StoredAdapter(changed), Checkpoint(model))
 
 
 @pytest.mark.parametrize("start", [True, False, "gaussian"])
@@ -149,7 +149,7 @@ def test_other_initialisations_are_accepted(
 ) -> None:
     model, adapter = plain
     changed = with_settings(adapter, tmp_path / "changed", init_lora_weights=start)
-    adapters.check_fit(StoredAdapter(changed), Checkpoint(model))
+    fit.check(StoredAdapter(changed), Checkpoint(model))
 
 
 def test_direct_changes_nothing_and_scaled_scales_the_product(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_a_port_does_not_contain_the_old_embedding(tmp_path: Path) -> None:
     saved = tiny.save_adapter(tmp_path / "adapter", model, target_modules=["embed_tokens"])
     adapter = adapters.load(saved)
     assert any(name.endswith("base_layer.weight") for name in adapter.tensors)
-    adapters.check_fit(StoredAdapter(saved), Checkpoint(model))
+    fit.check(StoredAdapter(saved), Checkpoint(model))
     ported = ports.transplanted(adapter, "direct", {})
     assert sorted(ported.tensors) == [
         "base_model.model.model.embed_tokens.lora_embedding_A",

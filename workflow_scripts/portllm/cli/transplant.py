@@ -18,7 +18,7 @@ from portllm.errors import InputError
 from portllm.storage import files, manifests
 from portllm.transplant import ports
 from portllm.transplant.ports import Port
-from portllm.weights import adapters
+from portllm.weights import fit
 from portllm.weights.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -156,13 +156,22 @@ class Transplant:
         return {name: source for name, source in provenance.items() if source}
 
 
-def check_fit(port: Port, model: Checkpoint, request: Request) -> None:
-    """Raise InputError unless all patches of a port fit a model."""
+def check_fit(port: Port, model: Checkpoint, request: Request) -> list[str]:
+    """Check that all patches of a port fit a model; return why tokenizers were not compared.
+
+    Raises:
+        InputError: a patch does not fit, or, in a study, the tokenizers cannot be compared.
+    """
+    unchecked = []
     for patch in port.patches:
-        adapters.check_fit(
-            patch.adapter, model, allow_other_tokenizer=request.allow_other_tokenizer
-        )
+        allowed = request.allow_other_tokenizer
+        if not fit.check(patch.adapter, model, allow_other_tokenizer=allowed):
+            unchecked.append(fit.unchecked_tokenizer(patch.adapter, model))
+            if request.names:
+                raise InputError(f"{unchecked[-1]}, so that their tokenizers cannot be compared")
+            log.warning("tokenizers not compared: %s", unchecked[-1])
         log.info("%s fits %s", patch.adapter, model)
+    return unchecked
 
 
 def check_patches(request: Request) -> None:
@@ -174,13 +183,14 @@ def check_patches(request: Request) -> None:
         try:
             patch = locate(text, fetching.ADAPTER, "--patch", request.hub_mirror)
             port = ports.open_port([patch.directory], [1.0], "direct", {})
-            check_fit(port, model, request)
+            unchecked = check_fit(port, model, request)
         except InputError as error:
             fit = False
             print(f"error: {error}", file=sys.stderr)
         else:
             changed = {name for one in port.patches for name in one.adapter.changed_shapes}
-            print(f"{text} fits {request.base} ({len(changed)} weights)")
+            without = ", tokenizer not checked" if unchecked else ""
+            print(f"{text} fits {request.base} ({len(changed)} weights{without})")
     if not fit:
         sys.exit(1)
 

@@ -53,7 +53,10 @@ MODEL = KeptFiles(
     weights=("model.safetensors", "model-*-of-*.safetensors"),
     others=("*.json", "*.jinja", "tokenizer.model", "spiece.model", "merges.txt", "vocab.txt"),
 )
-ADAPTER = KeptFiles(weights=("adapter_model.safetensors",), others=("adapter_config.json",))
+# The tokenizer says which vocabulary an adapter was trained with.
+ADAPTER = KeptFiles(
+    weights=("adapter_model.safetensors",), others=("adapter_config.json", "tokenizer.json")
+)
 
 
 def _fetch_weights(model: str, commit: str, name: str) -> None:

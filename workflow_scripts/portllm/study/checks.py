@@ -12,7 +12,7 @@ from portllm.study.exhibits import FILE, GROUPS, Group, Registry
 from portllm.study.matrix import Config
 from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
 from portllm.transplant import methods
-from portllm.weights import adapters, checkpoints
+from portllm.weights import checkpoints, fit
 from portllm.weights.adapters import StoredAdapter
 from portllm.weights.checkpoints import Checkpoint
 
@@ -75,6 +75,7 @@ def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
         if _exactly_one(definition, ("hub", "path"), origins.at(*key)) == "hub":
             continue
         patch = Path(definition["path"])
+        is_base_known = definition["trained_on"] in matrix.versions(config, model)
         try:
             adapter = StoredAdapter(patch)
             for version, source in matrix.sources(config, model).items():
@@ -82,9 +83,23 @@ def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
                 if "path" in source and version != definition["trained_on"]:
                     path = Path(source["path"])
                     checkpoint = checkpoints_by_path.setdefault(path, Checkpoint.open(path))
-                    adapters.check_fit(adapter, checkpoint)
+                    _check_fit(adapter, checkpoint, is_base_known=is_base_known)
         except InputError as error:
             raise InputError(f"{origins.at(*key, 'path')}: {error}") from None
+
+
+def _check_fit(adapter: StoredAdapter, model: Checkpoint, *, is_base_known: bool) -> None:
+    """Raise InputError unless an adapter fits a version and their tokenizers can be compared.
+
+    The job that fetches the adapter compares it with the version that it was trained on, where the
+    study has that one.
+    """
+    if not fit.check(adapter, model) and not is_base_known:
+        raise InputError(
+            f"{fit.unchecked_tokenizer(adapter, model)}, so that their tokenizers cannot be "
+            "compared; add the version that it was trained on to the study, or put that version's "
+            "tokenizer.json into the adapter's directory"
+        )
 
 
 def _check_generator(reference: str, place: str) -> None:

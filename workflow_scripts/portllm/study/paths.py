@@ -44,6 +44,12 @@ def patch_path(patch: Patch) -> str:
     return f"<results>/patches/{patch_name(patch)}"
 
 
+def base_of_patch(config: Config, patch: Patch) -> list[str]:
+    """Return the version that a patch was trained on; none if the study does not have it."""
+    known = patch.trained_on in matrix.versions(config, patch.model)
+    return [version_path(patch.model, patch.trained_on)] if known else []
+
+
 def _port_name(cell: Cell) -> str:
     place = f"{cell.model}/{cell.trained_on}/{cell.applied_to}/{cell.task}"
     return f"{place}/{cell.method}/seed{cell.seed}"

@@ -8,7 +8,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm.errors import InputError, nearest, shown
+from portllm.errors import InputError, shown
 from portllm.storage.files import check_object, read_object, write_json
 from portllm.weights import checkpoints, finite, module_patterns
 from portllm.weights.checkpoints import Checkpoint
@@ -148,13 +148,27 @@ class StoredAdapter:
         check_object(fingerprint, f"{path}: fingerprint", architecture=str, tokenizer=(str, _NONE))
         return fingerprint
 
+    @cached_property
+    def tokenizer_hash(self) -> str | None:
+        """SHA-256 of the vocabulary that the adapter was trained with; None if it is not known.
+
+        Taken from its manifest, else from a tokenizer.json in its directory, else from the model
+        that its configuration names, where that is a directory here.
+        """
+        if tokenizer := self.known_fingerprint.get("tokenizer"):
+            return tokenizer
+        base = self.config.get("base_model_name_or_path") or ""
+        places = [self.directory, *([Path(base)] if base and Path(base).is_dir() else [])]
+        return next(filter(None, (Checkpoint(place).tokenizer_hash for place in places)), None)
+
     def fingerprint(self, model: Checkpoint | None = None) -> dict[str, Any]:
         """Return what the adapter requires of a version, for its manifest.
 
         `model` is the model that it was trained on. Without one, architecture and tokenizer are
         taken from the adapter's own manifest where it has one.
         """
-        known = self.known_fingerprint
+        known = {**self.known_fingerprint, "tokenizer": self.tokenizer_hash}
+        known = {name: value for name, value in known.items() if value is not None}
         if model is not None:
             known = {"architecture": model.architecture, "tokenizer": model.tokenizer_hash}
         return {
@@ -205,7 +219,8 @@ def sort_targets(directory: Path) -> None:
 def link(source: Path, directory: Path) -> None:
     """Fill `directory` with symbolic links to the files of a local adapter."""
     StoredAdapter(source)
-    for name in (CONFIG, WEIGHTS):
+    optional = [name for name in (checkpoints.TOKENIZER,) if (source / name).is_file()]
+    for name in (CONFIG, WEIGHTS, *optional):
         (directory / name).symlink_to((source / name).resolve())
 
 
@@ -349,46 +364,3 @@ def _is_named(weight: str, modules: list[str]) -> bool:
     # PEFT names a module by the end of its path. The module may hold the weight further down.
     parents = list(accumulate(weight.split(".")[:-1], "{}.{}".format))
     return any(parent.endswith(module) for parent in parents for module in modules)
-
-
-def _check_shapes(adapter: StoredAdapter, model: Checkpoint) -> None:
-    available = dict(model.shapes)
-    if model.tied_embedding is not None:
-        available[checkpoints.HEAD] = available[model.tied_embedding]
-    for weight, shape in adapter.changed_shapes.items():
-        if weight not in available:
-            raise InputError(
-                f"{adapter} does not fit {model}: it changes {weight}, which the model does not "
-                f"have; {nearest(weight, available)}"
-            )
-        if available[weight] != shape:
-            raise InputError(
-                f"{adapter} does not fit {model}: it changes {weight} of shape {list(shape)}, "
-                f"which has shape {list(available[weight])} there"
-            )
-
-
-def check_fit(
-    adapter: StoredAdapter, model: Checkpoint, *, allow_other_tokenizer: bool = False
-) -> None:
-    """Raise InputError, naming the first mismatch, unless the adapter fits the checkpoint.
-
-    Only headers and small JSON files are read. Architecture and tokenizer are compared where the
-    adapter's manifest says what it was trained on.
-    """
-    trained_on = adapter.known_fingerprint
-    adapter.check_patterns(model.shapes)
-    expected = trained_on.get("architecture", model.architecture)
-    if expected != model.architecture:
-        raise InputError(
-            f"{adapter} does not fit {model}: trained on {expected}, found {model.architecture}"
-        )
-    _check_shapes(adapter, model)
-    tokenizer = trained_on.get("tokenizer")
-    if tokenizer is None or allow_other_tokenizer:
-        return
-    if tokenizer != model.tokenizer_hash:
-        raise InputError(
-            f"{adapter} does not fit {model}: the vocabularies of their tokenizers differ "
-            "(--allow-other-tokenizer accepts this)"
-        )

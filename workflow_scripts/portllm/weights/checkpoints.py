@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from portllm.errors import InputError, shown
-from portllm.storage.files import check_object, read_json, read_object
+from portllm.storage.files import check_object, hash_file, read_json, read_object
 from portllm.weights.safetensors_file import SafetensorsFile, Shapes
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
+VOCABULARIES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files with the vocabulary of a tokenizer that has no tokenizer.json."""
 HEAD = "lm_head.weight"
 """The output layer of causal language models. A checkpoint with tied weights does not store it."""
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
@@ -170,13 +173,17 @@ class Checkpoint:
 
     @cached_property
     def tokenizer_hash(self) -> str | None:
-        """SHA-256 of the tokenizer's vocabulary; None if there is no tokenizer.json."""
-        path = self.directory / "tokenizer.json"
-        if not path.exists():
-            return None
-        model = read_object(path, model=dict).get("model", {})
-        vocabulary = model.get("vocab")
-        return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the tokenizer's vocabulary; None if there is no tokenizer.
+
+        Without a tokenizer.json, the hash is of another vocabulary file, and starts with its name.
+        """
+        path = self.directory / TOKENIZER
+        if path.exists():
+            model = read_object(path, model=dict).get("model", {})
+            vocabulary = model.get("vocab")
+            return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()
+        other = next((name for name in VOCABULARIES if (self.directory / name).is_file()), None)
+        return other and f"{other}:{hash_file(self.directory / other)}"
 
 
 def have_equal_weights(first: Checkpoint, second: Checkpoint) -> bool:
