@@ -41,6 +41,7 @@ REST = (
     "measure_geometry",
     "measure_loss_slice",
     "make_table",
+    "make_figure",
 )
 
 

@@ -69,8 +69,7 @@ def test_an_unchanged_entry_is_accepted_without_hashing_weights_again(
 
     monkeypatch.setattr(cache_entries.files, "hash_file", record)
     entry, results = tmp_path / "key", artefact.parent
-    cache_entries.store(artefact, entry, PRIVATE)
-    checked = cache_entries.check(entry, PRIVATE, contents=False)
+    checked = cache_entries.store(artefact, entry, PRIVATE)
     cache_links.link(artefact, entry, checked, results)
     assert list(cache_links.damaged(results, update=True)) == []
     assert hashed == ["manifest.json"]
@@ -194,6 +193,35 @@ def test_storing_twice_keeps_the_first_entry_and_leaves_nothing_else(
     assert (entry / "content" / "adapter.safetensors").read_bytes() == WEIGHTS
     assert list(entry.parent.iterdir()) == [entry]
     cache_entries.check(entry, PRIVATE, contents=True)
+
+
+def test_a_vanished_entry_leaves_the_artefact(entry: Path, artefact: Path) -> None:
+    checked = cache_entries.check(entry, PRIVATE, contents=True)
+    entry.rename(entry.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError):
+        cache_links.link(artefact, entry, checked, artefact.parent)
+    assert (artefact / "adapter.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_copy_that_differs_is_not_stored(
+    entry: Path, artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another file system, where there are no hard links."""
+    monkeypatch.setattr(os, "link", lambda source, target: Path("/nowhere").stat())
+    copyfile = cache_entries.shutil.copyfile
+
+    def copy_badly(source: str, target: str) -> None:
+        copyfile(source, target)
+        if source.endswith("safetensors"):
+            Path(target).write_bytes(b"W" + WEIGHTS[1:])
+
+    other = entry.with_name("other")
+    cache_entries.store(artefact, other, PRIVATE)
+    cache_entries.check(other, PRIVATE, contents=True)
+    monkeypatch.setattr(cache_entries.shutil, "copyfile", copy_badly)
+    with pytest.raises(OSError, match="the copy differs from the original"):
+        cache_entries.store(artefact, entry.with_name("another"), PRIVATE)
+    assert {path.name for path in entry.parent.iterdir()} == {"key", "other"}
 
 
 def test_only_the_entry_that_was_checked_is_quarantined(entry: Path, artefact: Path) -> None:

@@ -1,5 +1,6 @@
 """Temporary directories go when their owner and all that use them have ended, not before."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,15 @@ def test_directories_of_a_killed_process_are_removed_and_no_others(tmp_path: Pat
     assert not dead.exists()
     assert not runtime_cache.exists()
     assert all((directory / "file").exists() for directory in (live, unmarked, other))
+
+
+def test_directories_that_were_never_locked_are_removed_when_they_are_old(tmp_path: Path) -> None:
+    for name in ("snakemake-old", "x-old", "x-new"):
+        (tmp_path / name).mkdir()
+    for name in ("snakemake-old", "x-old"):
+        os.utime(tmp_path / name, (0, 0))
+    # Snakemake's are not ours to judge.
+    assert temporary.sweep(tmp_path, "x-", "snakemake") == [tmp_path / "x-old"]
 
 
 def test_an_owned_directory_ends_with_its_block(tmp_path: Path) -> None:

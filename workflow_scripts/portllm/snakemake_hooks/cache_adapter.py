@@ -6,11 +6,12 @@ from typing import Any
 
 import snakemake.workflow
 from snakemake.caching.local import OutputFileCache
+from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from portllm.errors import InputError
 from portllm.snakemake_hooks import cache_entries, cache_links
-from portllm.snakemake_hooks.cache_entries import DamagedEntryError, ForeignEntryError
+from portllm.snakemake_hooks.cache_entries import Checked, DamagedEntryError, ForeignEntryError
 
 _results: set[Path] = set()
 
@@ -50,36 +51,46 @@ class SharedCache(OutputFileCache):
                 the job.
         """
         for artefact, entry in await self._entries(job):
-            if not self._take(artefact, entry, contents=True):
+            if not self._take(artefact, entry):
                 self.raise_cache_miss_exception(job)
 
     async def store(self, job: Any) -> None:
         """Move the outputs of a finished job to the cache and link them.
 
-        Where this fails, the outputs stay in the checkout: the job has succeeded.
+        If an entry cannot be stored, the output stays in the checkout: the job has succeeded.
+
+        Raises:
+            WorkflowError: an entry was stored, but cannot be linked. The next run takes it, or
+                makes it again.
         """
         for artefact, entry in await self._entries(job):
             try:
-                self._store(artefact, entry)
+                checked = self._store(artefact, entry)
             except OSError as error:
                 reason = error.strerror or str(error)
                 logger.warning(f"{artefact} stays in this checkout: cannot store {entry}: {reason}")
+                continue
+            # Not to be kept otherwise: its files are hard links to those of the entry.
+            if checked is not None and not self._link(artefact, entry, checked):
+                raise WorkflowError(f"{entry} vanished while it was stored")
 
-    def _store(self, artefact: Path, entry: Path) -> None:
+    def _store(self, artefact: Path, entry: Path) -> Checked | None:
+        """Store an artefact; if another run has stored it meanwhile, link that entry instead.
+
+        Returns:
+            The files of the new entry; None if there is another.
+        """
         try:
-            cache_entries.store(artefact, entry, self._access)
-            logger.info(f"Moving output file {artefact} to cache.")
-            # Its hashes were computed when it was made. Only a copy has to be compared with them.
-            is_copy = artefact.stat().st_dev != entry.stat().st_dev
-            self._take(artefact, entry, contents=is_copy)
+            checked = cache_entries.store(artefact, entry, self._access)
         except FileExistsError:
-            # Another run has stored it meanwhile.
-            if not self._take(artefact, entry, contents=True) and not os.path.lexists(entry):
-                # What was there was damaged, and is in quarantine now.
-                cache_entries.store(artefact, entry, self._access)
-                self._take(artefact, entry, contents=False)
+            if self._take(artefact, entry):
+                return None
+            # What was there was damaged. If it is not in quarantine now, this fails.
+            checked = cache_entries.store(artefact, entry, self._access)
+        logger.info(f"Moving output file {artefact} to cache.")
+        return checked
 
-    def _take(self, artefact: Path, entry: Path, *, contents: bool) -> bool:
+    def _take(self, artefact: Path, entry: Path) -> bool:
         """Check an entry and link it. If it is damaged, move it away.
 
         Returns:
@@ -87,7 +98,7 @@ class SharedCache(OutputFileCache):
         """
         try:
             inode = entry.lstat().st_ino
-            checked = cache_entries.check(entry, self._access, contents=contents)
+            checked = cache_entries.check(entry, self._access, contents=True)
         except FileNotFoundError:
             return False
         except ForeignEntryError as reason:
@@ -98,8 +109,16 @@ class SharedCache(OutputFileCache):
         except (DamagedEntryError, InputError, OSError) as reason:
             self._discard(entry, inode, str(reason))
             return False
+        return self._link(artefact, entry, checked)
+
+    @staticmethod
+    def _link(artefact: Path, entry: Path, checked: Checked) -> bool:
         roots = [root for root in _results if artefact.is_relative_to(root)]
-        cache_links.link(artefact, entry, checked, max(roots, key=lambda root: len(root.parts)))
+        results = max(roots, key=lambda root: len(root.parts))
+        try:
+            cache_links.link(artefact, entry, checked, results)
+        except FileNotFoundError:
+            return False  # another run has moved it away meanwhile
         return True
 
     def _discard(self, entry: Path, inode: int, reason: str) -> None:

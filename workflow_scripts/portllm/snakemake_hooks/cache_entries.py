@@ -28,6 +28,9 @@ GROUP = "PORTLLM_CACHE_GROUP"
 """Environment variable: the group that shares the cache. Without it, only its owner does."""
 TIMESTAMP = ".snakemake_timestamp"
 
+Checked = dict[str, dict[str, Any]]
+"""For each file of an entry, by relative path, its `size`, `sha256` and `fingerprint`."""
+
 
 class DamagedEntryError(Exception):
     """An entry is not what was stored."""
@@ -103,13 +106,16 @@ def fingerprint(status: os.stat_result) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns]
 
 
-def store(artefact: Path, entry: Path, access: Access) -> None:
+def store(artefact: Path, entry: Path, access: Access) -> Checked:
     """Add an artefact to the cache. The artefact stays where it is.
 
     Args:
         artefact: a finished directory.
         entry: the entry to create.
         access: who may use it.
+
+    Returns:
+        What `check` would return before anybody else could see the entry.
 
     Raises:
         FileExistsError: there is an entry already, from another run.
@@ -118,10 +124,21 @@ def store(artefact: Path, entry: Path, access: Access) -> None:
     with temporary.owned_directory(entry.parent, STAGING) as (staging, _):
         new = staging / entry.name
         content = new / CONTENT
+        copied: set[str] = set()
+
+        def link_or_copy(source: str, target: str) -> None:
+            if not _link(source, target):
+                shutil.copyfile(source, target)
+                copied.add(str(Path(target).relative_to(content)))
+
         # Hard links: without them, a kill could leave the only copy in the temporary directory.
         ignore = shutil.ignore_patterns(TIMESTAMP)
-        shutil.copytree(artefact, content, ignore=ignore, copy_function=_link_or_copy)
-        hashes = files.hash_files(content, known=_known_hashes(content))
+        shutil.copytree(artefact, content, ignore=ignore, copy_function=link_or_copy)
+        expected = _known_hashes(content)
+        known = {name: value for name, value in expected.items() if name not in copied}
+        hashes = files.hash_files(content, known=known)
+        if not expected.items() <= hashes.items():
+            raise OSError(errno.EIO, "the copy differs from the original", str(entry))
         sizes = files.sizes(content)
         record = {name: {"size": sizes[name], "sha256": value} for name, value in hashes.items()}
         files.write_json(new / RECORD, {"files": record})
@@ -129,28 +146,34 @@ def store(artefact: Path, entry: Path, access: Access) -> None:
             access.apply(Path(folder), access.directory_mode)
             for name in names:
                 access.apply(Path(folder, name), access.file_mode)
+        checked: Checked = {
+            name: {**part, "fingerprint": fingerprint((content / name).stat())}
+            for name, part in record.items()
+        }
         try:
             new.rename(entry)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise FileExistsError(error.errno, "there is an entry", str(entry)) from None
             raise
+    return checked
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link(source: str, target: str) -> bool:
+    """Create a hard link; return whether that is possible here."""
     try:
         if not Path(source).is_symlink():
             os.link(source, target)
-            return
+            return True
     except OSError:
         pass  # another file system, or one without hard links
-    shutil.copyfile(source, target)
+    return False
 
 
 def _known_hashes(content: Path) -> dict[str, str]:
     """Return the hashes in an artefact's manifest, so that weights are not read again."""
     try:
-        manifest = files.read_json(content / manifests.NAME)
+        manifest = files.read_object(content / manifests.NAME, sizes=dict, content=dict)
     except InputError:
         return {}
     if files.size_mismatch(content, manifest.get("sizes", {})):
@@ -158,7 +181,7 @@ def _known_hashes(content: Path) -> dict[str, str]:
     return manifest.get("content", {})
 
 
-def check(entry: Path, access: Access, *, contents: bool) -> dict[str, dict[str, Any]]:
+def check(entry: Path, access: Access, *, contents: bool) -> Checked:
     """Check that an entry is what was stored, by a trusted user.
 
     Args:
@@ -168,7 +191,7 @@ def check(entry: Path, access: Access, *, contents: bool) -> dict[str, dict[str,
             per GB.
 
     Returns:
-        For each file its `size`, `sha256` and `fingerprint`, taken before its content was read.
+        Its files; a `fingerprint` was taken before the content was read.
 
     Raises:
         FileNotFoundError: there is no such entry.
@@ -245,12 +268,17 @@ def quarantine(entry: Path, inode: int, reason: str, access: Access) -> Path:
     if not folder.exists():
         folder.mkdir(exist_ok=True)
         access.apply(folder, access.folder_mode)
-    moved = folder / f"{entry.name}-{time.strftime('%Y%m%d-%H%M%S')}-{inode}"
-    entry.rename(moved)
-    if moved.lstat().st_ino != inode:
-        moved.rename(entry)  # replaced between the check and the rename
-        raise FileNotFoundError(errno.ENOENT, "another run has replaced it", str(entry))
+    # With the process: two runs may find the same damage at the same time.
+    moved = folder / f"{entry.name}-{time.strftime('%Y%m%d-%H%M%S')}-{inode}-{os.getpid()}"
     note = Path(f"{moved}.reason.txt")
     note.write_text(f"{entry}: {reason}\n")
-    access.apply(note, access.file_mode)
+    try:
+        access.apply(note, access.file_mode)
+        entry.rename(moved)
+        if moved.lstat().st_ino != inode:
+            moved.rename(entry)  # replaced between the check and the rename
+            raise FileNotFoundError(errno.ENOENT, "another run has replaced it", str(entry))
+    except OSError:
+        note.unlink(missing_ok=True)
+        raise
     return moved

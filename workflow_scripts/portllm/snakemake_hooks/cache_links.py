@@ -5,12 +5,11 @@ each file when its content was checked. A start of the workflow compares these a
 again only if they differ.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from portllm.errors import InputError
-from portllm.snakemake_hooks.cache_entries import CONTENT, fingerprint
+from portllm.snakemake_hooks.cache_entries import CONTENT, Checked, fingerprint
 from portllm.storage import files
 
 FOLDER = ".linked"
@@ -23,9 +22,7 @@ def record_path(artefact: Path, results: Path) -> Path:
     return results / FOLDER / relative.with_name(f"{relative.name}.json")
 
 
-def link(
-    artefact: Path, entry: Path, checked: Mapping[str, Mapping[str, Any]], results: Path
-) -> None:
+def link(artefact: Path, entry: Path, checked: Checked, results: Path) -> None:
     """Replace an artefact by links to the files of an entry, and record the links.
 
     Args:
@@ -33,11 +30,15 @@ def link(
         entry: the entry.
         checked: its files, as `cache_entries.check` returns them.
         results: the directory of results.
+
+    Raises:
+        FileNotFoundError: the entry has vanished. The artefact is as it was.
     """
     with files.whole_directory(artefact) as partial:
         for name in checked:
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             (partial / name).symlink_to(entry / CONTENT / name)
+            (partial / name).stat()
     recorded = {
         name: {**part, "fingerprint": _without_link_count(part["fingerprint"], artefact / name)}
         for name, part in checked.items()
@@ -52,7 +53,10 @@ def _without_link_count(checked: list[int], file: Path) -> list[int]:
     Removing the artefact that an entry was made of changes that number, and so the last time in
     the fingerprint.
     """
-    present = fingerprint(file.stat())
+    try:
+        present = fingerprint(file.stat())
+    except OSError:
+        return checked  # it has vanished since, which the next start will notice
     return present if present[:-1] == checked[:-1] else checked
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ JOB = "portllm-job-"
 """Prefix of a job's temporary directory."""
 SNAKEMAKE = "snakemake"
 """Prefix of Snakemake's temporary directory."""
+UNOWNED_SECONDS = 3600
+"""Age of a directory without an owner: it was killed before it could lock anything."""
 OWNER = ".portllm-owner"
 """File in a temporary directory that its owner has locked. It lists what else to remove."""
 
@@ -68,7 +71,7 @@ def sweep(parent: Path, *prefixes: str) -> list[Path]:
 
     Args:
         parent: the directory that holds them.
-        prefixes: how their names begin. Directories without the file `OWNER` are left alone.
+        prefixes: how their names begin.
     """
     removed: list[Path] = []
     for directory in sorted(parent.iterdir()):
@@ -76,14 +79,24 @@ def sweep(parent: Path, *prefixes: str) -> list[Path]:
             continue
         # It may vanish meanwhile, hold a cut record or be on a file system without locks.
         with suppress(OSError, ValueError, locks.LockingUnsupportedError):
-            if _is_own_directory(directory) and (directory / OWNER).exists():
+            if not _is_own_directory(directory):
+                continue
+            if (directory / OWNER).exists():
                 removed += _remove_abandoned(directory)
+            # Other workflows' Snakemake has no such file.
+            elif not directory.name.startswith(SNAKEMAKE) and _age(directory) > UNOWNED_SECONDS:
+                shutil.rmtree(directory, ignore_errors=True)
+                removed.append(directory)
     return removed
 
 
 def _is_own_directory(path: Path) -> bool:
     status = path.lstat()
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.lstat().st_mtime
 
 
 def _remove_abandoned(directory: Path) -> list[Path]:
