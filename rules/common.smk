@@ -68,7 +68,6 @@ try:
         workflow_directory=HERE,
     )
     RECIPES = configuration.recipes(config)
-    configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
     PRICED = estimates.PricedStudy(
         config,
         results=PLACE.results,
