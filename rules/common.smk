@@ -134,8 +134,13 @@ wildcard_constraints:
 
 
 def source_files(source, kept):
-    """The local files that a model or a patch is linked from; none where it comes from the hub."""
-    return unmoved(fetching.local_files(source, config["hub_mirror"], kept))
+    """The files of the local directory that a model or a patch is linked from."""
+    return unmoved(fetching.local_files(source, kept))
+
+
+def mirrored_content(source, kept):
+    """What tells that a mirror's files have changed, wherever the mirror is."""
+    return fetching.mirrored_content(source, config["hub_mirror"], kept)
 
 
 def unmoved(files):
