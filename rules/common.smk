@@ -73,6 +73,7 @@ try:
         results=PLACE.results,
         known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
+        has_devices=device_options.has_devices(workflow),
     )
     resource_requests.check_devices(
         PRICED,
@@ -92,6 +93,7 @@ PROGRESS = attach.attach(
     PLACE,
     environment_names=[] if WITH_CONDA else environments.required(config),
     minutes=resource_requests.minutes_by_rule(PRICED),
+    warnings=PRICED.warnings(),
     after_building=lambda: configuration.check_tasks(
         config, task_files.installed_tasks(ENVIRONMENTS / "eval"), STUDY_FILES
     ),
