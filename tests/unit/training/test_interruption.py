@@ -20,11 +20,12 @@ def _step(rank: int, store: Path, told: multiprocessing.Queue) -> None:
     )
     interruption, control = Interruption(lambda: 0.0), TrainerControl()
     arguments = SimpleNamespace(device=torch.device("cpu"))
-    interruption.on_step_end(arguments, SimpleNamespace(), control)
+    state = SimpleNamespace(global_step=1, max_steps=2)
+    interruption.on_step_end(arguments, state, control)
     before = control.should_training_stop
     if rank == 1:
         interruption._receive(signal.SIGTERM, None)
-    interruption.on_step_end(arguments, SimpleNamespace(), control)
+    interruption.on_step_end(arguments, state, control)
     told.put((rank, before, control.should_training_stop, control.should_save))
     torch.distributed.destroy_process_group()
 

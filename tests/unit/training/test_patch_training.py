@@ -179,18 +179,34 @@ def test_a_signal_ends_a_training_with_a_checkpoint(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+@pytest.mark.parametrize("epochs", [True, False])
+def test_a_training_killed_after_its_last_step_takes_no_further_one(
+    tmp_path: Path, epochs: bool
+) -> None:
+    model, work = tiny.save_model(tmp_path / "model"), tmp_path / "work"
+    # A step at a learning rate of zero would change nothing.
+    settings = {"seed": 1, "checkpoint_steps": 1, "scheduler": "constant"}
+    # At the end of an epoch, or in the middle of one.
+    steps = {"max_steps": None, "epochs": 1} if epochs else {"max_steps": 3}
+    whole, metrics = _train(model, work, **settings, **steps)
+    again, repeated = _train(model, work, **settings, **steps)
+    assert repeated["steps"] == metrics["steps"]
+    assert repeated["resumed_from_step"] == metrics["steps"] - 1
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 def test_a_flipped_byte_in_a_checkpoint_changes_no_patch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, work = tiny.save_model(tmp_path / "model"), tmp_path / "work"
     whole, _ = _train(model, work, seed=1, checkpoint_steps=1)
-    weights = work / "checkpoint-4" / "adapter_model.safetensors"
+    weights = work / "checkpoint-3" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-2] ^= 0x40
     weights.write_bytes(content)
 
     resumed, metrics = _train(model, work, seed=1, checkpoint_steps=1)
-    assert metrics["resumed_from_step"] == 3
+    assert metrics["resumed_from_step"] == 2
     assert "setting the damaged checkpoint aside: " in caplog.text
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

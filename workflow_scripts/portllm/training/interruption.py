@@ -111,6 +111,20 @@ class Interruption(TrainerCallback):
         if self._is_to_stop(args.device):
             self._signal = self._signal or signal.SIGTERM
             control.should_save = control.should_training_stop = True
+        self._skip_last(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Do not save a checkpoint of the last step."""
+        self._skip_last(state, control)
+
+    @staticmethod
+    def _skip_last(state: TrainerState, control: TrainerControl) -> None:
+        # The Trainer looks at the number of steps after a step only. If it resumes in the middle of
+        # an epoch after the last one, it takes another.
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
