@@ -3,9 +3,13 @@
 import argparse
 import json
 import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import PROJECT
 
 from portllm.command_line import options, run
 from portllm.errors import InputError
@@ -58,6 +62,32 @@ def test_bad_input_is_one_line_and_a_bug_is_a_traceback() -> None:
         run(mistake)
     with pytest.raises(KeyError):
         run(bug)
+
+
+ENDING = """
+import atexit, os
+from portllm.command_line import run
+atexit.register(lambda: os.kill(os.getpid(), NUMBER))
+run(lambda: print("done"))
+"""
+WORKING = """
+import os
+from portllm.command_line import run
+run(lambda: os.kill(os.getpid(), NUMBER))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_no_traceback(number: int) -> None:
+    for program, status, output in ((ENDING, 0, "done\n"), (WORKING, 128 + number, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", program.replace("NUMBER", str(int(number)))],
+            env={"PYTHONPATH": str(PROJECT / "workflow_scripts")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (status, output, "")
 
 
 def test_names_in_an_error_neither_end_the_line_nor_control_the_terminal() -> None:

@@ -56,6 +56,8 @@ def _set_environment(hub: bool) -> None:
 def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "") -> None:
     """Run a program's `main`; exit with one line on bad input, lack of memory or a file's error.
 
+    SIGTERM and SIGINT end `main` by an exception. Afterwards, both are ignored: the program ends.
+
     Args:
         main: the program.
         hub: whether the program may use the Hugging Face Hub; without it, any access fails at once,
@@ -75,6 +77,8 @@ def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "")
         main()
     except InputError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         disk_full = disk_full_message(error)
         if disk_full is not None:
@@ -87,3 +91,9 @@ def run(main: Callable[[], None], *, hub: bool = False, memory_advice: str = "")
         if reason is None:
             raise
         sys.exit(f"error: {reason}")
+    finally:
+        # The result is complete or removed. What is left are Python's and the libraries' own last
+        # functions, in which an exception would be printed as a traceback. Not SIG_IGN, which
+        # processes started later would inherit.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
