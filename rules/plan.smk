@@ -13,9 +13,7 @@ rule plan:
     params:
         python=sys.executable,
         study=lambda wildcards: json.dumps(
-            plan_inputs.describe_study(
-                config, PLACE.results, rules._rules, has_devices=PRICED.has_devices
-            )
+            plan_inputs.describe_study(config, PLACE.results, rules._rules)
         ),
         same_study=lambda wildcards: options(plan_inputs.study_options(workflow)),
     shell:
