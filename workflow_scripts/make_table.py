@@ -31,10 +31,13 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, nargs=3, required=True, metavar="FILE")
     arguments = parser.parse_args()
-    from portllm.reporting import registry, table_formats
+    from portllm.reporting import published_values, registry, table_formats
 
     kind = registry.load()["tables", arguments.settings["kind"]]
     table = kind.make(arguments.sources, arguments.settings)
+    known = arguments.settings.get("published")
+    if known and not kind.shows_published:
+        table = published_values.with_published(table, Path(known))
     notes = [*table.notes, *(line for file in arguments.notes for line in _lines(file))]
     contents = (
         table.numbers.to_csv(index=False),

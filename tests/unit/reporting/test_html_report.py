@@ -122,7 +122,7 @@ def test_kinds_of_a_section_have_an_order(group: str) -> None:
         ],
         "figures": [
             *([], [], ["recovery"], ["lifetime"]),
-            *(["scaling", "geometry", "loss_slices"], [], [], []),
+            *(["scaling", "geometry", "loss_slices"], [], ["losses"], []),
         ],
     }
     assert arranged == expected[group]

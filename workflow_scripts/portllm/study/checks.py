@@ -241,12 +241,12 @@ def _check_exhibit(
     kind = exhibits[group, settings["kind"]]
     for own in settings:
         others = exhibits.kinds_with(group, own)
-        if others and own not in kind.keys:
+        if others and own not in kind.all_keys:
             place = origins.at(group, name, own)
             raise InputError(
                 f"{place}: unknown key for kind {kind.kind!r}; only for {', '.join(others)}"
             )
-    for own, schema in kind.keys.items():
+    for own, schema in kind.all_keys.items():
         if schema.get("format") == FILE and own in settings and not Path(settings[own]).is_file():
             place = origins.at(group, name, own)
             raise InputError(f"{place}: no such file: {settings[own]}")

@@ -30,6 +30,15 @@ LEVEL = "{level}"
 FILE = "file"
 """The `format` of a key that names a file, in the schema of a kind's keys."""
 
+PUBLISHED: Mapping[str, Mapping[str, Any]] = {
+    "published": {
+        "description": "A CSV of published values, each with its source, to show next to ours.",
+        "type": "string",
+        "format": FILE,
+    }
+}
+"""The key of every table."""
+
 
 class Exhibit(ABC):
     """A kind of table or figure. A subclass sets the attributes and says how it is made."""
@@ -49,6 +58,8 @@ class Exhibit(ABC):
     """Whether a study that names no tables, or no figures, has one of this kind."""
     keys: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """JSON schema of each key of its own, beyond those that all tables or figures have."""
+    shows_published: ClassVar[bool] = False
+    """Whether `make` shows published values; if not, they are written under a table."""
     statistics: ClassVar[tuple[str, ...]] = ()
     """Keys of the study's `statistics` that it uses."""
 
@@ -91,9 +102,14 @@ class Exhibit(ABC):
         """Return a sentence for the top of the report, from the numbers of a table."""
         return None
 
+    @property
+    def all_keys(self) -> Mapping[str, Mapping[str, Any]]:
+        """JSON schema of each key of its own, and of the keys that every table has."""
+        return {**PUBLISHED, **self.keys} if self.group == "tables" else self.keys
+
     def own_files(self, settings: Settings) -> list[str]:
         """Return the local files that its own keys name."""
-        named = (key for key, schema in self.keys.items() if schema.get("format") == FILE)
+        named = (key for key, schema in self.all_keys.items() if schema.get("format") == FILE)
         return [settings[key] for key in named if key in settings]
 
 
@@ -229,11 +245,11 @@ class Registry(Mapping[tuple[Group, str], Exhibit]):
             properties["kind"]["description"] += f" {'; '.join(summaries)}."
             properties["kind"]["enum"] = sorted(kinds)
             for name, kind in kinds.items():
-                for key, own in kind.keys.items():
+                for key, own in kind.all_keys.items():
                     names = self.kinds_with(group, key)
-                    if kinds[names[0]].keys[key] != own:
+                    if kinds[names[0]].all_keys[key] != own:
                         raise ValueError(f"{group}: {key!r} of kind {name!r} has another schema")
-                    properties[key] = _in_union(own, names)
+                    properties[key] = dict(own) if key in PUBLISHED else _in_union(own, names)
         return schema
 
     def fill_defaults(self, config: Config) -> None:
@@ -242,7 +258,7 @@ class Registry(Mapping[tuple[Group, str], Exhibit]):
         for group in GROUPS:
             for settings in config[group].values():
                 kind = self[group, settings["kind"]]
-                for key, schema in kind.keys.items():
+                for key, schema in kind.all_keys.items():
                     if "default" in schema:
                         settings.setdefault(key, copy.deepcopy(schema["default"]))
                 caption = " ".join(kind.caption.split()).replace(LEVEL, level)
@@ -250,7 +266,7 @@ class Registry(Mapping[tuple[Group, str], Exhibit]):
 
     def kinds_with(self, group: Group, key: str) -> list[str]:
         """Return the kinds of a group that have a key of their own by this name."""
-        return [name for name, kind in self.of_group(group).items() if key in kind.keys]
+        return [name for name, kind in self.of_group(group).items() if key in kind.all_keys]
 
 
 def _in_union(own: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from portllm.reporting.shared_keys import PUBLISHED
 from portllm.study import matrix, paths, selection
 from portllm.study.exhibits import Exhibit, Settings, register
 from portllm.study.matrix import Config
@@ -30,7 +29,7 @@ class EfficiencyTable(Exhibit):
         Hours are those of all devices together, or of the processor if there is no device."""
     order = 40
     is_default = True
-    keys = PUBLISHED
+    shows_published = True
 
     def sources(self, config: Config, settings: Settings) -> list[str]:
         """Return the patches trained on later versions, and the ports that they compete with."""

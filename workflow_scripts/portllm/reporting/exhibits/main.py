@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from portllm.reporting.shared_keys import PUBLISHED
 from portllm.study import selection
 from portllm.study.exhibits import ScoreExhibit, Settings, register
 from portllm.study.matrix import Config, Job
@@ -32,7 +31,7 @@ class MainTable(ScoreExhibit):
         items, so more seeds do not make the standard error smaller."""
     order = 10
     is_default = True
-    keys = PUBLISHED
+    shows_published = True
     statistics = ("level", "resamples", "seed")
 
     def item_jobs(self, config: Config, settings: Settings) -> list[Job]:
