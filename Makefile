@@ -6,6 +6,7 @@
 # make test-slurm   run the tests on a real SLURM with fake GPUs (root, Debian's packages)
 # make lint         run ruff, snakefmt, import-linter, snakemake --lint; limit module length
 # make pins         resolve envs/*.in into envs/*.txt and envs/*.yaml
+# make axolotl-keys write resources/axolotl/keys.json for the pinned Axolotl
 # make docs         write docs/configuration.md and config/study.schema.json from the schema
 # make help         print this list
 
@@ -15,7 +16,7 @@ PYTEST := .venvs/test/bin/python -m pytest
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UV = $$(command -v .venvs/uv/bin/uv || echo uv)
 
-.PHONY: demo help envs test test-fast test-attacks test-slurm lint pins docs
+.PHONY: demo help envs test test-fast test-attacks test-slurm lint pins axolotl-keys docs
 
 demo: workflow-environment
 	$(SNAKEMAKE) --cores all
@@ -80,6 +81,10 @@ pins: workflow-environment
 		sed -i -e 's/+cpu$$//' -e '/^#/d' envs/$$name.txt; \
 	done
 	.venvs/workflow/bin/python envs/make_conda_yaml.py
+
+axolotl-keys:
+	envs/make.sh train
+	AXOLOTL_DO_NOT_TRACK=1 .venvs/train/bin/python envs/list_axolotl_keys.py resources/axolotl/keys.json
 
 docs: workflow-environment
 	.venvs/workflow/bin/python docs/generate_configuration.py > docs/configuration.md

@@ -51,9 +51,13 @@ rule fetch_model:
     resources:
         mem_mb=asks("fetch_model", "mem_mb", 4000),
         runtime=asks("fetch_model", "runtime", 240),
+        # No parameter: where a mirror is changes nothing that is fetched.
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     params:
         source=lambda wildcards: options(matrix.sources(config, wildcards.model)[wildcards.version]),
-        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
+        content=lambda wildcards: mirrored_content(
+            matrix.sources(config, wildcards.model)[wildcards.version], fetching.MODEL
+        ),
     shell:
-        '"$EVAL_PYTHON" "$SCRIPTS/fetch_model.py" {params.source} {params.hub_mirror}'
+        '"$EVAL_PYTHON" "$SCRIPTS/fetch_model.py" {params.source} {resources.hub_mirror}'
         " --output {output:q} >{log:q} 2>&1"

@@ -68,12 +68,12 @@ try:
         workflow_directory=HERE,
     )
     RECIPES = configuration.recipes(config)
-    configuration.check_packages(RECIPES, HERE / "envs" / "train.txt")
     PRICED = estimates.PricedStudy(
         config,
         results=PLACE.results,
         known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
+        has_devices=device_options.has_devices(workflow),
     )
     resource_requests.check_devices(
         PRICED,
@@ -93,6 +93,7 @@ PROGRESS = attach.attach(
     PLACE,
     environment_names=[] if WITH_CONDA else environments.required(config),
     minutes=resource_requests.minutes_by_rule(PRICED),
+    warnings=PRICED.warnings(),
     after_building=lambda: configuration.check_tasks(
         config, task_files.installed_tasks(ENVIRONMENTS / "eval"), STUDY_FILES
     ),
@@ -135,8 +136,13 @@ wildcard_constraints:
 
 
 def source_files(source, kept):
-    """The local files that a model or a patch is linked from; none where it comes from the hub."""
-    return unmoved(fetching.local_files(source, config["hub_mirror"], kept))
+    """The files of the local directory that a model or a patch is linked from."""
+    return unmoved(fetching.local_files(source, kept))
+
+
+def mirrored_content(source, kept):
+    """What tells that a mirror's files have changed, wherever the mirror is."""
+    return fetching.mirrored_content(source, config["hub_mirror"], kept)
 
 
 def unmoved(files):

@@ -13,10 +13,11 @@ rule make_corpus:
     resources:
         mem_mb=asks("make_corpus", "mem_mb", 4000),
         runtime=asks("make_corpus", "runtime", 60),
+        # No parameter: where a mirror is changes nothing that is fetched.
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     params:
         definition=lambda wildcards: options({"definition": config["corpora"][wildcards.corpus]}),
-        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --credentials --mem-mb {resources.mem_mb} --'
-        ' "$EVAL_PYTHON" "$SCRIPTS/make_corpus.py" {params.definition} {params.hub_mirror}'
+        ' "$EVAL_PYTHON" "$SCRIPTS/make_corpus.py" {params.definition} {resources.hub_mirror}'
         " --output {output.rows:q} >{log:q} 2>&1"

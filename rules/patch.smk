@@ -24,14 +24,19 @@ rule fetch_patch:
     resources:
         mem_mb=asks("fetch_patch", "mem_mb", 2000),
         runtime=asks("fetch_patch", "runtime", 60),
+        # No parameter: where a mirror is changes nothing that is fetched.
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     params:
         source=lambda wildcards: options(
             stage_settings.fetch_patch_settings(config, EXISTING_PATCHES[wildcards.existing])
         ),
+        content=lambda wildcards: mirrored_content(
+            matrix.existing_patches(config)[EXISTING_PATCHES[wildcards.existing]], fetching.ADAPTER
+        ),
         base=lambda wildcards, input: options({"base": input.base}),
     shell:
         '"$EVAL_PYTHON" "$SCRIPTS/fetch_patch.py" {params.source} {params.base}'
-        " --output {output:q} >{log:q} 2>&1"
+        " {resources.hub_mirror} --output {output:q} >{log:q} 2>&1"
 
 
 rule train_patch:

@@ -13,7 +13,9 @@ rule plan:
     params:
         python=sys.executable,
         study=lambda wildcards: json.dumps(
-            plan_inputs.describe_study(config, PLACE.results, rules._rules)
+            plan_inputs.describe_study(
+                config, PLACE.results, rules._rules, has_devices=PRICED.has_devices
+            )
         ),
         same_study=lambda wildcards: options(plan_inputs.study_options(workflow)),
     shell:

@@ -12,12 +12,13 @@ rule make_task_data:
     resources:
         mem_mb=asks("make_task_data", "mem_mb", 4000),
         runtime=asks("make_task_data", "runtime", 60),
+        # No parameter: where a mirror is changes nothing that is fetched.
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     params:
         settings=lambda wildcards: options(
             stage_settings.task_data_settings(config, wildcards.task)
         ),
-        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --credentials --mem-mb {resources.mem_mb} --'
-        ' "$EVAL_PYTHON" "$SCRIPTS/make_task_data.py" {params.settings} {params.hub_mirror}'
+        ' "$EVAL_PYTHON" "$SCRIPTS/make_task_data.py" {params.settings} {resources.hub_mirror}'
         " --output {output:q} >{log:q} 2>&1"

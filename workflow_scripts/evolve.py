@@ -87,7 +87,7 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
 
     from portllm.jobs import devices
     from portllm.storage import files
-    from portllm.training import evolution, resuming
+    from portllm.training import evolution, finished_results, resuming
 
     held = devices.pool(os.environ)
     recipe = complete_recipe(arguments, on_gpu=bool(held))
@@ -109,6 +109,8 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
         seed=arguments.seed,
     )
     with resuming.held(work) as lock:
+        if finished_results.restore(work, arguments.output):
+            return
         rendered = work / "axolotl.yaml"
         rendered.write_text(yaml.safe_dump(final, sort_keys=False))
         cost_file, finished = work / "cost.json", work / evolution.TRAINING
@@ -134,9 +136,7 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
                 packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
                 training=training,
             )
-        # Checkpoints are deleted only when the result is on disk.
-        files.flush_directory(arguments.output)
-        shutil.rmtree(work)
+        finished_results.keep(work, arguments.output)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main() -> None:
     local = fetching.local_directory(arguments)
     with files.whole_directory(arguments.output) as directory:
         if local is not None:
-            fetching.link(local, directory)
+            fetching.link(local, directory, from_mirror=arguments.path is None)
             commit = None
         else:
             commit = fetching.download(arguments.hub, arguments.revision, directory)

@@ -50,6 +50,7 @@ def main() -> None:
                 "output_type": task.OUTPUT_TYPE,
                 "training_examples": count,
                 "training_limit": arguments.training_limit,
+                **tasks.request_lengths(task),
             },
             inputs={},
             cost=meter.read(),

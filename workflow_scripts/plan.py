@@ -39,6 +39,7 @@ def main() -> None:
         results=Path(study["results"]),
         known=hub_models(RESOURCES / "models"),
         recipes=configuration.recipes(study["config"]),
+        has_devices=study["has_devices"],
     )
     codes = custom_code.of_study(study["config"], RESOURCES)
     for line in plan_tables.plan_text(priced, jobs, rules, codes):

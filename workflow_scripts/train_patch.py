@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def main() -> None:
     arguments = parse_arguments()
     lazy_imports.hide(*lazy_imports.unused_in_training(arguments.model))
     from portllm.storage import files
-    from portllm.training import patch_training, resuming
+    from portllm.training import finished_results, patch_training, resuming
 
     values = {
         field.name: getattr(arguments, field.name) for field in fields(patch_training.LoraSettings)
@@ -62,13 +61,13 @@ def main() -> None:
     work = arguments.work / files.hash_value([decisive, inputs])[:16]
     examples = list(files.read_json_lines(arguments.task / "train.jsonl"))
     with resuming.held(work):
+        if finished_results.restore(work, arguments.output):
+            return
         model, training = patch_training.train(
             arguments.model, examples, lora, work, seconds=meter.seconds
         )
         write(arguments, asdict(lora), inputs, model, training, meter)
-        # Checkpoints are deleted only when the result is on disk.
-        files.flush_directory(arguments.output)
-        shutil.rmtree(work)
+        finished_results.keep(work, arguments.output)
 
 
 def write(

@@ -348,7 +348,8 @@ def test_a_mirror_replaces_the_hub(hub: Hub, sharded: Path, tmp_path: Path) -> N
     done = run(hub, tmp_path, *arguments, "owner/sharded")
     assert done.returncode == 0, done.stdout
     assert_equal(tmp_path / "output", sharded)
-    assert all(path.is_symlink() for path in (tmp_path / "output").glob("*.safetensors"))
+    # The mirror may move.
+    assert not any(path.is_symlink() for path in (tmp_path / "output").iterdir())
     assert hub.requests == []
 
 

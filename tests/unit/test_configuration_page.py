@@ -34,7 +34,7 @@ def test_editors_complete_the_kinds_of_tables_and_figures() -> None:
 def test_keys_of_every_depth_are_listed_with_type_and_default() -> None:
     lines = PAGE.read_text().splitlines()
     for expected in (
-        "| `study.seeds` | list of integers (≥ 0) | `[1234]` |",
+        "| `study.seeds` | list of integers (≥ 0, ≤ 4294967295) | `[1234]` |",
         "| `models.NAME.base` | [source](#source) | – |",
         "| `evolutions.NAME.corpus` | string | **required** |",
         "| `imported.NAME.cells[].match.path` | string | – |",

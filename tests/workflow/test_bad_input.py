@@ -58,7 +58,11 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
     ),
     "DeepSpeed that is not installed": (
         lambda config: first(config["evolutions"]).update(overrides={"deepspeed": "zero3.json"}),
-        ["evolutions.", "DeepSpeed (zero3.json)", "envs/train.txt", "train.in", "fsdp_config"],
+        ["evolutions.", "the package deepspeed", "envs/train.txt", "train.in", "fsdp_config"],
+    ),
+    "unknown key of Axolotl": (
+        lambda config: first(config["evolutions"]).update(overrides={"lerning_rate": 1e-4}),
+        [".overrides: lerning_rate is no key of Axolotl", "nearest: learning_rate"],
     ),
     "no such choice": (
         lambda config: config["patch"].update(loss_on="completions"),

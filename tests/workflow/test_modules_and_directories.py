@@ -8,7 +8,7 @@ import pytest
 from conftest import Checkout, make_checkout, use_stand_ins
 
 PATCH = "results/patches/demo/base/demo_yes_no/seed1234"
-JOBS = 117
+JOBS = 118
 MODULE = """
 module portllm:
     snakefile: "../checkout/Snakefile"

@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping
 
 _NAME = re.compile(
-    r"(^|_)(TOKENS?|SECRETS?|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING)(_|$)"
-    r"|PASSW(OR)?D|API_?KEY|(^|_)KEY(_ID)?$",
+    r"(^|_)(SECRETS?|PASSPHRASE|CREDENTIALS?|CONNECTION_STRING)(_|$)"
+    # At the end, because other names count tokens.
+    r"|(^|_)TOKEN(_FILE|_PATH)?$|PASSW(OR)?D|API_?KEY|(^|_)KEY(_ID)?$",
     flags=re.IGNORECASE,
 )
 _URL_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")

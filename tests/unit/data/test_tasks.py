@@ -64,6 +64,17 @@ def requests_of(task: Any, index: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_longest_request_is_recorded(name: str) -> None:
+    task = task_on(name, DOCUMENTS[name])
+    sent = [r.args for index in range(len(DOCUMENTS[name])) for r in requests_of(task, index)]
+    # gsm8k's answers are generated: at most 256 tokens of four characters.
+    answers = (4 * 256 if isinstance(answer, dict) else len(answer) for _, answer in sent)
+    lengths = [len(prompt) + length for (prompt, _), length in zip(sent, answers, strict=True)]
+    found = tasks.request_lengths(task)
+    assert found == {"longest_request": max(lengths), "mean_request": sum(lengths) // len(lengths)}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_training_text_is_what_lm_eval_sends(name: str) -> None:
     task = task_on(name, DOCUMENTS[name])
     examples = list(tasks.training_examples(task))

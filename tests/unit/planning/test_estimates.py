@@ -10,13 +10,14 @@ from conftest import PROJECT
 from exhibit_making import KINDS
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from portllm.planning import estimates, formulas
-from portllm.planning.formulas import TrainingMemory, UnknownError
+from portllm.planning import architectures, estimates, formulas
+from portllm.planning.architectures import UnknownError
+from portllm.planning.formulas import TrainingMemory
 from portllm.study import config as configuration
 from portllm.study import yaml_files
 from portllm.training import patch_training
 
-MISTRAL = formulas.architecture(
+MISTRAL = architectures.architecture(
     estimates.hub_models(PROJECT / "resources" / "models")["mistralai/mistral-7b-v0.1"]
 )
 # Real models' proportions; large enough that what is counted outweighs what is not.
@@ -32,14 +33,16 @@ SHAPE = {
 
 
 def test_parts_of_a_training_by_hand() -> None:
-    training = TrainingMemory(4, 256, weight_bytes=2, width=2, rank=8, targets="all-linear")
+    training = TrainingMemory(
+        4, 256, weight_bytes=2, width=2, rank=8, targets="all-linear", accumulates=True
+    )
     parts = formulas.training_bytes(MISTRAL, training)
     assert parts["weights"] == 7_241_732_096 * 2 + 20_971_520 * 4
     assert parts["gradients"] == 20_971_520 * 4
     assert parts["optimiser"] == 20_971_520 * 8
     assert parts["logits"] == 4 * 256 * 32000 * 10
-    # Norms 8·4096; attention 4·(4096 + 1024); MLP 6·14336; adapted inputs 5·(6·4096 + 14336).
-    layer = 8 * 4096 + 4 * 5120 + 6 * 14336 + 5 * (6 * 4096 + 14336)
+    # Norms 8·4096; attention 4·(4096 + 1024); MLP 6·14336; adapted inputs 3·(6·4096 + 14336).
+    layer = 8 * 4096 + 4 * 5120 + 6 * 14336 + 3 * (6 * 4096 + 14336)
     assert parts["activations"] == 32 * 4 * 256 * layer
 
 
@@ -80,7 +83,9 @@ def saved_bytes(model_type: str, dtype: torch.dtype, *, lora: bool) -> float:
         return tensor
 
     tokens = torch.zeros(batch, length, dtype=torch.long)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    # The Trainer computes in mixed precision, which decides what LoRA's float32 factors keep.
+    mixed = torch.autocast("cpu", dtype, enabled=lora and dtype == torch.bfloat16)
+    with mixed, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model.train()(input_ids=tokens, labels=tokens)
     total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return total / (batch * length * SHAPE["num_hidden_layers"])
@@ -92,7 +97,7 @@ def saved_bytes(model_type: str, dtype: torch.dtype, *, lora: bool) -> float:
 def test_activations_equal_what_autograd_keeps(
     model_type: str, dtype: torch.dtype, lora: bool
 ) -> None:
-    known = formulas.architecture({"model_type": model_type, **SHAPE})
+    known = architectures.architecture({"model_type": model_type, **SHAPE})
     targets = "all-linear" if lora else None
     # On a CPU, dropout keeps its mask in float32.
     counted = formulas.activations_of_layer(known, dtype.itemsize, targets, mask_bytes=4)
@@ -107,8 +112,8 @@ def test_the_demo_patch_matches_the_measured_memory() -> None:
         exhibits=KINDS,
     )
     scratch = study["models"]["demo"]["base"]["from_scratch"]
-    known = formulas.architecture({**scratch["config"], "vocab_size": 900})
-    assert formulas.parameters(known) == 558_464  # what results/models/demo/base/manifest.json says
+    known = architectures.architecture({**scratch["config"], "vocab_size": 900})
+    assert architectures.parameters(known) == 558_464  # that of results/models/demo/base
     training = formulas.patch_training(study["patch"], gpu=False)
     estimate = formulas.IMPORTS["patch"] + sum(formulas.training_bytes(known, training).values())
     # At most: the estimate is for batches of the full length, the demo's prompts are shorter.
@@ -122,7 +127,7 @@ def test_checkpoint_bytes_equal_file_sizes(tmp_path: Path, dtype: torch.dtype) -
         {"path": str(tmp_path / "model")}, tmp_path / "none", {}, None
     )
     known = version.architecture
-    estimate = formulas.parameters(known) * known.dtype_bytes
+    estimate = architectures.parameters(known) * known.dtype_bytes
     assert estimate == pytest.approx(version.checkpoint_bytes, rel=0.02)
     assert version.linked
 
@@ -134,16 +139,32 @@ def test_adapter_bytes_equal_file_sizes(tmp_path: Path) -> None:
         {"path": str(model)}, tmp_path / "none", {}, None
     ).architecture
     file = adapter / "adapter_model.safetensors"
-    assert 4 * formulas.lora_parameters(known, 8) == pytest.approx(file.stat().st_size, rel=0.05)
+    assert 4 * architectures.lora_parameters(known, 8) == pytest.approx(
+        file.stat().st_size, rel=0.05
+    )
+
+
+def test_sizes_are_read_from_a_checkpoint_of_any_architecture(tmp_path: Path) -> None:
+    words = {"hidden_size": 256, "intermediate_size": 512, "partial_rotary_factor": 0.5}
+    model = tiny.save_model(tmp_path / "model", model_type="phi3", **words)
+    adapter = tiny.save_adapter(tmp_path / "adapter", model, r=8)
+    found = estimates.obtained_version({"path": str(model)}, tmp_path / "none", {}, None)
+    known = found.architecture
+    assert {"qkv_proj", "gate_up_proj"} <= {name for name, *_ in architectures.projections(known)}
+    weights = model / "model.safetensors"
+    assert 4 * architectures.parameters(known) == pytest.approx(weights.stat().st_size, rel=0.02)
+    factors = (adapter / "adapter_model.safetensors").stat().st_size
+    assert 4 * architectures.lora_parameters(known, 8) == pytest.approx(factors, rel=0.05)
+    assert "phi3 has no formulas" in known.guess
 
 
 def test_unknown_sizes_are_reported() -> None:
     with pytest.raises(UnknownError, match="someone/model"):
         estimates.obtained_version({"hub": "someone/model"}, Path("none"), {}, None)
     with pytest.raises(UnknownError, match="model_type mamba"):
-        formulas.architecture({"model_type": "mamba"})
+        architectures.architecture({"model_type": "mamba"})
     with pytest.raises(UnknownError, match="lm_head"):
-        formulas.lora_parameters(MISTRAL, 8, ["q_proj", "lm_head"])
+        architectures.lora_parameters(MISTRAL, 8, ["q_proj", "lm_head"])
 
 
 def recipe(**more: Any) -> dict[str, Any]:
@@ -166,8 +187,8 @@ def test_disk_usage_of_a_running_evolution() -> None:
     none = recipe(save_strategy="no")
     assert formulas.evolution_work_bytes(MISTRAL, none, gpu=True) == 0
     saves = recipe(save_total_limit=1)
-    # The checkpoint and the next one while it is written: 16-bit weights, AdamW's 8 bytes.
-    assert formulas.evolution_work_bytes(MISTRAL, saves, gpu=True) == 2 * total * (2 + 8)
+    # The checkpoint and the next one while it is written: float32 weights, AdamW's 8 bytes.
+    assert formulas.evolution_work_bytes(MISTRAL, saves, gpu=True) == 2 * total * (4 + 8)
 
 
 def test_an_evolution_keeps_or_changes_the_dtype() -> None:

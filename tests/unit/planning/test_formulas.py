@@ -12,7 +12,7 @@ from conftest import PROJECT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from portllm.planning import estimates, formulas
+from portllm.planning import architectures, estimates
 
 KNOWN = estimates.hub_models(PROJECT / "resources" / "models")
 # Total parameters; trainable ones of rank 8 on all linear projections.
@@ -30,6 +30,7 @@ SMALL = [
     tiny.config("llama", vocab_size=300, tie_word_embeddings=True, num_key_value_heads=2),
     tiny.config("gemma2", vocab_size=300, head_dim=16),
     tiny.config("qwen2", vocab_size=300),
+    tiny.config("qwen3", vocab_size=300),
 ]
 
 
@@ -56,25 +57,40 @@ def test_parameter_counts_of_real_models(hub: str) -> None:
     model = build(config)
     assert model.num_parameters() == total
     assert trainable(model, 8) == patch
-    assert formulas.parameters(formulas.architecture(config)) == total
-    assert formulas.lora_parameters(formulas.architecture(config), 8) == patch
+    assert architectures.parameters(architectures.architecture(config)) == total
+    assert architectures.lora_parameters(architectures.architecture(config), 8) == patch
 
 
 @pytest.mark.parametrize("config", SMALL)
 def test_parameter_counts_of_small_models(config: dict[str, Any]) -> None:
     model = build(config)
-    known = formulas.architecture(config)
-    assert formulas.parameters(known) == model.num_parameters()
-    assert formulas.lora_parameters(known, 3) == trainable(model, 3)
+    known = architectures.architecture(config)
+    assert architectures.parameters(known) == model.num_parameters()
+    assert architectures.lora_parameters(known, 3) == trainable(model, 3)
 
 
 def test_parameter_counts_of_selected_projections() -> None:
     named = ["q_proj", "v_proj"]
-    known = formulas.architecture(SMALL[0])
-    assert formulas.lora_parameters(known, 4, named) == trainable(build(SMALL[0]), 4, named)
+    known = architectures.architecture(SMALL[0])
+    assert architectures.lora_parameters(known, 4, named) == trainable(build(SMALL[0]), 4, named)
 
 
-@pytest.mark.parametrize("model_type", formulas.DEFAULTS)
+# Without tested formulas: experts, fused and parallel projections, other norms, other names.
+OTHERS = ["gpt2", "gpt_neox", "phi3", "olmo2", "granite", "starcoder2", "cohere", "qwen3_moe"]
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_parameter_counts_of_other_architectures(model_type: str) -> None:
+    config = AutoConfig.for_model(model_type).to_dict()
+    known = architectures.architecture(config)
+    assert model_type in known.guess
+    total = build(config).num_parameters()
+    assert architectures.parameters(known) == pytest.approx(total, rel=0.02)
+
+
+@pytest.mark.parametrize("model_type", architectures.DEFAULTS)
 def test_missing_keys_default_as_in_transformers(model_type: str) -> None:
     config = AutoConfig.for_model(model_type).to_dict() | {"dtype": None}
-    assert formulas.architecture(config) == formulas.architecture({"model_type": model_type})
+    assert architectures.architecture(config) == architectures.architecture(
+        {"model_type": model_type}
+    )

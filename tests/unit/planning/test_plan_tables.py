@@ -3,7 +3,7 @@
 import pytest
 
 from portllm.planning import plan_tables
-from portllm.planning.formulas import UnknownError
+from portllm.planning.architectures import UnknownError
 from portllm.planning.planned_jobs import PlannedJob, PlannedRule
 
 

@@ -87,11 +87,20 @@ def test_what_the_libraries_refuse_is_an_error_of_one_line(
         # This name of a module has no weight, so that only PEFT matches it.
         ({"target_modules": "(?=.*act_fn)(.|.)*!"}, "target_modules: found .* quick to match"),
         ({"target_modules": "absent"}, "cannot attach this adapter: ValueError: Target modules"),
-        ({"init_lora_weights": "eva"}, "cannot attach this adapter: ValueError"),
+        ({"init_lora_weights": "x"}, "cannot attach this adapter: ValueError: Unknown"),
     ):
         config.write_text(json.dumps({**original, **change}))
         with pytest.raises(InputError, match=message):
             scorer.score(task("demo_yes_no"), adapter)
+    config.write_text(json.dumps({**original, "r": 2**31}))
+    with pytest.raises(InputError, match="found rank 2, expected 2147483648"):
+        scorer.score(task("demo_yes_no"), adapter)
+    config = model / "config.json"
+    original = config.read_text()
+    config.write_text(json.dumps({**json.loads(original), "num_hidden_layers": 10**9}))
+    with pytest.raises(InputError, match="num_hidden_layers: found 1000000000, expected"):
+        hf.HfScorer(model, SETTINGS)
+    config.write_text(original)
     (model / "tokenizer.json").write_text('{"model": 5}')
     with pytest.raises(InputError, match=r"/model: cannot load this version: "):
         hf.HfScorer(model, SETTINGS)

@@ -83,7 +83,6 @@ def test_an_existing_patch_is_fetched_from_where_the_study_says() -> None:
     assert paths.patch_path(patch) == f"<results>/patches/{paths.patch_name(patch)}"
     assert stage_settings.fetch_patch_settings(CONFIG, patch) == {
         "path": "mine",
-        "hub_mirror": None,
         "names": ["model=m", "trained_on=base", "task=t", "seed=7"],
     }
 

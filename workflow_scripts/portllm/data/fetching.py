@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ from typing import Any
 
 from portllm.data import hub
 from portllm.errors import InputError
-from portllm.storage.files import hash_file
+from portllm.storage.files import hash_file, hash_value
 from portllm.weights.checkpoints import check_directory
 
 log = logging.getLogger(__name__)
+
+HASHED_BYTES = 2**20
+"""How much of each file of a mirror says what it holds."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,15 @@ def _fetch_weights(model: str, commit: str, name: str) -> None:
         partial.rename(blob)
 
 
-def _link_from_cache(source: Path, target: Path) -> None:
-    # A hard link survives when the hub's cache is cleared. A symbolic link would dangle while the
-    # version still looks complete to Snakemake, but it is the only choice across file systems (set
-    # HF_HOME to the file system of the results to avoid it).
+def _link_lastingly(source: Path, target: Path) -> None:
+    # A hard link survives when the hub's cache is cleared or a mirror moves. A symbolic link would
+    # dangle while the version still looks complete to Snakemake, but it is the only choice across
+    # file systems (set HF_HOME to the file system of the results to avoid it).
     source = source.resolve()
     try:
         target.hardlink_to(source)
     except OSError:
-        log.info("%s is a symbolic link: keep the hub's cache (%s)", target.name, source.parent)
+        log.info("%s is a symbolic link: keep %s", target.name, source.parent)
         target.symlink_to(source)
 
 
@@ -181,7 +185,7 @@ def snapshot(name: str, revision: str | None, kept: KeptFiles, *, subfolder: str
 def _download(name: str, revision: str | None, directory: Path, kept: KeptFiles) -> str:
     fetched = snapshot(name, revision, kept)
     for file in fetched.files:
-        _link_from_cache(fetched.directory / file, directory / file)
+        _link_lastingly(fetched.directory / file, directory / file)
     return fetched.commit
 
 
@@ -218,23 +222,39 @@ def local_directory(arguments: argparse.Namespace) -> Path | None:
     return arguments.path
 
 
-def local_files(source: dict[str, Any], mirror: str | None, kept: KeptFiles) -> list[Path]:
-    """List the local files that a source of the study will be linked from.
+def local_files(source: dict[str, Any], kept: KeptFiles) -> list[Path]:
+    """List the files of a source's `path` that are kept.
 
-    Returns:
-        The files of its `path`, or of its `hub` id in a mirror. Empty for a source on the hub, and
-        for one that is missing or unusable: the program that links it reports that.
+    Empty for a source on the hub, and for one that is missing or unusable: the program that links
+    it reports that.
     """
-    directory = source.get("path") or (
-        mirror and "hub" in source and str(Path(mirror, source["hub"]))
-    )
-    if not directory or not Path(directory).is_dir():
+    return _kept_files(Path(source["path"]), kept) if "path" in source else []
+
+
+def mirrored_content(source: dict[str, Any], mirror: str | None, kept: KeptFiles) -> str | None:
+    """Return a hash of what a mirror holds of a source on the hub; None where it is not needed.
+
+    A revision names its content, so only a source without one is hashed: the name, size and
+    beginning of each file, because whole models take minutes.
+    """
+    if mirror is None or "hub" not in source or source.get("revision"):
+        return None
+    parts = []
+    for path in _kept_files(Path(mirror, source["hub"]), kept):
+        with path.open("rb") as file:
+            beginning = hashlib.sha256(file.read(HASHED_BYTES)).hexdigest()
+        parts.append([path.name, path.stat().st_size, beginning])
+    return hash_value(parts) if parts else None
+
+
+def _kept_files(directory: Path, kept: KeptFiles) -> list[Path]:
+    if not directory.is_dir():
         return []
     try:
-        names = kept.among((path.name for path in Path(directory).iterdir()), directory)
+        names = kept.among((path.name for path in directory.iterdir()), str(directory))
     except InputError:
         return []
-    return [Path(directory, name) for name in names]
+    return [directory / name for name in names]
 
 
 def source_parameters(arguments: argparse.Namespace) -> dict[str, str | None]:
@@ -259,8 +279,14 @@ def in_mirror(mirror: str, model: str) -> Path:
     return path
 
 
-def link(source: Path, directory: Path) -> None:
-    """Fill `directory` with symbolic links to the files of a local model."""
+def link(source: Path, directory: Path, *, from_mirror: bool = False) -> None:
+    """Fill `directory` with links to the files of a local model.
+
+    Links to a mirror are hard where they can be, so that the mirror may move.
+    """
     check_directory(source, "model")
     for name in MODEL.among((path.name for path in source.iterdir()), str(source)):
-        (directory / name).symlink_to((source / name).resolve())
+        if from_mirror:
+            _link_lastingly(source / name, directory / name)
+        else:
+            (directory / name).symlink_to((source / name).resolve())

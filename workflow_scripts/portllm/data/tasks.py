@@ -16,6 +16,9 @@ from portllm.errors import InputError
 
 log = logging.getLogger(__name__)
 
+GENERATED = 256
+"""lm-eval's default limit of generated tokens."""
+
 
 def _check(definition: dict[str, Any], name: str, path: Path, allow_unsafe_code: bool) -> None:
     """Refuse a definition that cannot be loaded, before any of its functions is imported."""
@@ -146,6 +149,28 @@ def training_example(task: ConfigurableTask, doc: dict[str, Any]) -> dict[str, s
             "multiple_choice, generate_until or loglikelihood to train a patch"
         )
     return {"prompt": prompt, "completion": completion}
+
+
+def request_lengths(task: ConfigurableTask) -> dict[str, int]:
+    """Return the characters of the longest and of the mean request that scores an item.
+
+    Counted without few-shot examples, and with what the model may generate at four characters a
+    token. The plan derives memory from it.
+    """
+    metadata = (task.config.task, 0, 1)
+    lengths = []
+    for doc in task.eval_docs:
+        context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
+        requests = task.construct_requests(doc=doc, ctx=context, metadata=metadata)
+        for request in requests if isinstance(requests, list) else [requests]:
+            prompt, *rest = request.args
+            answer = rest[0] if rest else ""
+            if isinstance(answer, dict):
+                answer_length = 4 * answer.get("max_gen_toks", GENERATED)
+            else:
+                answer_length = len(answer)
+            lengths.append(len(prompt) + answer_length)
+    return {"longest_request": max(lengths), "mean_request": sum(lengths) // len(lengths)}
 
 
 def training_examples(

@@ -8,17 +8,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from portllm.planning import formulas
-from portllm.planning.formulas import Architecture, TrainingMemory, UnknownError
+from portllm.errors import InputError
+from portllm.planning import architectures, formulas
+from portllm.planning.architectures import Architecture, UnknownError
+from portllm.planning.formulas import TrainingMemory
 from portllm.planning.planned_jobs import PlannedJob, files_bytes
+from portllm.storage import manifests
 from portllm.storage.files import read_json, read_object
 from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
 from portllm.transplant import methods
+from portllm.weights.checkpoints import Checkpoint
 
 # The demo's samples take 430 bytes per row. The number of items is only known if `limit` is set.
 SAMPLE_BYTES = 450
 ITEMS_ASSUMED = 2000
+# Longest request of a task before its data exists; that of BoolQ takes about 1,000 tokens.
+LENGTH_ASSUMED = 1024
+# English text has four to five; numbers and names have fewer.
+CHARACTERS_PER_TOKEN = 3.5
 
 
 @dataclass(frozen=True)
@@ -58,17 +66,25 @@ def _config_of(
     )
 
 
+def _shapes(weights: Path | None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes in the headers of a checkpoint; none if it cannot be read yet."""
+    try:
+        return dict(Checkpoint(weights).shapes) if weights else {}
+    except (InputError, OSError):
+        return {}  # the job that fetches the checkpoint reports this
+
+
 def obtained_version(
     source: dict[str, Any], built: Path, known: dict[str, dict[str, Any]], mirror: str | None
 ) -> Version:
     """Return a base or release; raises UnknownError if its architecture is unknown offline."""
     config, origin, weights = _config_of(source, built, known, mirror)
-    model = formulas.architecture(config)
+    model = architectures.architecture(config, _shapes(weights))
     shards = [path.stat().st_size for path in weights.glob("*.safetensors")] if weights else []
     return Version(
         model,
         origin,
-        checkpoint_bytes=sum(shards) or formulas.parameters(model) * model.dtype_bytes,
+        checkpoint_bytes=sum(shards) or architectures.parameters(model) * model.dtype_bytes,
         linked="path" in source or ("hub" in source and mirror is not None),
     )
 
@@ -77,8 +93,8 @@ def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Ve
     """Return an evolution's result: merged LoRA keeps the parent's dtype, full training may not."""
     width = parent.architecture.dtype_bytes
     if not recipe.get("adapter"):
-        width = formulas.evolution_training(recipe, gpu=gpu).width
-    size = formulas.parameters(parent.architecture) * width
+        width = int(formulas.evolution_training(recipe, gpu=gpu).weight_bytes)
+    size = architectures.parameters(parent.architecture) * width
     model = replace(parent.architecture, dtype_bytes=width)
     return Version(model, parent.origin, size)
 
@@ -102,34 +118,67 @@ class PricedStudy:
         results: Path,
         known: dict[str, dict[str, Any]],
         recipes: dict[str, dict[str, Any]],
+        has_devices: bool = True,
     ) -> None:
+        """Look up the study's models.
+
+        Args:
+            config: the study.
+            results: the directory of its results.
+            known: configurations of models by lower-case hub id.
+            recipes: the recipe of each evolution.
+            has_devices: whether the run has GPUs; without, its jobs compute on the CPU.
+        """
         self.config, self.results, self.recipes = config, results, recipes
+        self.has_devices = has_devices
         self.cells = matrix.cells_by_job(config)
+        self.known = known
         self.unknown: dict[str, str] = {}
         self.versions: dict[tuple[str, str], Version] = {}
         for model in matrix.chosen(config, "models"):
-            self._add_model(model, known)
+            self._add_model(model)
 
-    def _add_model(self, model: str, known: dict[str, dict[str, Any]]) -> None:
+    def _add_model(self, model: str) -> None:
         mirror = self.config["hub_mirror"]
         for version, source in matrix.sources(self.config, model).items():
             built = self.results / "models" / model / version
+            self.unknown.pop(f"{model}/{version}", None)
             try:
-                self.versions[model, version] = obtained_version(source, built, known, mirror)
+                self.versions[model, version] = obtained_version(source, built, self.known, mirror)
             except UnknownError as error:
                 self.unknown[f"{model}/{version}"] = str(error)
         for version in matrix.evolutions(self.config, model):
             parent = self.versions.get((model, self.config["evolutions"][version]["from"]))
             if parent is not None:
                 recipe = self.recipes[version]
-                gpu = self._asks("evolve", "gpu") != 0
+                gpu = self.uses_gpu("evolve")
                 self.versions[model, version] = evolved_version(parent, recipe, gpu=gpu)
 
-    def _asks(self, stage: str, name: str) -> int | None:
-        return self.config["resources"].get(stage, {}).get(name)
+    def uses_gpu(self, stage: str) -> bool:
+        """Return whether the jobs of a stage, a key under `resources`, compute on a GPU."""
+        return self.has_devices and self.config["resources"].get(stage, {}).get("gpu") != 0
+
+    def warnings(self) -> list[str]:
+        """Return what is unknown or assumed of the models, one line for each model."""
+        guesses = {
+            f"{model}: {version.architecture.guess}; memory and time are a guess"
+            for (model, _), version in self.versions.items()
+            if version.architecture.guess
+        }
+        unknown = [
+            f"{reason}; its jobs ask for the defaults of their rules until it is fetched"
+            for reason in self.unknown.values()
+        ]
+        return [*unknown, *sorted(guesses)]
 
     def version(self, model: str, version: str) -> Version:
-        """Return a version; raises UnknownError if its architecture is unknown."""
+        """Return a version; one that was unknown is looked up again, as it may be fetched by now.
+
+        Raises:
+            UnknownError: its architecture is unknown.
+        """
+        if (model, version) not in self.versions and self.unknown:
+            self._add_model(model)
         try:
             return self.versions[model, version]
         except KeyError:
@@ -145,7 +194,7 @@ class PricedStudy:
             return file.stat().st_size
         settings = stage_settings.patch_settings(self.config, patch.task)
         model = self.version(patch.model, patch.trained_on).architecture
-        return formulas.FLOAT32 * formulas.lora_parameters(
+        return architectures.FLOAT32 * architectures.lora_parameters(
             model, settings["rank"], settings["target_modules"]
         )
 
@@ -214,7 +263,7 @@ class PricedStudy:
                 both = (formulas.evolution_training(recipe, gpu=gpu) for gpu in (True, False))
                 return _training("evolve", model, *both)
             case "score" | "measure_loss_slice":
-                return self._scoring(names)
+                return self._scoring(job.rule, names)
             case "transplant":
                 size = formulas.transplant_host_bytes(self.adapter_bytes(_patch_of(names)))
                 return "one adapter", Estimate(None, size, size)
@@ -238,20 +287,34 @@ class PricedStudy:
                 return "largest weight", Estimate(None, size, size)
         return None
 
-    def _scoring(self, names: dict[str, str]) -> tuple[str, Estimate]:
+    def _scoring(self, rule: str, names: dict[str, str]) -> tuple[str, Estimate]:
         model = self.version(names["model"], names["applied_to"]).architecture
         settings = stage_settings.scoring_settings(self.config, names["task"])
-        width = formulas.DTYPES.get(settings["dtype"], model.dtype_bytes)
-        # The length of prompts is unknown before the task data exists. Assume that of the patch's
-        # training, once more for each few-shot example.
-        longest = stage_settings.patch_settings(self.config, names["task"])["max_length"]
-        length = settings["max_length"] or longest * (1 + settings["few_shot"])
-        length = min(length, model.context)
-        batch = settings["batch_size"]
-        total = sum(formulas.scoring_bytes(model, batch, length, width).values())
-        host = formulas.IMPORTS["score"] + formulas.parameters(model) * width
+        width = architectures.DTYPES.get(settings["dtype"], model.dtype_bytes)
+        batch, length = settings["batch_size"], self._scored_length(names["task"], model)
+        count = formulas.scoring_bytes
+        if rule == "measure_loss_slice":
+            length = stage_settings.patch_settings(self.config, names["task"])["max_length"]
+            count = formulas.loss_bytes
+        total = sum(count(model, batch, length, width).values())
+        # Each GPU has a process, which loads straight to it; all map the same checkpoint's pages.
+        gpus = self.config["resources"].get("score", {}).get("gpu", 1)
+        processes = max(1, gpus) if rule == "score" else 1
+        checkpoint = architectures.parameters(model) * model.dtype_bytes
+        host = processes * formulas.IMPORTS["score"] + checkpoint
         words = f"batch {batch} x {length} tokens, {8 * width} bit"
         return words, Estimate(total, host, formulas.IMPORTS["score"] + total)
+
+    def _scored_length(self, task: str, model: Architecture) -> int:
+        """Return the tokens of a task's longest request, or what is assumed before it is known."""
+        settings = stage_settings.scoring_settings(self.config, task)
+        limit = min(settings["max_length"] or model.context, model.context)
+        manifest = manifests.manifest_path(self.results / "tasks" / task)
+        data = read_json(manifest)["parameters"] if manifest.is_file() else {}
+        if "longest_request" not in data:
+            return min(limit, LENGTH_ASSUMED)
+        characters = data["longest_request"] + settings["few_shot"] * data["mean_request"]
+        return min(limit, int(characters / CHARACTERS_PER_TOKEN) + 1)
 
 
 def _patch_of(names: dict[str, str]) -> Patch:
@@ -266,7 +329,7 @@ def _training(
     words += ", 4-bit base" if with_gpu.weight_bytes == 0.5 else ""
     words += ", checkpointing" if with_gpu.checkpointing else ""
     device = sum(formulas.training_bytes(model, with_gpu).values())
-    host = formulas.IMPORTS[rule] + formulas.parameters(model) * with_gpu.width
+    host = formulas.IMPORTS[rule] + architectures.parameters(model) * with_gpu.width
     return words, Estimate(
         device, host, formulas.IMPORTS[rule] + sum(formulas.training_bytes(model, alone).values())
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portllm.planning import formulas, resource_requests
+from portllm.planning import architectures, resource_requests
 from portllm.planning.estimates import Estimate, PricedStudy
 from portllm.planning.planned_jobs import PlannedJob, PlannedRule
 from portllm.study import matrix
@@ -16,20 +16,23 @@ from portllm.study.custom_code import CustomCode
 MEGABYTE = 1_000_000
 
 FORMULAS = """
-parameters   V*h (twice if untied) + L*(projections + norms) + h; LoRA: r*(in + out) per projection
+parameters   the checkpoint's headers, or V*h (twice if untied) + L*(projections + norms) + h;
+             LoRA: r*(in + out) per projection
 checkpoint   parameters x bytes of their dtype; adapters in float32
-training     weights + gradients + AdamW's 8 bytes per trained parameter [1] + activations + logits
+training     weights + AdamW's 8 bytes per trained parameter [1] + the larger of activations and
+             logits, and gradients; all weights: kept in float32, copied in the dtype
 activations  b*s*L*(norms 8h + attention 2w(a+g)d + MLP 3wf); all weights: + w(4h + a*d + f);
-             LoRA: + 5 bytes per input element of each adapted projection (float32 input, dropout
-             mask); method of [2], whose GPT layer is 34h + 5as; within 5 % of measurements
-             checkpointing: b*s*h*w*L [2] + one layer
-logits       b*s*V*(w + 8) in training, b*s*V*2w in scoring
-scoring      weights + one layer's activations + keys and values 2*L*g*d*w per token + logits
+             LoRA: + (w + 1) bytes per input element of each adapted projection (input, dropout
+             mask); eager attention: + 6as; method of [2], whose GPT layer is 34h + 5as
+             checkpointing: b*s*h*w*L [2], and one layer in the backward pass
+logits       b*s*V*(w + 8) in training, b*s*V*3w in scoring; + b*s*V*w if they are capped
+scoring      weights + logits, or two of them, the cache 2*L*g*d*w per token and one layer
 host         imports (measured, 0.2 to 0.9 GB) + weights; without a GPU, all of the above
 checkpoints  (kept + 1) times the trained weights and AdamW's state
 [1] Rajbhandari et al. 2020, ZeRO, 3.1. [2] Korthikanti et al. 2022, arXiv 2205.05198, 4.1 and 5.
-One device, no sharding, maximum lengths. h hidden, f MLP, L layers, a heads, g key-value
-heads, d head size, V vocabulary, b batch, s length, w bytes of the dtype.
+Within 10 % of a simulation of one device, without sharding, at maximum lengths. h hidden, f MLP, L
+layers, a heads, g key-value heads, d head size, V vocabulary, b batch, s length, w bytes of the
+dtype.
 """
 
 
@@ -61,7 +64,7 @@ class StageTotals:
         self.cached += job.cached
         try:
             disk = priced.disk(job)
-        except formulas.UnknownError:
+        except architectures.UnknownError:
             self.unknown = True
             return
         self.disk += disk
@@ -100,7 +103,7 @@ def largest_work(jobs: Iterable[PlannedJob], priced: PricedStudy) -> int:
     for job in jobs:
         try:
             sizes.append(0 if job.cached else priced.work(job))
-        except formulas.UnknownError:
+        except architectures.UnknownError:
             continue
     return max(sizes)
 
@@ -114,7 +117,7 @@ def memory_rows(
     for job in jobs:
         try:
             memory = priced.memory(job)
-        except formulas.UnknownError:
+        except architectures.UnknownError:
             continue
         if memory is not None:
             names = dict(job.wildcards)
@@ -122,7 +125,8 @@ def memory_rows(
             kinds[job.rule, names["model"], *memory, mem_mb] += 1
     rows, short = [], False
     for (name, model, words, estimate, mem_mb), count in kinds.items():
-        needed = estimate.host if by_name[name].gpu else estimate.host_alone
+        on_gpu = priced.uses_gpu(resource_requests.stage_of(name))
+        needed = estimate.host if on_gpu else estimate.host_alone
         requested = MEGABYTE * mem_mb
         short = short or requested < needed
         mark = " !" if requested < needed else ""
@@ -140,10 +144,10 @@ def model_rows(priced: PricedStudy, config: matrix.Config) -> list[list[Any]]:
     rank, targets = config["patch"]["rank"], config["patch"]["target_modules"]
     for (model, name), version in priced.versions.items():
         try:
-            trainable = f"{formulas.lora_parameters(version.architecture, rank, targets):,}"
-        except formulas.UnknownError:
+            trainable = f"{architectures.lora_parameters(version.architecture, rank, targets):,}"
+        except architectures.UnknownError:
             trainable = "?"
-        parameters = f"{formulas.parameters(version.architecture):,}"
+        parameters = f"{architectures.parameters(version.architecture):,}"
         disk = "linked" if version.linked else format_bytes(version.checkpoint_bytes)
         key = (model, parameters, trainable, disk, version.origin)
         rows[key] += 1
@@ -208,8 +212,8 @@ def plan_text(
     trainable = f"trainable, rank {config['patch']['rank']}"
     columns = ["model", "version", "parameters", trainable, "checkpoint", "known from"]
     yield _table("Models", model_rows(priced, config), columns)
-    for reason in priced.unknown.values():
-        yield f"? unknown: {reason}"
+    for warning in priced.warnings():
+        yield f"? {warning}"
 
     rows, short = memory_rows(jobs, rules, priced)
     hosts = ("host, with GPU", "host, no GPU", "requested")

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from portllm.errors import InputError
-from portllm.planning import formulas
+from portllm.planning import architectures, formulas
+from portllm.planning.architectures import UnknownError
 from portllm.planning.estimates import PricedStudy
-from portllm.planning.formulas import UnknownError
 from portllm.planning.planned_jobs import PlannedJob
 from portllm.study import matrix
 
@@ -33,6 +33,8 @@ GROWING = ("mem_mb", "runtime")
 
 # Margin above the estimate for allocators, page-locked buffers and device contexts on the host.
 MEMORY_FACTOR, MEMORY_EXTRA_MB = 1.5, 1000
+# The estimate of a job that computes on the CPU is an upper bound.
+CPU_FACTOR = 1.2
 MEMORY_STEP_MB = 500
 
 # Minutes: a constant, and per billion parameters. A patch with the published settings takes about
@@ -62,7 +64,7 @@ def minutes_by_rule(priced: PricedStudy) -> dict[str, float]:
 
     They are limits, not forecasts, but in proportion to each other.
     """
-    sizes = [formulas.parameters(version.architecture) for version in priced.versions.values()]
+    sizes = [architectures.parameters(version.architecture) for version in priced.versions.values()]
     billions = max(sizes, default=0) / 1e9
     return {rule: start + per_billion * billions for rule, (start, per_billion) in MINUTES.items()}
 
@@ -128,9 +130,10 @@ def _memory(priced: PricedStudy, rule: str, names: dict[str, str]) -> int | None
     if job_memory is None:
         return None
     _, estimate = job_memory
-    gpu = priced.config["resources"].get(stage_of(rule), {}).get("gpu")
-    needed = estimate.host_alone if gpu == 0 else estimate.host
-    megabytes = MEMORY_FACTOR * needed / 1e6 + MEMORY_EXTRA_MB
+    if estimate.device is None or priced.uses_gpu(stage_of(rule)):
+        megabytes = MEMORY_FACTOR * estimate.host / 1e6 + MEMORY_EXTRA_MB
+    else:
+        megabytes = CPU_FACTOR * estimate.host_alone / 1e6 + MEMORY_EXTRA_MB
     return -(-int(megabytes) // MEMORY_STEP_MB) * MEMORY_STEP_MB
 
 
@@ -148,7 +151,7 @@ def _parameters(priced: PricedStudy, names: dict[str, str]) -> int:
     """Return the parameters of the job's model, which are equal for all versions."""
     versions = [names.get(key) for key in ("version", "applied_to", "trained_on")]
     version = next(filter(None, versions), matrix.BASE)
-    return formulas.parameters(priced.version(names["model"], version).architecture)
+    return architectures.parameters(priced.version(names["model"], version).architecture)
 
 
 def check_devices(priced: PricedStudy, by_rule: Mapping[str, Any], limit: int | None) -> None:

@@ -96,7 +96,9 @@ def load_version(directory: Path, dtype: str) -> tuple[Any, Any]:
     """
     # Straight to this process's GPU: each of n processes would otherwise hold a copy on the host.
     device_map = {"": torch.cuda.current_device()} if torch.cuda.is_available() else None
-    attention_kind = attention.implementation(Checkpoint(directory).config)
+    checkpoint = Checkpoint(directory)
+    checkpoint.check_layers()
+    attention_kind = attention.implementation(checkpoint.config)
     with loading.explained(directory, "load this version"):
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, attn_implementation=attention_kind, device_map=device_map
@@ -123,8 +125,10 @@ def patched(model: Any, adapter: Path) -> Iterator[Any]:
             yield model
         return
     check_patch(adapter)
-    config, names = StoredAdapter(adapter).config, (name for name, _ in model.named_modules())
-    module_patterns.check(config, names, adapter / adapters.CONFIG)
+    stored = StoredAdapter(adapter)
+    _ = stored.changed_shapes  # raises for ranks that PEFT would allocate before it reads tensors
+    names = (name for name, _ in model.named_modules())
+    module_patterns.check(stored.config, names, adapter / adapters.CONFIG)
     with loading.explained(adapter, "attach this adapter"):
         wrapped = PeftModel.from_pretrained(model, str(adapter), adapter_name=ADAPTER)
     wrapped.eval()

@@ -24,6 +24,7 @@ def attach(
     *,
     environment_names: Iterable[str],
     minutes: Mapping[str, float],
+    warnings: Iterable[str],
     after_building: Callable[[], None],
 ) -> Progress | None:
     """Attach it to a workflow. Call this where the workflow is defined.
@@ -32,6 +33,7 @@ def attach(
     - Jobs that a killed run left on a cluster are not submitted again.
     - Missing environments are built, then `after_building` is called.
     - Wrong clocks delete no result and hide no change.
+    - `warnings` about the jobs are logged.
     - Progress is reported.
     - If Snakemake is killed, a later run removes its temporary directories.
 
@@ -57,6 +59,9 @@ def attach(
             plan=plan,
             after_building=after_building,
         )
+    if workflow.is_main_process and is_first(workflow, ("warnings", place.results)):
+        for warning in warnings:
+            logger.warning(f"Warning: {warning}")
     if not is_first(workflow, "progress"):
         return None
     by_name = {place.name_in_run(rule): value for rule, value in minutes.items()}

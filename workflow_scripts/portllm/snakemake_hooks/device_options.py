@@ -28,4 +28,6 @@ def devices_by_rule(workflow: Any, name_in_run: Callable[[str], str]) -> dict[st
 
 def has_devices(workflow: Any) -> bool:
     """Whether jobs have devices to compute on; assumed of the nodes of a cluster."""
+    if device_limit(workflow) == 0:
+        return False
     return bool(devices.pool(os.environ)) or not workflow.local_exec

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def describe_study(
-    config: dict[str, Any], results: Path, rules: Mapping[str, Any]
+    config: dict[str, Any], results: Path, rules: Mapping[str, Any], *, has_devices: bool
 ) -> dict[str, Any]:
     """Return the study and, of each rule, what the plan prices: its outputs and resources.
 
@@ -23,7 +23,12 @@ def describe_study(
         for name, proxy in rules.items()
         if proxy.rule.output
     ]
-    return {"config": config, "results": str(results), "rules": described}
+    return {
+        "config": config,
+        "results": str(results),
+        "rules": described,
+        "has_devices": has_devices,
+    }
 
 
 def study_options(workflow: Any) -> dict[str, Any]:

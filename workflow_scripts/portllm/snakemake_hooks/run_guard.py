@@ -32,7 +32,7 @@ from snakemake.persistence.file import FilePersistence
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from portllm.errors import InputError
-from portllm.snakemake_hooks import cache_links, clock_skew
+from portllm.snakemake_hooks import cache_links, clock_skew, run_end
 from portllm.storage import files, integrity, locks, temporary
 
 LOCK = ".run.lock"
@@ -142,18 +142,24 @@ class RunGuard(logging.Handler):
     def _begin(self) -> None:
         if not self._is_dry() and self._workflow.execution_settings.lock:
             self._lock()
-        makers = [rule for rule in self._workflow.rules if rule.output]
-        problems = dict(cache_links.damaged(self._results, update=not self._is_dry()))
-        problems |= integrity.damaged(self._results)
-        damaged = {
-            path: problem
-            for path, problem in problems.items()
-            if any(rule.is_producer(str(path)) for rule in makers)
-        }
+        damaged = self.damaged()
         for path, problem in damaged.items():
             self._logger.warning(f"{path} is damaged ({problem}). It will be made again.")
         if damaged and not self._is_dry():
             mark_incomplete(list(damaged))
+        if not self._is_dry():
+            run_end.discard_accepted(self._results)
+
+    def damaged(self) -> dict[Path, str]:
+        """Find the damaged results of this workflow's rules, with a description of the damage."""
+        makers = [rule for rule in self._workflow.rules if rule.output]
+        problems = dict(cache_links.damaged(self._results, update=not self._is_dry()))
+        problems |= integrity.damaged(self._results)
+        return {
+            path: problem
+            for path, problem in problems.items()
+            if any(rule.is_producer(str(path)) for rule in makers)
+        }
 
     def _lock(self) -> None:
         self._held = hold(self._results)
@@ -266,3 +272,4 @@ def attend(workflow: Any, logger: logging.Logger, results: Path, *, plan: str) -
         guard = RunGuard(workflow, logger, results, plan)
         logger.addHandler(guard)
         watch_output(logger, guard.stop_without_output)
+        run_end.attend(workflow, logger, results, guard.damaged)

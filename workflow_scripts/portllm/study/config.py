@@ -3,13 +3,12 @@
 Every mistake raises an InputError of one line: file, key, found, expected, nearest valid value.
 """
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from portllm.errors import InputError
 from portllm.study import (
+    axolotl_recipes,
     chains,
     checks,
     custom_code,
@@ -30,30 +29,6 @@ def recipes(config: Config) -> dict[str, dict[str, Any]]:
         | definition["overrides"]
         for name, definition in config["evolutions"].items()
     }
-
-
-def check_packages(recipes: dict[str, dict[str, Any]], pins: Path) -> None:
-    """Check that the pins install DeepSpeed if a recipe uses it.
-
-    It is not installed by default, because every training would then import it.
-
-    Args:
-        recipes: the recipe of each evolution.
-        pins: the pinned requirements of the training environment.
-
-    Raises:
-        InputError: a recipe uses DeepSpeed, which is not pinned.
-    """
-    if re.search(r"^deepspeed==", pins.read_text(), flags=re.MULTILINE):
-        return
-    for name, recipe in recipes.items():
-        if recipe.get("deepspeed"):
-            raise InputError(
-                f"evolutions.{name}: its recipe uses DeepSpeed ({recipe['deepspeed']}), which "
-                f"{pins.parent.name}/{pins.name} does not install: add deepspeed to "
-                f"{pins.with_suffix('.in').name} there and run `make pins envs`, or shard with "
-                "fsdp_config"
-            )
 
 
 def check_tasks(config: Config, library: Path | None, files: Iterable[str]) -> None:
@@ -96,6 +71,8 @@ def load(
     checks.check_references(
         config, origins, exhibits=exhibits, task_library=task_library, device_limit=device_limit
     )
-    custom_code.check_consent(config, schema.parents[1] / "resources", origins)
+    project = schema.parents[1]
+    axolotl_recipes.check(config, project, origins)
+    custom_code.check_consent(config, project / "resources", origins)
     exhibits.fill_defaults(config)
     return config

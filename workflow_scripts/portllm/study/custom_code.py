@@ -107,11 +107,11 @@ def code_of_recipe(recipe: dict[str, Any]) -> Iterator[str]:
         value: Any = recipe
         for part in path:
             value = value.get(part) if isinstance(value, dict) else None
-        for imported in _listed(value):
+        for imported in listed(value):
             if not str(imported).startswith(PACKAGE):
                 yield f"{'.'.join(path)}: {imported}"
     for key in DATASETS:
-        for entry in filter(lambda entry: isinstance(entry, dict), _listed(recipe.get(key))):
+        for entry in filter(lambda entry: isinstance(entry, dict), listed(recipe.get(key))):
             if _is_imported(entry.get("type")):
                 yield f"{key}[].type: {entry['type']}"
             if entry.get("trust_remote_code"):
@@ -120,7 +120,8 @@ def code_of_recipe(recipe: dict[str, Any]) -> Iterator[str]:
         yield "trust_remote_code"
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, another value as a list of one, and None as an empty list."""
     if value is None:
         return []
     return value if isinstance(value, list) else [value]

@@ -28,7 +28,7 @@ def without(settings: Settings, *names: str) -> Settings:
 def fetch_patch_settings(config: Config, patch: Patch) -> Settings:
     """Return the source of an existing patch, and its names in the study."""
     source = without(matrix.existing_patches(config)[patch], "trained_on")
-    return {**source, "hub_mirror": config["hub_mirror"], "names": names(asdict(patch))}
+    return {**source, "names": names(asdict(patch))}
 
 
 def patch_settings(config: Config, task: str) -> Settings:

@@ -186,7 +186,9 @@ def load_model(directory: Path, settings: LoraSettings) -> Any:
         InputError: the version cannot be loaded, or has weights that are not finite.
     """
     dtype = torch.bfloat16 if _uses_bfloat16(settings) else torch.float32
-    attention_kind = attention.implementation(Checkpoint(directory).config)
+    checkpoint = Checkpoint(directory)
+    checkpoint.check_layers()
+    attention_kind = attention.implementation(checkpoint.config)
     with loading.explained(directory, "load this version"):
         model = AutoModelForCausalLM.from_pretrained(
             directory, dtype=dtype, attn_implementation=attention_kind

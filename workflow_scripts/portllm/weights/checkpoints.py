@@ -144,6 +144,18 @@ class Checkpoint:
         """Shape of every weight, by name."""
         return {name: shape for shard in self.shards for name, shape in shard.shapes.items()}
 
+    def check_layers(self) -> None:
+        """Raise InputError if the configuration has more layers than the checkpoint has tensors.
+
+        transformers builds all layers before it reads the weights, in unlimited time and memory.
+        """
+        layers = self.config.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > len(self.shapes):
+            raise InputError(
+                f"{self.directory / CONFIG}: num_hidden_layers: found {shown(layers)}, expected at "
+                f"most {len(self.shapes)}, the number of tensors"
+            )
+
     def read(self, name: str) -> "Tensor":
         """Read one weight; the shard is memory-mapped, not loaded."""
         return self.shard_of[name].read_tensor(name)
