@@ -49,7 +49,7 @@ class _CheckedStream(httpx.SyncByteStream):
     def __init__(self, response: httpx.Response) -> None:
         self._stream = response.stream
         self._name = (response.history or [response])[0].request.url.path.rpartition("/")[2]
-        self._expected, self._hash = _content_hash(response)
+        self._expected, self._hashes = _content_hashes(response)
 
     def __iter__(self) -> Iterator[bytes]:
         chunks = iter(self._stream)
@@ -67,41 +67,43 @@ class _CheckedStream(httpx.SyncByteStream):
                         f"{self._name} arrives too slowly: {received} bytes in {waited:.0f} s"
                     )
                 received, waited = 0, 0.0
-            if self._hash:
-                self._hash.update(chunk)
+            for content_hash in self._hashes:
+                content_hash.update(chunk)
             yield chunk
-        if self._hash and self._hash.hexdigest() != self._expected:
+        found = [content_hash.hexdigest() for content_hash in self._hashes]
+        if found and self._expected not in found:
             raise DamagedError(
-                f"{self._name} arrived damaged: found {self._hash.hexdigest()}, "
-                f"expected {self._expected}"
+                f"{self._name} arrived damaged: found {found[0]}, expected {self._expected}"
             )
 
     def close(self) -> None:
         self._stream.close()
 
 
-def _content_hash(response: httpx.Response) -> tuple[str, _Hash | None]:
-    """Return the hash of a whole file on the hub, and the start of its computation.
+def _content_hashes(response: httpx.Response) -> tuple[str, list[_Hash]]:
+    """Return the ETag of a whole file on the hub, and new hashes of which one must equal it.
 
     The hub's ETag of a file in large-file storage is its SHA-256 (X-Linked-ETag, because the
-    storage has ETags of its own); that of any other file is git's name of a blob.
+    storage has ETags of its own); that of any other file is git's name of a blob. Caches of other
+    makers take the SHA-1.
     """
     answers = [*response.history, response]
     hub_file = str(answers[0].request.url)
     if not (hub_file.startswith(constants.ENDPOINT) and "/resolve/" in hub_file):
-        return "", None
+        return "", []
     if response.request.method != "GET" or response.status_code != 200:
-        return "", None
+        return "", []
     linked = (answer.headers.get("X-Linked-ETag") for answer in answers)
     etag = next(filter(None, linked), response.headers.get("ETag", ""))
     is_linked = etag != response.headers.get("ETag", "")
     etag = etag.removeprefix("W/").strip('"')
     if is_linked and re.fullmatch(r"[0-9a-f]{64}", etag):
-        return etag, hashlib.sha256()
+        return etag, [hashlib.sha256()]
     size, encoding = (response.headers.get(f"Content-{name}") for name in ("Length", "Encoding"))
     if re.fullmatch(r"[0-9a-f]{40}", etag) and size and not encoding:
-        return etag, hashlib.sha1(b"blob %d\0" % int(size), usedforsecurity=False)
-    return "", None
+        starts = (b"blob %d\0" % int(size), b"")
+        return etag, [hashlib.sha1(start, usedforsecurity=False) for start in starts]
+    return "", []
 
 
 def _seconds_to_wait(response: httpx.Response, attempt: int) -> float:
