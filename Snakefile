@@ -59,4 +59,4 @@ onsuccess:
 
 
 onerror:
-    PROGRESS.failed()
+    PROGRESS.failed(not_made.report(workflow, PLACE, CELLS))

@@ -16,7 +16,7 @@ from portllm.jobs import devices, supervision
 from portllm.planning import estimates, resource_requests
 from portllm.reporting import registry
 from portllm.snakemake_hooks import attach, device_options, environments
-from portllm.snakemake_hooks import cache_adapter, output_cache, placement
+from portllm.snakemake_hooks import cache_adapter, not_made, output_cache, placement
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options

@@ -154,10 +154,16 @@ class Progress(logging.Handler):
     def _has_made(self, result: str) -> bool:
         return any(Path(output).is_relative_to(result) for output in self._outputs)
 
-    def failed(self) -> None:
-        """Report the end of a failed run: which jobs failed, and their logs."""
+    def failed(self, not_made: Iterable[str] = ()) -> None:
+        """Report the end of a failed run: which jobs failed, their logs, and what is missing.
+
+        Args:
+            not_made: lines about results that were not made.
+        """
         for job, job_logs in self._failures.items():
             self._logger.error(f"Failed: {job}; log: {job_logs}")
+        for line in not_made:
+            self._logger.error(line)
         self._logger.error("Rerun the same command to resume.")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from snakemake.persistence.file import FilePersistence
 
+from portllm.snakemake_hooks import not_made
 from portllm.training import finished_results
 
 
@@ -43,6 +44,7 @@ def attend(
             if problems:
                 logger.error(f"error: {message(problems)}")
                 sys.exit(1)
+            not_made.remove_renewed(results)
 
         def check_and_report(log: str) -> None:
             check()

@@ -12,8 +12,8 @@ from pathlib import Path
 from portllm.errors import InputError
 from portllm.storage import files, manifests
 
-NOT_ARTEFACTS = frozenset({"checkpoints", "prepared"})
-"""Directories below the results that hold work in progress."""
+NOT_ARTEFACTS = frozenset({"checkpoints", "outdated", "prepared"})
+"""Directories below the results that hold work in progress or what was replaced."""
 # The last bytes of a complete file, by file name extension.
 ENDINGS = {
     **dict.fromkeys((".csv", ".md", ".tex", ".svg", ".jsonl"), b"\n"),
