@@ -47,7 +47,7 @@ _DEFAULTS = {"r": 8, "lora_alpha": 8}
 _NONE = type(None)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "bias": str,
-    "fan_in_fan_out": bool,
+    "fan_in_fan_out": (bool, _NONE),  # Axolotl writes null
     "use_rslora": bool,
     "use_dora": bool,
     "lora_dropout": (int, float),
