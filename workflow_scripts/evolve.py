@@ -87,6 +87,7 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
 
     from portllm.jobs import devices
     from portllm.storage import files
+    from portllm.study import axolotl_recipes
     from portllm.training import evolution, finished_results, resuming
 
     held = devices.pool(os.environ)
@@ -98,6 +99,8 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
     # The folder is keyed by everything that decides the weights, so that a retried job finds its
     # own checkpoints and no others.
     processes = max(1, len(held))
+    sequences = axolotl_recipes.sequences_per_update(recipe, processes)
+    log.info("%d sequences an update, on %d devices", sequences, processes)
     key = files.hash_value([evolution.decisive(recipe), arguments.seed, inputs, processes])
     work = arguments.work / key[:16]
     final = evolution.render(
@@ -134,7 +137,7 @@ def evolve(arguments: argparse.Namespace, meter: manifests.Meter) -> None:
                 inputs=inputs,
                 cost=meter.read(earlier_seconds=training["earlier_seconds"], **peaks),
                 packages=("axolotl", "torch", "transformers", "peft", "accelerate", "datasets"),
-                training=training,
+                training={**training, "sequences_per_update": sequences},
             )
         finished_results.keep(work, arguments.output)
 

@@ -107,6 +107,15 @@ def test_requesting_more_devices_than_the_run_may_use_is_an_error(
     assert f"--resources gpu={limit}" in line
 
 
+def test_an_evolution_of_its_own_leaves_the_devices_of_the_others(study: Checkout) -> None:
+    config = study.read("config.yaml")
+    name = next(iter(config["evolutions"]))
+    config["evolutions"][name]["resources"] = {"gpu": 8}
+    study.write("config.yaml", config)
+    line = refusal(study, "--resources", "gpu=4")
+    assert f"evolutions.{name}.resources.gpu: found 8, but the run may use 4" in line
+
+
 @pytest.mark.parametrize("rule", ["evolve", "score"])
 def test_set_resources_above_the_limit_is_an_error(study: Checkout, rule: str) -> None:
     options = ("--resources", "gpu=4", "--set-resources", f"{rule}:gpu=8")

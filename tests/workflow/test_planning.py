@@ -103,6 +103,11 @@ def test_the_papers_study_is_estimated_offline(checkout: Checkout) -> None:
         assert number in text
     assert "14.5 GB" in text
     assert "unknown" not in text
+    # Micro batch, accumulated batches and devices: 32 sequences an update for both.
+    table = text.split("Sequences per update of each evolution\n")[1].split("\n\n")[0]
+    rows = {row.split()[0]: row.split()[1:5] for row in table.splitlines()[2:]}
+    assert rows["openorca"] == ["4", "8", "1", "32"]
+    assert rows["openorca-full"] == ["2", "4", "4", "32"]
     assert "arXiv 2205.05198" in text
 
 
@@ -111,7 +116,9 @@ def test_an_unknown_model_is_reported(checkout: Checkout) -> None:
     config["models"]["demo"]["base"] = {"hub": "someone/something-new"}
     checkout.write("config.yaml", config)
     text = plan(checkout)
-    assert "someone/something-new: unknown architecture; fetch the model" in text
+    reason = "someone/something-new: unknown architecture; fetch the model"
+    assert reason in text
+    assert f"Warning: {reason}" in checkout.run("--dry-run", "--cores", "1").stdout
     assert stages(text)["train_patch"][0] == 17
     assert "+ ?" in text
 

@@ -70,8 +70,11 @@ def test_the_longest_request_is_recorded(name: str) -> None:
     # gsm8k's answers are generated: at most 256 tokens of four characters.
     answers = (4 * 256 if isinstance(answer, dict) else len(answer) for _, answer in sent)
     lengths = [len(prompt) + length for (prompt, _), length in zip(sent, answers, strict=True)]
-    found = tasks.request_lengths(task)
-    assert found == {"longest_request": max(lengths), "mean_request": sum(lengths) // len(lengths)}
+    assert tasks.request_lengths(task) == {
+        "requests": len(lengths),
+        "longest_request": max(lengths),
+        "mean_request": sum(lengths) // len(lengths),
+    }
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -172,6 +172,21 @@ def test_sharded_evolutions_request_as_many_devices_as_they_need(tmp_path: Path)
         resource_requests.check_devices(sharded, {}, 1)
 
 
+def test_one_evolution_has_resources_of_its_own(tmp_path: Path) -> None:
+    study = priced(tmp_path, evolve={"gpu": 1, "runtime": 60})
+    first = study.config["evolutions"]["v"]
+    study.config["evolutions"]["w"] = {**first, "resources": {"gpu": 4}}
+    study.recipes["w"] = study.recipes["v"]
+    asked = {
+        (version, name): resource_requests.requested(
+            study, "evolve", {"model": "m", "version": version}, name, 99
+        )
+        for version in ("v", "w")
+        for name in ("gpu", "runtime")
+    }
+    assert asked == {("v", "gpu"): 1, ("w", "gpu"): 4, ("v", "runtime"): 60, ("w", "runtime"): 60}
+
+
 def test_threads_follow_the_size(tmp_path: Path) -> None:
     names = {"model": "m", "version": "v"}
     assert resource_requests.requested(priced(tmp_path), "evolve", names, "threads", 1) == 4

@@ -152,10 +152,10 @@ def training_example(task: ConfigurableTask, doc: dict[str, Any]) -> dict[str, s
 
 
 def request_lengths(task: ConfigurableTask) -> dict[str, int]:
-    """Return the characters of the longest and of the mean request that scores an item.
+    """Return the number of requests that score the task, and their longest and mean characters.
 
     Counted without few-shot examples, and with what the model may generate at four characters a
-    token. The plan derives memory from it.
+    token. The plan derives memory and time from it.
     """
     metadata = (task.config.task, 0, 1)
     lengths = []
@@ -170,7 +170,11 @@ def request_lengths(task: ConfigurableTask) -> dict[str, int]:
             else:
                 answer_length = len(answer)
             lengths.append(len(prompt) + answer_length)
-    return {"longest_request": max(lengths), "mean_request": sum(lengths) // len(lengths)}
+    return {
+        "requests": len(lengths),
+        "longest_request": max(lengths),
+        "mean_request": sum(lengths) // len(lengths),
+    }
 
 
 def training_examples(

@@ -151,12 +151,16 @@ class PricedStudy:
             parent = self.versions.get((model, self.config["evolutions"][version]["from"]))
             if parent is not None:
                 recipe = self.recipes[version]
-                gpu = self.uses_gpu("evolve")
+                gpu = self.uses_gpu("evolve", version)
                 self.versions[model, version] = evolved_version(parent, recipe, gpu=gpu)
 
-    def uses_gpu(self, stage: str) -> bool:
-        """Return whether the jobs of a stage, a key under `resources`, compute on a GPU."""
-        return self.has_devices and self.config["resources"].get(stage, {}).get("gpu") != 0
+    def uses_gpu(self, stage: str, version: str | None = None) -> bool:
+        """Return whether the jobs of a stage, a key under `resources`, compute on a GPU.
+
+        `version` is that of an evolution, which may have resources of its own.
+        """
+        asked = stage_settings.resources(self.config, stage, version)
+        return self.has_devices and asked.get("gpu") != 0
 
     def warnings(self) -> list[str]:
         """Return what is unknown or assumed of the models, one line for each model."""
@@ -298,7 +302,7 @@ class PricedStudy:
             count = formulas.loss_bytes
         total = sum(count(model, batch, length, width).values())
         # Each GPU has a process, which loads straight to it; all map the same checkpoint's pages.
-        gpus = self.config["resources"].get("score", {}).get("gpu", 1)
+        gpus = stage_settings.resources(self.config, "score").get("gpu", 1)
         processes = max(1, gpus) if rule == "score" else 1
         checkpoint = architectures.parameters(model) * model.dtype_bytes
         host = processes * formulas.IMPORTS["score"] + checkpoint

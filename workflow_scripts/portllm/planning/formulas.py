@@ -74,6 +74,10 @@ def activations_of_layer(
     return total + adapted // model.layers * (width + mask_bytes)
 
 
+SHARDED = ("weights", "gradients", "optimiser")
+"""Parts of a training's memory that FSDP and DeepSpeed divide between devices."""
+
+
 @dataclass(frozen=True)
 class TrainingMemory:
     """The settings that decide the memory of a training; `targets` None trains all weights.

@@ -10,7 +10,7 @@ from typing import Any
 from portllm.planning import architectures, resource_requests
 from portllm.planning.estimates import Estimate, PricedStudy
 from portllm.planning.planned_jobs import PlannedJob, PlannedRule
-from portllm.study import matrix
+from portllm.study import axolotl_recipes, matrix
 from portllm.study.custom_code import CustomCode
 
 MEGABYTE = 1_000_000
@@ -158,6 +158,29 @@ def model_rows(priced: PricedStudy, config: matrix.Config) -> list[list[Any]]:
     ]
 
 
+def evolution_rows(jobs: Iterable[PlannedJob], priced: PricedStudy) -> list[list[Any]]:
+    """Return the effective batch of each evolution, which its devices multiply."""
+    rows = {}
+    for job in jobs:
+        if job.rule != "evolve":
+            continue
+        names = dict(job.wildcards)
+        recipe = priced.recipes[names["version"]]
+        devices = max(1, resource_requests.requested(priced, "evolve", names, "gpu", 1))
+        micro = recipe.get("micro_batch_size") or 1
+        accumulated = recipe.get("gradient_accumulation_steps") or 1
+        batch = axolotl_recipes.sequences_per_update(recipe, devices)
+        rows[names["version"], devices] = [
+            names["version"],
+            micro,
+            accumulated,
+            devices,
+            batch,
+            recipe.get("sequence_len") or 512,
+        ]
+    return list(rows.values())
+
+
 def _table(title: str, rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
     from tabulate import tabulate
 
@@ -214,6 +237,10 @@ def plan_text(
     yield _table("Models", model_rows(priced, config), columns)
     for warning in priced.warnings():
         yield f"? {warning}"
+
+    if batches := evolution_rows(jobs, priced):
+        columns = ["evolution", "micro batch", "accumulated", "GPUs", "sequences", "tokens each"]
+        yield _table("Sequences per update of each evolution", batches, columns)
 
     rows, short = memory_rows(jobs, rules, priced)
     hosts = ("host, with GPU", "host, no GPU", "requested")

@@ -13,7 +13,7 @@ from portllm.planning import architectures, formulas
 from portllm.planning.architectures import UnknownError
 from portllm.planning.estimates import PricedStudy
 from portllm.planning.planned_jobs import PlannedJob
-from portllm.study import matrix
+from portllm.study import matrix, stage_settings
 
 # Rules that share the settings of another stage.
 STAGES = {
@@ -95,7 +95,8 @@ def requested(
         default: the rule's default.
         attempt: 1 for the first attempt.
     """
-    value = priced.config["resources"].get(stage_of(rule), {}).get(resource)
+    stage, version = stage_of(rule), names.get("version")
+    value = stage_settings.resources(priced.config, stage, version).get(resource)
     if value is None:
         try:
             value = computed(priced, rule, names, resource)
@@ -130,7 +131,7 @@ def _memory(priced: PricedStudy, rule: str, names: dict[str, str]) -> int | None
     if job_memory is None:
         return None
     _, estimate = job_memory
-    if estimate.device is None or priced.uses_gpu(stage_of(rule)):
+    if estimate.device is None or priced.uses_gpu(stage_of(rule), names.get("version")):
         megabytes = MEMORY_FACTOR * estimate.host / 1e6 + MEMORY_EXTRA_MB
     else:
         megabytes = CPU_FACTOR * estimate.host_alone / 1e6 + MEMORY_EXTRA_MB
@@ -143,8 +144,11 @@ def _devices(priced: PricedStudy, names: dict[str, str]) -> int | None:
     if not any(recipe.get(key) for key in ("deepspeed", "fsdp", "fsdp_config")):
         return None
     model = priced.version(names["model"], names["version"]).architecture
-    training = formulas.evolution_training(recipe, gpu=True)
-    return -(-sum(formulas.training_bytes(model, training).values()) // DEVICE_BYTES)
+    parts = formulas.training_bytes(model, formulas.evolution_training(recipe, gpu=True))
+    sharded = sum(parts[name] for name in formulas.SHARDED)
+    # Each device has activations of its own. Casts of weights are made one layer at a time.
+    own = parts["activations"] + parts["logits"]
+    return max(1, -(-sharded // max(1, DEVICE_BYTES - own)))
 
 
 def _parameters(priced: PricedStudy, names: dict[str, str]) -> int:
@@ -185,5 +189,5 @@ def check_devices(priced: PricedStudy, by_rule: Mapping[str, Any], limit: int | 
             raise InputError(
                 f"evolutions.{version}: its recipe shards {model} over {count} devices of "
                 f"{DEVICE_BYTES / 1e9:.0f} GB, but the run may use {limit} (--resources "
-                f"gpu={limit}); resources.evolve.gpu sets another number"
+                f"gpu={limit}); evolutions.{version}.resources.gpu sets another number"
             )

@@ -53,6 +53,12 @@ PACKAGES: dict[str, Callable[[Recipe], Any]] = {
 """Packages that a recipe may need and the training environment lacks by default."""
 
 
+def sequences_per_update(recipe: Recipe, devices: int) -> int:
+    """Return the effective batch: sequences per device, accumulated batches and devices."""
+    micro = recipe.get("micro_batch_size") or 1
+    return micro * (recipe.get("gradient_accumulation_steps") or 1) * devices
+
+
 def check(config: Config, workflow_directory: Path, origins: KeyOrigins) -> None:
     """Check the recipes of all evolutions.
 

@@ -319,9 +319,12 @@ ONE_DEVICE = ("base", "patch")
 
 
 def _check_devices(config: Config, limit: int | None, origins: KeyOrigins) -> None:
-    for stage, resources in config["resources"].items():
-        gpus, place = resources.get("gpu", 0), origins.at("resources", stage, "gpu")
-        if stage in ONE_DEVICE and gpus > 1:
+    requests = {("resources", stage): of_stage for stage, of_stage in config["resources"].items()}
+    for name in matrix.chosen(config, "evolutions"):
+        requests["evolutions", name, "resources"] = config["evolutions"][name]["resources"]
+    for key, resources in requests.items():
+        gpus, place = resources.get("gpu", 0), origins.at(*key, "gpu")
+        if key[1] in ONE_DEVICE and key[0] == "resources" and gpus > 1:
             raise InputError(f"{place}: found {gpus}, but this stage uses one device (gpu: 1)")
         # Snakemake would silently lower the number.
         if limit is not None and gpus > limit:

@@ -58,6 +58,14 @@ def evolution_settings(config: Config, version: str) -> Settings:
     return {"overrides": definition["overrides"], "seed": definition["seed"]}
 
 
+def resources(config: Config, stage: str, version: str | None = None) -> Settings:
+    """Return the resources that the study sets for the jobs of a stage, or for one evolution."""
+    of_stage = config["resources"].get(stage, {})
+    if stage != "evolve" or version not in config["evolutions"]:
+        return of_stage
+    return {**of_stage, **config["evolutions"][version]["resources"]}
+
+
 def method_settings(config: Config, name: str) -> Settings:
     """Return the kind of a transplant method, and its parameters as `name=value`."""
     definition = config["methods"][name]

@@ -40,7 +40,7 @@ ALMOST_FULL = 2**20
 
 MEMORY_ADVICE = (
     "a smaller micro_batch_size with more gradient_accumulation_steps, a shorter sequence_len or "
-    "gradient_checkpointing in the recipe, more devices (resources.evolve.gpu) with FSDP or "
+    "gradient_checkpointing in the recipe, more devices (evolutions.*.resources.gpu) with FSDP or "
     "DeepSpeed"
 )
 
