@@ -22,6 +22,7 @@ def attend(
     logger: logging.Logger,
     results: Path,
     damaged: Callable[[], Mapping[Path, str]],
+    has_begun: Callable[[], bool],
 ) -> None:
     """Check the end of a workflow's run. Call this where the workflow is defined.
 
@@ -30,6 +31,7 @@ def attend(
         logger: where messages go.
         results: the directory of results.
         damaged: finds damaged results, with a description of the damage.
+        has_begun: whether the run has taken the results, as no dry run and no `plan` does.
     """
     execute = workflow.execute
 
@@ -40,7 +42,9 @@ def attend(
         def check() -> None:
             nonlocal is_checked
             is_checked = True
-            problems = unfinished(workflow) | damaged_outputs(workflow, damaged())
+            if not (has_begun() and makes_outputs(workflow)):
+                return
+            problems = {**unfinished(workflow), **damaged_outputs(workflow, damaged)}
             if problems:
                 logger.error(f"error: {message(problems)}")
                 sys.exit(1)
@@ -54,25 +58,22 @@ def attend(
         try:
             execute(**settings)
             # With --no-hooks, Snakemake does not call it. Without jobs, there is nothing to check.
-            if not is_checked and len(workflow.dag) and makes_outputs(workflow):
+            if not is_checked and len(workflow.dag):
                 check()
         finally:
-            if makes_outputs(workflow):
+            if has_begun():
                 discard_accepted(results)
 
     workflow.execute = execute_and_check
 
 
 def makes_outputs(workflow: Any) -> bool:
-    """Whether the run makes what was requested before it ends: no dry run, no `--touch`."""
-    submits_only = workflow.remote_execution_settings.immediate_submit
-    return not (workflow.dryrun or workflow.touch or submits_only)
+    """Whether the run makes what was requested before it ends."""
+    return not (workflow.touch or workflow.remote_execution_settings.immediate_submit)
 
 
 def unfinished(workflow: Any) -> dict[str, str]:
     """Map outputs that another run of the same command would make to Snakemake's reason."""
-    if not makes_outputs(workflow):
-        return {}
     dag = workflow.dag
     # Ask Snakemake again, as at the start, but for jobs that were forced (--forceall, --forcerun).
     dag.forcerules.clear()
@@ -86,10 +87,10 @@ def unfinished(workflow: Any) -> dict[str, str]:
     return {str(job.output[0]): str(dag.reason(job)).partition("\n")[0] for job in first}
 
 
-def damaged_outputs(workflow: Any, damaged: Mapping[Path, str]) -> dict[str, str]:
+def damaged_outputs(workflow: Any, damaged: Callable[[], Mapping[Path, str]]) -> dict[str, str]:
     """Select the outputs of the run's jobs from damaged results."""
     outputs = {str(path) for job in workflow.dag.jobs for path in job.output}
-    return {str(path): problem for path, problem in damaged.items() if str(path) in outputs}
+    return {str(path): problem for path, problem in damaged().items() if str(path) in outputs}
 
 
 def message(problems: Mapping[str, str]) -> str:

@@ -116,6 +116,7 @@ class RunGuard(logging.Handler):
         self._plan = plan
         self._logger = logger
         self._results = results
+        self.has_begun = False
         self._held: int | None = None
         self._stopping = False
         self._has_signals = False
@@ -149,6 +150,7 @@ class RunGuard(logging.Handler):
             mark_incomplete(list(damaged))
         if not self._is_dry():
             run_end.discard_accepted(self._results)
+            self.has_begun = True
 
     def damaged(self) -> dict[Path, str]:
         """Find the damaged results of this workflow's rules, with a description of the damage."""
@@ -272,4 +274,4 @@ def attend(workflow: Any, logger: logging.Logger, results: Path, *, plan: str) -
         guard = RunGuard(workflow, logger, results, plan)
         logger.addHandler(guard)
         watch_output(logger, guard.stop_without_output)
-        run_end.attend(workflow, logger, results, guard.damaged)
+        run_end.attend(workflow, logger, results, guard.damaged, lambda: guard.has_begun)
