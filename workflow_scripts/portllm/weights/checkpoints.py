@@ -104,7 +104,8 @@ class Checkpoint:
     def shard_paths(self) -> list[Path]:
         """The weight files in order.
 
-        Raises InputError if there are none, or if the index names a file that is missing.
+        Raises InputError if there are none, or several without an index, or if the index names a
+        file that is missing.
         """
         if self.index is not None:
             names = sorted(set(self.index["weight_map"].values()))
@@ -117,6 +118,11 @@ class Checkpoint:
         paths = sorted(self.directory.glob("model*.safetensors"))
         if not paths:
             raise InputError(f"{self.directory}: no weights in *.safetensors")
+        if len(paths) > 1:  # which transformers does not load either
+            raise InputError(
+                f"{self.directory}: found {len(paths)} files of weights, but no {INDEX} that says "
+                "what is in which"
+            )
         return paths
 
     @cached_property
