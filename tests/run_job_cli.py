@@ -29,7 +29,7 @@ while True:
 @pytest.fixture(autouse=True)
 def lease_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leases of this test's own, on a machine without devices, outside SLURM and Snakemake."""
-    monkeypatch.setenv("PORTLLM_LEASE_DIRECTORY", str(tmp_path / "leases"))
+    monkeypatch.setenv("PORTLLM_LEASE_SCOPE", str(tmp_path))
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
     for name in ("CUDA_VISIBLE_DEVICES", "PORTLLM_DEVICES", "PORTLLM_SNAKEMAKE_PID"):

@@ -106,8 +106,8 @@ def lease_devices(
         snakemake.check()
         time.sleep(leases.POLL_SECONDS)
 
-    directory = leases.lease_directory(GIVEN)
-    lease = leases.lease(count, pool, directory, job=job, stop_seconds=grace, pause=pause)
+    scope = leases.lease_scope(GIVEN)
+    lease = leases.lease(count, pool, scope, job=job, stop_seconds=grace, pause=pause)
     log.info("holding device %s (%d in the pool)", ", ".join(lease.devices.values()), len(pool))
     return lease, lease.environment()
 
@@ -182,7 +182,6 @@ def main() -> None:
             snakemake=snakemake,
             grace=grace,
             keep_open=[*(lease.files if lease else ()), *descriptors],
-            every_hour=lease.touch if lease else lambda: None,
         )
     if lease:
         lease.release()

@@ -30,7 +30,7 @@ def study(checkout: Checkout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """The default study with stand-ins, on a machine with four devices."""
     use_stand_ins(checkout)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(POOL))
-    monkeypatch.setenv("PORTLLM_LEASE_DIRECTORY", str(tmp_path / "leases"))
+    monkeypatch.setenv("PORTLLM_LEASE_SCOPE", str(tmp_path))
     return checkout
 
 

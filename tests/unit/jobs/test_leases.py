@@ -21,23 +21,53 @@ def test_more_than_there_are() -> None:
     assert line == "error: gpu=3: only 2 devices are available (a, b)"
 
 
-def test_someone_elses_directory() -> None:
-    if os.getuid() != 0:
-        line = refusal("1", "true", CUDA_VISIBLE_DEVICES="a", PORTLLM_LEASE_DIRECTORY="/usr")
-        assert "/usr belongs to another user" in line
-        return
-    reference = Path(os.environ["PORTLLM_LEASE_DIRECTORY"])
-    reference.mkdir()
-    os.chown(reference, 12345, -1)
-    assert f"{reference} belongs to another user" in refusal("1", "true", CUDA_VISIBLE_DEVICES="a")
+WAIT = python("import time; print(1, flush=True); time.sleep(60)")
+
+
+@pytest.mark.parametrize(
+    ("devices", "counts", "third"),
+    [
+        # One device for the job that came first, not two for the next.
+        ("a,b", (2, 1, 2), "waiting"),
+        # Two devices, of which the next job could use the free one.
+        ("a,b", (1, 2, 1), "waiting"),
+        # The third job uses a device that the second does not need.
+        ("a,b,c", (2, 2, 1), "holding"),
+    ],
+)
+def test_first_come_first_served(devices: str, counts: tuple[int, ...], third: str) -> None:
+    with contextlib.ExitStack() as stack:
+        jobs = []
+        for count, state in zip(counts, ("holding", "waiting", third), strict=True):
+            job = stack.enter_context(started(count, *WAIT, CUDA_VISIBLE_DEVICES=devices))
+            jobs.append(job)
+            assert job.stderr is not None
+            assert state in job.stderr.readline()
+        jobs[0].kill()
+        assert first_line(jobs[1]) == "1"
+        assert jobs[2].poll() is None  # it has not had its turn before
+        jobs[1].kill()
+        assert first_line(jobs[2]) == "1"
+
+
+def test_no_device_is_kept_for_a_stopped_job() -> None:
+    with started(1, *WAIT, CUDA_VISIBLE_DEVICES="a") as first:
+        assert first_line(first) == "1"
+        with started(1, *WAIT, CUDA_VISIBLE_DEVICES="a") as stopped:
+            assert stopped.stderr is not None
+            assert "waiting for" in stopped.stderr.readline()
+            stopped.send_signal(signal.SIGSTOP)
+            first.kill()
+            assert run(1, *python(SHOW), CUDA_VISIBLE_DEVICES="a").stdout == "a\n"
+            stopped.send_signal(signal.SIGCONT)
+            assert first_line(stopped) == "1"
 
 
 @pytest.mark.usefixtures("machine")
 def test_an_index_and_a_name_of_one_device_exclude_each_other() -> None:
-    wait = python("import time; print(1, flush=True); time.sleep(60)")
-    with started(1, *wait, CUDA_VISIBLE_DEVICES="GPU-1f7c") as first:
+    with started(1, *WAIT, CUDA_VISIBLE_DEVICES="GPU-1f7c") as first:
         assert first_line(first) == "1"
-        with started(1, *wait, CUDA_VISIBLE_DEVICES="1") as second:
+        with started(1, *WAIT, CUDA_VISIBLE_DEVICES="1") as second:
             assert second.stderr is not None
             assert "waiting for 1 of 1 devices; busy: 1 (python" in second.stderr.readline()
             # All of the machine's: the other one is taken.

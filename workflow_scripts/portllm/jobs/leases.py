@@ -1,189 +1,254 @@
 """Leases: each GPU of this machine is held by one job at a time.
 
-A lease is a lock on one file per device. The job's wrapper (`run_job.py`) and the job's command
-both keep the file open, so the kernel frees the device when the last of them ends. Processes that
-the command starts may outlive both. They carry the lease's token in their environment, and the lock
-file keeps the token until the lease is released.
+A lease is a bound Unix socket per device, whose name is in Linux's abstract namespace. The kernel
+gives such a name to one socket at a time, whichever user asks, and frees it when the last process
+that has the socket open ends, however it ends. No file stands for the name, so it cannot be
+removed, replaced, redirected by a link, or left behind.
+
+The job's wrapper (`run_job.py`) and the job's command both keep the sockets open. Processes that
+the command starts may outlive both. They carry the names of their devices in their environment,
+where the next job that holds a device finds them.
+
+Waiting jobs bind names too. The list of all names, /proc/net/unix, is the queue.
 """
 
-import json
+import errno
+import hashlib
 import logging
 import os
 import re
 import signal
+import socket
 import time
-import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from portllm.errors import InputError
+from portllm.jobs import processes
 from portllm.jobs.devices import shown
-from portllm.storage import locks
+from portllm.jobs.queues import Request, assign
 
 log = logging.getLogger(__name__)
 
-DIRECTORY = "PORTLLM_LEASE_DIRECTORY"
-"""Environment variable: directory of the lock files, by default one below /tmp."""
-TOKEN = "PORTLLM_LEASE"
-"""Environment variable of a command and everything it starts: the token of its lease."""
+SCOPE = "PORTLLM_LEASE_SCOPE"
+"""Environment variable: jobs with different values do not see each other's leases."""
+LEASE = "PORTLLM_LEASE"
+"""Environment variable of a command and everything it starts: the names of its devices."""
 
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 300.0
+MAX_NAME_BYTES = 107
+NAMES = Path("/proc/net/unix")
+# Names below the scope. Any program can bind names: those of another form are ignored.
+_DEVICE = re.compile(r"device/(\w+)")
+_WAITING = re.compile(r"waiting/(\d{1,9})/(\d{1,4})/(\d{1,4})/(\w+)/(\d+)")
+_HOLDING = re.compile(r"holding/(\d{1,9})/(\w+)/(\d+)/(.*)")
 
 
-def lease_directory(environment: Mapping[str, str]) -> Path:
-    """Create the directory of the lock files, which all runs of a user on a machine share.
+def lease_scope(environment: Mapping[str, str]) -> str:
+    """Return which jobs lease from each other: by default all of this machine, of all users.
 
-    It is not in TMPDIR, which may differ between runs. A SLURM job has a directory of its own,
-    because each SLURM job may number its devices from 0.
+    A SLURM job has a scope of its own, because each SLURM job may number its devices from 0.
+    """
+    return environment.get(SCOPE) or environment.get("SLURM_JOB_ID") or "machine"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prefix(scope: str) -> str:
+    """Return how the names of a scope begin."""
+    return f"portllm/{_digest(scope)}"
+
+
+def _bind(name: str) -> socket.socket | None:
+    """Hold a name until the socket is closed; None if another socket holds it.
 
     Raises:
-        InputError: the directory belongs to another user.
+        InputError: the system has no abstract Unix sockets.
     """
-    job = environment.get("SLURM_JOB_ID")
-    default = Path("/tmp") / "-".join(filter(None, ["portllm-devices", str(os.getuid()), job]))
-    directory = Path(environment.get(DIRECTORY) or default)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if directory.stat().st_uid != os.getuid():
-        raise InputError(f"{directory} belongs to another user; set ${DIRECTORY}")
-    return directory
-
-
-def _read_record(path: Path) -> dict[str, str]:
-    """Read who leases a device, or leased it without releasing it."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+        holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        holder.bind(b"\0" + name.encode()[:MAX_NAME_BYTES])
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            holder.close()
+            return None
+        raise InputError(f"devices cannot be leased: Unix socket: {error.strerror}") from None
+    return holder
 
 
-def processes_of(token: str) -> list[int]:
-    """List the processes that belong to a lease."""
-    entry = f"{TOKEN}={token}".encode()
-    processes = []
-    for directory in Path("/proc").iterdir():
-        try:
-            if directory.name.isdigit() and entry in (directory / "environ").read_bytes():
-                processes.append(int(directory.name))
-        except OSError:
-            continue
-    return processes
+class _Holder(NamedTuple):
+    """The job that holds a device. Only its ticket is known, 0, once its wrapper has ended."""
+
+    ticket: int = 0
+    process: str = "unknown"
+    job: str = "a job without its wrapper"
+
+
+class _Board:
+    """All jobs of a scope that wait for or hold devices."""
+
+    def __init__(self, names_begin: str) -> None:
+        # The list is complete except for names that appear or vanish while it is read. It decides
+        # who may try to take a device; only `_bind` gives it.
+        text = NAMES.read_text(errors="replace") if NAMES.exists() else ""
+        names = re.findall(rf" @{names_begin}/(.*)", text)
+        holders = [match.groups() for match in map(_HOLDING.fullmatch, names) if match]
+        known = {device: _Holder(int(ticket), *rest) for ticket, device, *rest in holders}
+        devices = [match[1] for match in map(_DEVICE.fullmatch, names) if match]
+        self.holders = {device: known.get(device, _Holder()) for device in devices}
+        pools: dict[tuple[int, int, str], dict[int, str]] = {}
+        for match in filter(None, map(_WAITING.fullmatch, names)):
+            ticket, count, position, device, process = match.groups()
+            pools.setdefault((int(ticket), int(count), process), {})[int(position)] = device
+        self.last_ticket = max([0, *(key[0] for key in pools), *(h.ticket for h in known.values())])
+        # Devices are not kept for a job that is stopped (Ctrl-Z), since it cannot take them.
+        self.requests = [
+            Request(ticket, count, tuple(pool[position] for position in sorted(pool)))
+            for (ticket, count, process), pool in pools.items()
+            if not processes.is_stopped(int(process))
+        ]
+
+    def assigned_to(self, ticket: int) -> list[str]:
+        """Return the devices that a waiting job may take now, or none."""
+        tickets = {device: holder.ticket for device, holder in self.holders.items()}
+        return assign(self.requests, tickets).get(ticket, [])
+
+
+def _processes_of(names: set[str]) -> list[int]:
+    """List the processes whose lease includes one of these devices."""
+    return [
+        process
+        for process in processes.all_processes()
+        if not names.isdisjoint((processes.variable(process, LEASE) or "").split(","))
+    ]
 
 
 class Lease:
     """Devices that a job holds: UUID → the name that CUDA_VISIBLE_DEVICES takes."""
 
-    def __init__(self, devices: dict[str, str], files: list[int], token: str) -> None:
+    def __init__(
+        self, devices: dict[str, str], names: set[str], sockets: ExitStack, files: list[int]
+    ) -> None:
         self.devices = devices
+        self.names = names
         self.files = files
-        self.token = token
+        """Descriptors that hold the devices. The command must inherit them."""
+        self._sockets = sockets
 
     def environment(self) -> dict[str, str]:
         """Return the variables for the command."""
-        return {**shown(self.devices), TOKEN: self.token}
-
-    def touch(self) -> None:
-        """Update the lock files' times, so that cleaners of /tmp leave them alone."""
-        for file in self.files:
-            os.utime(file)
+        return {**shown(self.devices), LEASE: ",".join(sorted(self.names))}
 
     def release(self) -> None:
         """Free the devices. Call it when no process of the job is left."""
-        for file in self.files:
-            os.ftruncate(file, 0)
-            os.close(file)
+        self._sockets.close()
 
+    def stop_orphans(self, stop_seconds: float, pause: Callable[[], None]) -> None:
+        """Stop processes that outlived the wrapper and the command of an earlier lease.
 
-class _Queue:
-    """One job's attempts to lock devices of a pool."""
-
-    def __init__(self, devices: dict[str, str], directory: Path, stop_seconds: float) -> None:
-        self.devices = devices
-        self.files = {
-            uuid: directory / f"device-{re.sub(r'[^A-Za-z0-9.-]', '_', uuid)}" for uuid in devices
-        }
-        names = ",".join(sorted(devices)).encode()
-        self.gate = directory / f"gate-{zlib.crc32(names):08x}"
-        self.stop_seconds = stop_seconds
-        self.stopping_since: dict[str, float] = {}
-
-    def stop_orphans(self, uuid: str) -> bool:
-        """Stop processes that outlived their wrapper and command; return whether any is left.
-
-        They get SIGTERM, and SIGKILL after `stop_seconds`.
+        They get SIGTERM, and SIGKILL after `stop_seconds`. Those of other users cannot be found.
         """
-        token = _read_record(self.files[uuid]).get("token")
-        if not token:
-            return False
-        orphans = processes_of(token)
+        deadline = time.monotonic() + stop_seconds
+        orphans = _processes_of(self.names)
         if not orphans:
             # A process that is being started shows no environment for a moment.
             time.sleep(0.01)
-            orphans = processes_of(token)
-        since = self.stopping_since.setdefault(token, time.monotonic()) if orphans else 0.0
+            orphans = _processes_of(self.names)
         for process in orphans:
-            is_late = time.monotonic() > since + self.stop_seconds
-            log.info("device %s: stopping process %d of a lost job", self.devices[uuid], process)
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL if is_late else signal.SIGTERM)
-        return bool(orphans)
-
-    def lock(self, count: int) -> dict[str, int]:
-        """Lock `count` devices, or none: UUID → descriptor."""
-        held: dict[str, int] = {}
-        for uuid, file in self.files.items():
-            descriptor = locks.try_lock(file, mode=0o600)
-            if descriptor is None:
-                continue
-            if self.stop_orphans(uuid):
-                os.close(descriptor)
-                continue
-            held[uuid] = descriptor
-            if len(held) == count:
-                return held
-        for descriptor in held.values():
-            os.close(descriptor)
-        return {}
-
-    def holders(self) -> str:
-        """Describe which jobs hold which devices."""
-        records = {name: _read_record(self.files[uuid]) for uuid, name in self.devices.items()}
-        return ", ".join(
-            f"{name} ({record.get('job')}, process {record.get('process')})"
-            for name, record in records.items()
-            if record
-        )
-
-
-def _wait_for_devices(queue: _Queue, count: int, pause: Callable[[], None]) -> dict[str, int]:
-    next_report = time.monotonic()
-    gate = None
-    try:
-        while True:
-            # A job that waits for several devices holds the gate. Otherwise jobs that need only one
-            # would take each device as it becomes free.
-            if gate is None:
-                gate = locks.try_lock(queue.gate, shared=count == 1, mode=0o600)
-            if gate is not None and (held := queue.lock(count)):
-                return held
-            if gate is not None and count == 1:
-                os.close(gate)
-                gate = None
-            if time.monotonic() >= next_report:
-                next_report = time.monotonic() + REPORT_SECONDS
-                total, busy = len(queue.devices), queue.holders()
-                log.info("waiting for %d of %d devices; busy: %s", count, total, busy)
+            log.info("stopping process %d of a lost job, which may use the device", process)
+        while orphans:
+            is_late = time.monotonic() > deadline
+            for process in orphans:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL if is_late else signal.SIGTERM)
             pause()
-    finally:
-        if gate is not None:
-            os.close(gate)
+            orphans = _processes_of(self.names)
+
+
+class _Queue:
+    """One job's place in the queue for the devices of its pool."""
+
+    def __init__(
+        self,
+        count: int,
+        devices: Mapping[str, str],
+        scope: str,
+        job: str,
+        pause: Callable[[], None],
+    ) -> None:
+        self.prefix = prefix(scope)
+        self.count = count
+        self.job = re.sub(r"[^\w.-]", "_", job, flags=re.ASCII)
+        self.pool = {_digest(uuid): (uuid, name) for uuid, name in devices.items()}
+        self.pause = pause
+
+    def bind(self, *parts: object) -> socket.socket | None:
+        return _bind("/".join(map(str, (self.prefix, *parts))))
+
+    @contextmanager
+    def gate(self) -> Iterator[None]:
+        """Keep other jobs from joining the queue and from taking devices meanwhile."""
+        while (gate := self.bind("gate")) is None:
+            self.pause()
+        with gate:
+            yield
+
+    @contextmanager
+    def place(self) -> Iterator[int]:
+        """Wait in the queue; yield the ticket."""
+        with ExitStack() as places:
+            with self.gate():
+                ticket = _Board(self.prefix).last_ticket + 1
+                for position, device in enumerate(self.pool):
+                    name = ("waiting", ticket, self.count, position, device, os.getpid())
+                    if (place := self.bind(*name)) is not None:
+                        places.enter_context(place)
+            yield ticket
+
+    def take(self, ticket: int) -> Lease | None:
+        """Take devices if it is this job's turn."""
+        if not _Board(self.prefix).assigned_to(ticket):
+            return None
+        with self.gate(), ExitStack() as sockets:
+            chosen = _Board(self.prefix).assigned_to(ticket)
+            held = [self.bind("device", device) for device in chosen]
+            for place in filter(None, held):
+                sockets.enter_context(place)
+            if not held or None in held:
+                return None
+            for device in chosen:
+                note = self.bind("holding", ticket, device, os.getpid(), self.job)
+                if note is not None:
+                    sockets.enter_context(note)
+            return Lease(
+                dict(self.pool[device] for device in chosen),
+                {f"{self.prefix}/{device}" for device in chosen},
+                sockets.pop_all(),
+                [place.fileno() for place in held if place],
+            )
+
+    def describe(self, ticket: int) -> str:
+        """Describe what this job waits for."""
+        board = _Board(self.prefix)
+        busy = [
+            f"{name} ({holder.job}, process {holder.process})"
+            for device, (_, name) in self.pool.items()
+            if (holder := board.holders.get(device))
+        ]
+        earlier = sum(request.ticket < ticket for request in board.requests)
+        queue = f"; {earlier} jobs are waiting since earlier" if earlier else ""
+        return f"{self.count} of {len(self.pool)} devices; busy: {', '.join(busy)}{queue}"
 
 
 def lease(
     count: int,
     devices: dict[str, str],
-    directory: Path,
+    scope: str,
     *,
     job: str,
     stop_seconds: float,
@@ -194,24 +259,24 @@ def lease(
     Args:
         count: how many devices, at least 1.
         devices: the pool, UUID → the name that CUDA_VISIBLE_DEVICES takes.
-        directory: where the lock files are.
+        scope: which jobs lease from each other.
         job: the job's name, shown to jobs that wait for its devices.
         stop_seconds: seconds between SIGTERM and SIGKILL for processes of a lost job.
         pause: called between attempts; may raise.
 
     Raises:
-        InputError: the pool is too small, or the directory does not support locks.
+        InputError: the pool is too small, or the system cannot hold leases.
     """
     if count > len(devices):
         names = ", ".join(devices.values())
         raise InputError(f"gpu={count}: only {len(devices)} devices are available ({names})")
-    try:
-        held = _wait_for_devices(_Queue(devices, directory, stop_seconds), count, pause)
-    except locks.LockingUnsupportedError as error:
-        raise InputError(f"{directory} cannot hold locks ({error}); set ${DIRECTORY}") from None
-    token = os.urandom(12).hex()
-    record = json.dumps({"process": os.getpid(), "job": job, "token": token}).encode()
-    for descriptor in held.values():
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, record, 0)
-    return Lease({uuid: devices[uuid] for uuid in held}, list(held.values()), token)
+    queue = _Queue(count, devices, scope, job, pause)
+    next_report = time.monotonic()
+    with queue.place() as ticket:
+        while (held := queue.take(ticket)) is None:
+            if time.monotonic() >= next_report:
+                next_report = time.monotonic() + REPORT_SECONDS
+                log.info("waiting for %s", queue.describe(ticket))
+            pause()
+    held.stop_orphans(stop_seconds, pause)
+    return held

@@ -7,12 +7,12 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from portllm.errors import InputError
-from portllm.jobs import signals
+from portllm.jobs import processes, signals
 
 log = logging.getLogger(__name__)
 
@@ -46,25 +46,6 @@ def grace_seconds(environment: Mapping[str, str]) -> float:
         raise InputError(f"{GRACE}: found {value!r}, expected a number of seconds") from None
 
 
-def _stat(process: int) -> list[str]:
-    """Read the fields of /proc/PID/stat from the third on; empty if there is no such process."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def _parent(process: int) -> int:
-    fields = _stat(process)
-    return int(fields[1]) if fields else 0
-
-
-def _start_time(process: int) -> str | None:
-    """Return when a process started, which tells it from a later process with the same id."""
-    fields = _stat(process)
-    return None if not fields or fields[0] in "ZX" else fields[19]
-
-
 class SnakemakeProcess:
     """The Snakemake that waits for this process, and the processes in between."""
 
@@ -82,15 +63,15 @@ class SnakemakeProcess:
         ancestor, between = self._parent, []
         while ancestor > 1 and ancestor != int(snakemake_pid):
             between.append(ancestor)
-            ancestor = _parent(ancestor)
+            ancestor = processes.parent(ancestor)
         if ancestor == int(snakemake_pid):
-            self._processes = {pid: _start_time(pid) for pid in [*between, ancestor]}
-        elif _start_time(int(snakemake_pid)) is None:
+            self._processes = {pid: processes.start_time(pid) for pid in [*between, ancestor]}
+        elif processes.start_time(int(snakemake_pid)) is None:
             raise SnakemakeGoneError
 
     def is_gone(self) -> bool:
         """Whether Snakemake, or the shell in between, has ended."""
-        return any(_start_time(pid) != start for pid, start in self._processes.items())
+        return any(processes.start_time(pid) != start for pid, start in self._processes.items())
 
     def check(self) -> None:
         """Raise SnakemakeGoneError if Snakemake has ended."""
@@ -115,8 +96,9 @@ def _prctl(option: int, value: int) -> None:
 
 def _children() -> list[int]:
     """List the child processes, including adopted orphans."""
-    processes = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
-    return [process for process in processes if _parent(process) == os.getpid()]
+    return [
+        process for process in processes.all_processes() if processes.parent(process) == os.getpid()
+    ]
 
 
 def _none_left() -> bool:
@@ -129,8 +111,8 @@ def _none_left() -> bool:
     return False
 
 
-def _signal(processes: Sequence[int], number: int) -> None:
-    for process in processes:
+def _signal(targets: Sequence[int], number: int) -> None:
+    for process in targets:
         with suppress(ProcessLookupError):
             os.kill(process, number)
 
@@ -179,7 +161,6 @@ def run(
     snakemake: SnakemakeProcess,
     grace: float,
     keep_open: Sequence[int] = (),
-    every_hour: Callable[[], None] = lambda: None,
 ) -> tuple[int, bool]:
     """Run a command to its end. Nothing that the command starts outlives it.
 
@@ -192,7 +173,6 @@ def run(
         snakemake: the Snakemake that waits for the command.
         grace: seconds from the first signal until the command is killed.
         keep_open: file descriptors that the command inherits.
-        every_hour: called once an hour while the command runs.
 
     Returns:
         The exit status (−n if signal n ended the command), and whether the command was told to
@@ -223,7 +203,6 @@ def run(
     except OSError as error:
         raise InputError(f"{command[0]}: {error.strerror}") from None
     job = _Command(process, grace)
-    hour = time.monotonic()
     while process.poll() is None:
         select.select([awake], [], [], _TICK_SECONDS)
         with suppress(BlockingIOError):
@@ -236,8 +215,5 @@ def run(
             log.error("Snakemake has ended; stopping the command within %g s", grace)
             job.stop()
         job.check_deadline()
-        if time.monotonic() > hour + 3600:
-            hour = time.monotonic()
-            every_hour()
     job.end_orphans()
     return process.returncode, job.deadline is not None
