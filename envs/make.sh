@@ -48,7 +48,7 @@ mkdir -p .venvs
 hash=$(sha256 "$pins")
 # Two runs may start at once. Not every system has the command, nor every file system the locks.
 if command -v flock >/dev/null; then
-    exec 9>.venvs/.lock
+    exec 9>>.venvs/.lock
     flock 9 || true
 fi
 if [ -x "$venv/bin/python" ] && [ "$(cat "$venv/made_from" 2>/dev/null)" = "$hash" ]; then

@@ -7,18 +7,6 @@ from pathlib import Path
 from portllm.storage import locks
 
 
-def test_shared_locks_exclude_only_exclusive_ones(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    first, second = locks.try_lock(path, shared=True), locks.try_lock(path, shared=True)
-    assert first is not None
-    assert second is not None
-    assert locks.try_lock(path) is None
-    os.close(first)
-    assert locks.try_lock(path) is None
-    os.close(second)
-    assert locks.try_lock(path) is not None
-
-
 def test_a_lock_is_on_the_file_that_bears_the_name(tmp_path: Path) -> None:
     path = tmp_path / "work" / "lock"
     first = locks.wait_for_lock(path, lambda: None)

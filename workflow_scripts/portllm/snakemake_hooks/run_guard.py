@@ -49,18 +49,18 @@ def hold(results: Path) -> int | None:
         The descriptor that must stay open; None if the file system has no locks.
 
     Raises:
-        InputError: another run holds the directory.
+        InputError: another run holds the directory, or its lock file is not usable.
     """
     results.mkdir(parents=True, exist_ok=True)
+    path = results / LOCK
     try:
-        descriptor = locks.try_lock(results / LOCK)
+        descriptor = locks.try_lock(path)
     except locks.LockingUnsupportedError:
         return None
-    if descriptor is None:
-        owner = _describe((results / LOCK).read_text())
+    if descriptor is None or not _hold_directory(results):
         raise InputError(
-            f"another Snakemake run is using {results} ({owner}); nothing was started. Wait until "
-            "it ends, or stop it"
+            f"another Snakemake run is using {results} ({_owner(path)}); nothing was started. Wait "
+            "until it ends, or stop it"
         )
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     owner = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": since})
@@ -69,10 +69,21 @@ def hold(results: Path) -> int | None:
     return descriptor
 
 
-def _describe(owner: str) -> str:
+def _hold_directory(results: Path) -> bool:
+    """Lock the directory as well, so that a removed lock file lets no second run in.
+
+    The descriptor stays open until this process ends. Some file systems, such as NFS, lock only
+    files.
+    """
+    with suppress(locks.LockingUnsupportedError):
+        return locks.try_lock_directory(results) is not None
+    return True
+
+
+def _owner(lock: Path) -> str:
     try:
-        return "process {process} on {host}, since {since}".format(**json.loads(owner))
-    except (ValueError, KeyError):
+        return "process {process} on {host}, since {since}".format(**json.loads(lock.read_text()))
+    except (OSError, ValueError, KeyError):
         return "just started"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from portllm.errors import InputError
 from portllm.storage import locks
 
 JOB = "portllm-job-"
@@ -78,7 +79,7 @@ def sweep(parent: Path, *prefixes: str) -> list[Path]:
         if not directory.name.startswith(prefixes):
             continue
         # It may vanish meanwhile, hold a cut record or be on a file system without locks.
-        with suppress(OSError, ValueError, locks.LockingUnsupportedError):
+        with suppress(OSError, ValueError, InputError, locks.LockingUnsupportedError):
             if not _is_own_directory(directory):
                 continue
             if (directory / OWNER).exists():
