@@ -513,6 +513,7 @@ def test_links_of_the_hubs_cache_and_of_a_study_are_followed(place: Path, portll
         ({"alpha_pattern": {"(q_proj": 3}}, "alpha_pattern: found '(q_proj', expected a regular "),
         ({"target_modules": [["q_proj"]]}, "target_modules: found [['q_proj']], expected texts"),
         ({"use_rslora": "no"}, "use_rslora: found 'no', expected true or false"),
+        ({"base_model_name_or_path": [5]}, "base_model_name_or_path: found [5], expected a text"),
         (None, "found [], expected an object"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern: found ['q_proj'], expected an object"),
     ],

@@ -92,6 +92,21 @@ def test_a_missing_file_is_reported_with_both_places(checkout: Checkout, study: 
     ) in run.stdout
 
 
+def test_config_files_are_checked_from_another_directory(
+    checkout: Checkout, study: Checkout
+) -> None:
+    lists = [f"a{index}: &a{index} [{9 * f'*a{index - 1}, '}]" for index in range(1, 10)]
+    (study.directory / "mine.yaml").write_text("\n".join(["a0: &a0 [x]", *lists]))
+    run = study.run(
+        "--snakefile", "../checkout/Snakefile", "--dry-run", "--configfile", "mine.yaml"
+    )
+    assert "error: mine.yaml: line 6: found a value of over 1,000,000 characters" in run.stdout
+    (study.directory / "mine.yaml").rename(study.directory / "config.yaml")
+    run = checkout.run("--directory", "../study", "--dry-run")
+    assert "config.yaml: line 6: found a value of over 1,000,000 characters" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
 def test_a_module_with_renamed_rules_and_its_own_configuration(study: Checkout) -> None:
     add_module(study)
     shown = study.complete("--dry-run", "--printshellcmds")

@@ -19,8 +19,10 @@ def named_files(arguments: Sequence[str]) -> list[Path]:
     """Return the config files that Snakemake's command line names, or else the default one."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--configfile", "--configfiles", dest="files", nargs="+", type=Path)
+    parser.add_argument("--directory", "-d", type=Path, default=Path())
     known, _ = parser.parse_known_args(arguments)
-    return known.files or [path for path in [Path("config.yaml")] if path.exists()]
+    default = known.directory / "config.yaml"
+    return known.files or ([default] if default.exists() else [])
 
 
 def _similar_files(path: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from portllm.data import task_files
 from portllm.errors import InputError, nearest
+from portllm.storage.files import read_text
 from portllm.study import imported_patterns, matrix, selection, stage_settings
 from portllm.study.exhibits import FILE, GROUPS, Group, Registry
 from portllm.study.matrix import Config
@@ -107,9 +108,11 @@ def _check_generator(reference: str, place: str) -> None:
     if not Path(file).is_file():
         raise InputError(f"{place}: no such file: {file}")
     try:
-        tree = ast.parse(Path(file).read_text())
+        tree = ast.parse(read_text(Path(file)))
     except SyntaxError as error:
         raise InputError(f"{place}: {file}, line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a null byte, deep nesting
+        raise InputError(f"{place}: {file}: found no Python: {error}") from None
     functions = [
         node.name
         for node in tree.body

@@ -46,6 +46,7 @@ _DEFAULTS = {"r": 8, "lora_alpha": 8}
 
 _NONE = type(None)
 _TYPES: dict[str, type | tuple[type, ...]] = {
+    "base_model_name_or_path": (str, _NONE),
     "bias": str,
     "fan_in_fan_out": (bool, _NONE),  # Axolotl writes null
     "use_rslora": bool,
