@@ -12,6 +12,8 @@ rule measure_movement:
     resources:
         mem_mb=asks("measure_movement", "mem_mb", 2000),
         runtime=asks("measure_movement", "runtime", 60),
+    params:
+        code=code("measure_movement.py"),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
         ' "$EVAL_PYTHON" "$SCRIPTS/measure_movement.py" --base {input.base:q}'
@@ -34,6 +36,8 @@ rule measure_norms:
     resources:
         mem_mb=asks("measure_norms", "mem_mb", 2000),
         runtime=asks("measure_norms", "runtime", 60),
+    params:
+        code=code("measure_norms.py"),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
         ' "$EVAL_PYTHON" "$SCRIPTS/measure_norms.py" --version {input.version:q}'
@@ -59,6 +63,8 @@ rule measure_geometry:
     resources:
         mem_mb=asks("measure_geometry", "mem_mb", 2000),
         runtime=asks("measure_geometry", "runtime", 60),
+    params:
+        code=code("measure_geometry.py"),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
         ' "$EVAL_PYTHON" "$SCRIPTS/measure_geometry.py" --base {input.base:q} --version {input.version:q}'
@@ -87,6 +93,7 @@ rule measure_loss_slice:
         mem_mb=asks("measure_loss_slice", "mem_mb", 4000),
         runtime=asks("measure_loss_slice", "runtime", 720),
     params:
+        code=code("measure_loss_slice.py"),
         settings=lambda wildcards: options(
             stage_settings.loss_slice_settings(config, wildcards.task)
         ),

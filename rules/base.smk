@@ -24,6 +24,7 @@ rule pretrain:
         mem_mb=asks("pretrain", "mem_mb", 4000),
         runtime=asks("pretrain", "runtime", 60),
     params:
+        code=code("pretrain.py"),
         settings=lambda wildcards: options(
             stage_settings.pretraining_settings(config, wildcards.model)
         ),

@@ -17,6 +17,7 @@ from portllm.planning import estimates, resource_requests
 from portllm.reporting import registry
 from portllm.snakemake_hooks import attach, device_options, environments
 from portllm.snakemake_hooks import cache_adapter, not_made, output_cache, placement
+from portllm.snakemake_hooks import program_code
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
 from portllm.command_line import options
@@ -117,6 +118,10 @@ def asks(rule, name, default):
     return lambda wildcards, attempt: resource_requests.requested(
         PRICED, rule, dict(wildcards), name, default, attempt
     )
+
+
+# A parameter of the rules: what they made with other code is made again.
+code = program_code.ProgramCode(HERE / "workflow_scripts", program_code.KEPT_IN).parameter
 
 
 def one_of(names):

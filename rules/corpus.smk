@@ -16,6 +16,7 @@ rule make_corpus:
         # No parameter: where a mirror is changes nothing that is fetched.
         hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     params:
+        code=code("make_corpus.py"),
         definition=lambda wildcards: options({"definition": config["corpora"][wildcards.corpus]}),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --credentials --mem-mb {resources.mem_mb} --'

@@ -18,6 +18,7 @@ rule preprocess:
         mem_mb=asks("preprocess", "mem_mb", 8000),
         runtime=asks("preprocess", "runtime", 120),
     params:
+        code=code("evolve.py", output_cache.PLUGIN),
         settings=lambda wildcards: options(
             stage_settings.evolution_settings(config, wildcards.version)
         ),
@@ -53,6 +54,7 @@ rule evolve:
         mem_mb=asks("evolve", "mem_mb", 6000),
         runtime=asks("evolve", "runtime", 1440),
     params:
+        code=code("evolve.py", output_cache.PLUGIN),
         settings=lambda wildcards: options(
             stage_settings.evolution_settings(config, wildcards.version)
         ),

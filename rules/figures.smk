@@ -19,6 +19,7 @@ rule make_figure:
     conda:
         "../envs/workflow.yaml"
     params:
+        code=lambda wildcards: code("make_figure.py", FIGURES.module(wildcards.figure)),
         settings=lambda wildcards: options({"settings": FIGURES.program_settings(wildcards.figure)}),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/make_figure.py" {input.sources:q} {params.settings}'

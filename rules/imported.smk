@@ -13,6 +13,7 @@ rule import_scores:
     conda:
         "../envs/workflow.yaml"
     params:
+        code=code("import_scores.py"),
         # The program looks for the files itself: so many names could be too long a command.
         settings=lambda wildcards: options(
             {"settings": stage_settings.imported_settings(config, wildcards.source)}

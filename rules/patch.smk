@@ -61,6 +61,7 @@ rule train_patch:
             "checkpoint_steps"
         ],
     params:
+        code=code("train_patch.py"),
         settings=lambda wildcards: options(
             stage_settings.without(
                 stage_settings.patch_settings(config, wildcards.task), "checkpoint_steps"

@@ -13,6 +13,7 @@ rule make_report:
     conda:
         "../envs/workflow.yaml"
     params:
+        code=code("make_report.py"),
         settings=lambda wildcards: options({"settings": summary.report_settings(config)}),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/make_report.py" --tables {input.tables:q} --figures {input.figures:q}'

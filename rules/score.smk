@@ -33,6 +33,7 @@ rule score:
         mem_mb=asks("score", "mem_mb", 4000),
         runtime=asks("score", "runtime", 720),
     params:
+        code=code("score.py"),
         settings=lambda wildcards: options(stage_settings.scoring_settings(config, wildcards.task)),
         cells=lambda wildcards, input: options(
             stage_settings.scored_cells(
@@ -43,7 +44,7 @@ rule score:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
         ' "$SCORE_PYTHON" "$SCRIPTS/score.py" --gpus {resources.gpu} --version {input.version:q} --task {input.task:q}'
         " --names model={wildcards.model:q} applied_to={wildcards.applied_to:q} task={wildcards.task:q}"
-        " {params.settings} {params.cells}"
+        " {params.settings} {params.cells} --code {params.code:q}"
         " --results {output.results:q} --samples {output.samples:q} >{log:q} 2>&1"
 
 
@@ -58,6 +59,8 @@ rule collect_scores:
     localrule: True
     conda:
         "../envs/workflow.yaml"
+    params:
+        code=code("collect_scores.py"),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/collect_scores.py" {input.results:q} --imported {input.imported:q}'
         " --output {output:q} >{log:q} 2>&1"

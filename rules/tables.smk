@@ -20,6 +20,7 @@ rule make_table:
     conda:
         "../envs/workflow.yaml"
     params:
+        code=lambda wildcards: code("make_table.py", TABLES.module(wildcards.table)),
         settings=lambda wildcards: options({"settings": TABLES.program_settings(wildcards.table)}),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/make_table.py" {input.sources:q} --notes {input.notes:q} {params.settings}'

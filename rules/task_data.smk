@@ -15,6 +15,7 @@ rule make_task_data:
         # No parameter: where a mirror is changes nothing that is fetched.
         hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
     params:
+        code=code("make_task_data.py"),
         settings=lambda wildcards: options(
             stage_settings.task_data_settings(config, wildcards.task)
         ),

@@ -13,6 +13,7 @@ rule transplant:
         mem_mb=asks("transplant", "mem_mb", 2000),
         runtime=asks("transplant", "runtime", 30),
     params:
+        code=code("transplant.py"),
         method=lambda wildcards: options(stage_settings.method_settings(config, wildcards.method)),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
@@ -36,6 +37,8 @@ rule merge:
     resources:
         mem_mb=asks("merge", "mem_mb", 2000),
         runtime=asks("merge", "runtime", 60),
+    params:
+        code=code("transplant.py"),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
         ' "$EVAL_PYTHON" "$SCRIPTS/transplant.py" --patch {input.adapter:q} --version {input.version:q}'

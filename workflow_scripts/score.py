@@ -66,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--gpus", type=int, default=1, help="most GPUs to use, of those that are visible"
     )
+    parser.add_argument("--code", help="a hash of this program's code, for the key of each cell")
     parser.add_argument("--results", type=Path, required=True, help="JSON to write")
     parser.add_argument("--samples", type=Path, required=True, help="JSON lines to write")
     return parser.parse_args()
@@ -197,9 +198,9 @@ def main() -> None:
     # The number of processes changes the batches, and with them the rounding.
     hardware = [visible[0] if visible else "cpu", data_parallel.launched() or max(gpus, 1)]
     attention = used_attention(arguments.version, settings.backend)
-    # Only other values are in the key, because cells of earlier releases have none.
-    unusual = [attention] if attention not in ("sdpa", None) else []
-    cells = requested_cells(arguments, inputs, asdict(settings), packages, hardware, *unusual)
+    cells = requested_cells(
+        arguments, inputs, asdict(settings), packages, hardware, attention, arguments.code
+    )
     scored = cache.read_scored(arguments.results, arguments.samples)
     missing = [cell for cell in cells if cell.key not in scored.cells]
     if missing and settings.backend == "hf" and gpus > 1 and not data_parallel.launched():

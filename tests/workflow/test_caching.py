@@ -65,6 +65,42 @@ def test_the_learning_rate_retrains_patches(study: Checkout) -> None:
     assert study.counts() == {"train_patch": 17, "transplant": 21, "score": 17, **PATCHED}
 
 
+def append(study: Checkout, file: str, text: str) -> None:
+    """Add lines to a file of the library or to a program."""
+    path = study.directory / "workflow_scripts" / file
+    path.write_text(path.read_text() + text)
+
+
+def test_comments_and_docstrings_change_nothing(study: Checkout) -> None:
+    append(study, "portllm/storage/files.py", "\n\n# A comment.\n")
+    path = study.directory / "workflow_scripts/portllm/transplant/methods.py"
+    path.write_text('"""Another docstring."""\n' + path.read_text().partition('"""\n\n')[2])
+    assert study.planned() == []
+
+
+def test_changed_code_redoes_what_it_decides(study: Checkout) -> None:
+    append(study, "portllm/transplant/methods.py", "\n\nCHANGED = 1\n")
+    counts = study.counts()
+    assert (counts["transplant"], counts["score"]) == (21, 17)
+    assert not {"pretrain", "make_corpus", "make_task_data"} & counts.keys()
+
+
+def test_a_changed_scoring_program_scores_again(study: Checkout) -> None:
+    append(study, "score.py", "\n\nCHANGED = 1\n")
+    assert study.counts() == {"score": 17, **LAST}
+    done = study.run("--dry-run")
+    assert "before: <nothing exclusive>" not in done.stdout
+    assert "Params have changed since last execution" in done.stdout
+    assert "code " in done.stdout.partition("Params have changed")[2]
+
+
+def test_a_changed_kind_of_table_redoes_only_its_tables(study: Checkout) -> None:
+    append(study, "portllm/reporting/exhibits/trend.py", "\n\nCHANGED = 1\n")
+    counts = study.counts()
+    kinds = [table.get("kind") for table in study.read(STUDY)["tables"].values()]
+    assert counts == {"make_table": kinds.count("trend"), "make_report": 1}
+
+
 def test_more_frequent_checkpoints_change_nothing(study: Checkout) -> None:
     edit(study, lambda config: config["patch"].update(checkpoint_steps=7))
     assert study.planned() == []

@@ -9,6 +9,7 @@ import pytest
 from conftest import PROJECT
 
 from portllm.snakemake_hooks import output_cache
+from portllm.snakemake_hooks.program_code import ProgramCode
 from portllm.training import evolution
 
 SCRIPTS = PROJECT / "workflow_scripts"
@@ -35,22 +36,26 @@ json.dump([sys.modules[name].__file__ for name in done], sys.stdout)
 """
 
 
+def shared_files() -> list[Path]:
+    return ProgramCode(SCRIPTS).files(*output_cache.PROGRAMS, output_cache.PLUGIN)
+
+
 def test_every_module_that_python_imports_is_in_the_key() -> None:
     programs = [program.removesuffix(".py") for program in output_cache.PROGRAMS]
     command = [sys.executable, "-c", IMPORT_EVERYTHING, str(SCRIPTS), *programs]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {Path(name).relative_to(SCRIPTS) for name in json.loads(done.stdout)}
     assert Path("portllm/weights/adapters.py") in imported
-    assert imported <= set(output_cache.deciding_files(SCRIPTS))
+    assert imported <= set(shared_files())
 
 
 def test_the_module_that_axolotl_loads_by_name_is_in_the_key() -> None:
     module = evolution.PLUGIN.rpartition(".")[0].replace(".", "/") + ".py"
-    assert Path(module) in output_cache.deciding_files(SCRIPTS)
+    assert Path(module) in shared_files()
 
 
 def test_modules_of_stages_that_are_not_shared_are_not_in_the_key() -> None:
-    names = {str(path) for path in output_cache.deciding_files(SCRIPTS)}
+    names = {str(path) for path in shared_files()}
     assert {"portllm/training/patch_training.py", "portllm/data/corpora.py"} <= names
     packages = {name.split("/")[1] for name in names if "/" in name}
     assert not packages & {"scoring", "analysis", "statistics", "reporting", "snakemake_hooks"}
@@ -69,7 +74,7 @@ def test_relative_imports_and_re_exports_are_followed(
     (package / "unused.py").touch()
     (tmp_path / "program.py").write_text("def main():\n    from portllm.part import value\n")
     monkeypatch.chdir(tmp_path.parent)  # Snakefile passes a relative path
-    files = output_cache.deciding_files(Path(tmp_path.name), ["program.py"])
+    files = ProgramCode(Path(tmp_path.name)).files("program.py")
     assert [str(path) for path in files] == [
         "portllm/__init__.py",
         "portllm/part/__init__.py",

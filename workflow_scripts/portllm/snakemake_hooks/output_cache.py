@@ -6,15 +6,14 @@ after a hash of the code that decides them and "gpu" or "cpu" (`auto` precision 
 and float32 on a CPU).
 """
 
-import hashlib
 import os
 import stat
-from collections.abc import Iterable, MutableMapping
-from modulefinder import ModuleFinder
+from collections.abc import MutableMapping
 from pathlib import Path
 
 from portllm.errors import InputError
 from portllm.snakemake_hooks import cache_entries
+from portllm.snakemake_hooks.program_code import ProgramCode
 from portllm.storage import temporary
 
 VARIABLE = "SNAKEMAKE_OUTPUT_CACHE"
@@ -33,35 +32,9 @@ PROGRAMS = (
 PLUGIN = "portllm/training/axolotl_plugin.py"
 
 
-def deciding_files(scripts: Path, programs: Iterable[str] = (*PROGRAMS, PLUGIN)) -> list[Path]:
-    """List the programs and every library file that they import, directly or not.
-
-    Imports inside functions, relative imports and re-exports in `__init__.py` are followed.
-
-    Args:
-        scripts: the directory that holds the programs and the package `portllm`.
-        programs: files to start from, relative to `scripts`.
-
-    Returns:
-        Sorted paths relative to `scripts`.
-    """
-    scripts = scripts.absolute()
-    deciding: set[Path] = set()
-    for program in programs:
-        # With this path alone, installed packages are not found and so not followed.
-        finder = ModuleFinder(path=[str(scripts)])
-        finder.run_script(str(scripts / program))
-        files = (module.__file__ for module in finder.modules.values() if module.__file__)
-        deciding |= {Path(file).relative_to(scripts) for file in files}
-    return sorted(deciding)
-
-
 def code_key(scripts: Path) -> str:
     """Hash the code that decides shared outputs."""
-    digest = hashlib.sha256()
-    for file in deciding_files(scripts):
-        digest.update(str(file).encode() + b"\0" + (scripts / file).read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return ProgramCode(scripts).key(*PROGRAMS, PLUGIN)
 
 
 def prepare(

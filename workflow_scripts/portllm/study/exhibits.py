@@ -304,6 +304,10 @@ class StudyExhibits:
         names = self.config[self.group]
         return [name for name in names if self._kind(name).has_rows(self.config, names[name])]
 
+    def module(self, name: str) -> str:
+        """Return the file of its kind's class, below the programs."""
+        return type(self._kind(name)).__module__.replace(".", "/") + ".py"
+
     def sources(self, name: str) -> list[str]:
         """Return the files that one is made from."""
         return self._kind(name).sources(self.config, self._settings(name))
