@@ -44,11 +44,9 @@ def complete_recipe(arguments: argparse.Namespace, *, on_gpu: bool) -> dict[str,
     from portllm.training import recipe_defaults
     from portllm.weights.checkpoints import Checkpoint
 
-    return recipe_defaults.complete(
-        {**read_recipe(arguments.recipe), **arguments.overrides},
-        Checkpoint(arguments.model).config,
-        recipe_defaults.current_device() if on_gpu else None,
-    )
+    device = recipe_defaults.current_device() if on_gpu else None
+    recipe = {**read_recipe(arguments.recipe), **arguments.overrides}
+    return recipe_defaults.complete(recipe, Checkpoint(arguments.model).config, device)
 
 
 def preprocess(arguments: argparse.Namespace) -> None:

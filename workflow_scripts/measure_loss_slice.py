@@ -30,6 +30,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
+    from portllm.jobs import torch_devices
+
+    torch_devices.check(single=True)
     from portllm.analysis import loss_slices
     from portllm.data import task_files, tasks
     from portllm.scoring import hf

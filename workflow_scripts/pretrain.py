@@ -30,6 +30,9 @@ def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
     lazy_imports.hide("sklearn", "scipy")
+    from portllm.jobs import torch_devices
+
+    torch_devices.check(single=True)
     import torch
 
     from portllm.storage import files

@@ -169,7 +169,7 @@ def main() -> None:
         lease, variables = lease_devices(arguments.count, job, snakemake, grace)
     except supervision.SnakemakeGoneError:
         raise InputError(f"Snakemake has ended, so {job} was not started") from None
-    hidden = (devices.POOL, devices.VISIBLE)
+    hidden = (devices.POOL, devices.VISIBLE, devices.HELD)
     environment = {name: value for name, value in GIVEN.items() if name not in hidden}
     if not arguments.credentials:
         environment = credentials.without(environment)

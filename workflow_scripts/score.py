@@ -188,12 +188,12 @@ def write(arguments: argparse.Namespace, scored: cache.Scored, **provenance: Any
 
 def main() -> None:
     arguments = parse_arguments()
+    visible = data_parallel.visible_gpus()
     settings = cache.ScoringSettings(
         **{field.name: getattr(arguments, field.name) for field in fields(cache.ScoringSettings)}
     )
     inputs = input_hashes(arguments)
     packages = manifests.package_versions(cache.PACKAGES[settings.backend])
-    visible = data_parallel.visible_gpus()
     gpus = min(arguments.gpus, len(visible))
     # The number of processes changes the batches, and with them the rounding.
     hardware = [visible[0] if visible else "cpu", data_parallel.launched() or max(gpus, 1)]

@@ -41,6 +41,9 @@ def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
     lazy_imports.hide(*lazy_imports.unused_in_training(arguments.model))
+    from portllm.jobs import torch_devices
+
+    torch_devices.check(single=True)
     from portllm.storage import files
     from portllm.training import finished_results, patch_training, resuming
 

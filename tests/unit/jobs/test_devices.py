@@ -1,5 +1,7 @@
 """The devices of a machine, and the pool that jobs draw from."""
 
+from pathlib import Path
+
 import pytest
 import run_job_cli
 from run_job_cli import LISTED
@@ -20,6 +22,18 @@ GPU 1: NVIDIA A100 (UUID: GPU-bb)
 def test_what_nvidia_smi_lists() -> None:
     assert devices.read_inventory(LISTED) == {"GPU-1f0a": "0", "GPU-1f7c": "1"}
     assert devices.read_inventory(DIVIDED) == {"MIG-1": "MIG-1", "MIG-2": "MIG-2", "GPU-bb": "1"}
+
+
+def test_devices_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "DRIVER_GPUS", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    for address, uuid in (("0000:41:00.0", "GPU-bb"), ("0000:01:00.0", "GPU-aa")):
+        information = tmp_path / address / "information"
+        information.parent.mkdir()
+        information.write_text(f"Model: \t NVIDIA A100\nGPU UUID: \t {uuid}\nIRQ: \t 0\n")
+    assert list(devices.pool({}).items()) == [("GPU-aa", "GPU-aa"), ("GPU-bb", "GPU-bb")]
+    information.write_text("GPU UUID: \t GPU-????????-????\n")
+    assert devices.pool({}) == {}
 
 
 @pytest.mark.parametrize(

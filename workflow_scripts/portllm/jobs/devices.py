@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 
 from portllm.errors import InputError, nearest
 
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POOL = "PORTLLM_DEVICES"
 """Environment variable: the devices that jobs may lease while CUDA_VISIBLE_DEVICES hides them."""
+HELD = "PORTLLM_GPUS"
+"""Environment variable of a command: number of devices that it holds, if any."""
+DRIVER_GPUS = Path("/proc/driver/nvidia/gpus")
 ALL = "all"
 
 
@@ -40,16 +44,32 @@ def inventory() -> dict[str, str]:
     """List the devices of this machine in the order of nvidia-smi, MIG parts in place of a device.
 
     Returns:
-        UUID → the name that CUDA_VISIBLE_DEVICES takes. Empty if nvidia-smi is missing or fails.
+        UUID → the name that CUDA_VISIBLE_DEVICES takes. Empty if none are
+        found or nvidia-smi fails.
     """
     if shutil.which("nvidia-smi") is None:
-        return {}
+        # Containers often lack it.
+        return listed_by_driver(DRIVER_GPUS)
     listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     if listing.returncode != 0:
         output = " ".join((listing.stdout + listing.stderr).split())
         log.warning("nvidia-smi failed, so no device is used: %s", output)
         return {}
     return read_inventory(listing.stdout)
+
+
+def listed_by_driver(directory: Path) -> dict[str, str]:
+    """List the devices that NVIDIA's kernel driver knows, in the order of their PCI addresses.
+
+    A device that was not used since boot may have no UUID yet. Then none is listed.
+    """
+    devices: dict[str, str] = {}
+    for path in sorted(directory.glob("*/information")):
+        match = re.search(r"^GPU UUID:\s*(GPU-[0-9a-f-]+)$", path.read_text(), re.MULTILINE)
+        if match is None:
+            return {}
+        devices[match[1]] = match[1]
+    return devices
 
 
 def read_inventory(listing: str) -> dict[str, str]:
@@ -109,6 +129,8 @@ def pool(environment: Mapping[str, str]) -> dict[str, str]:
 def shown(devices: Mapping[str, str]) -> dict[str, str]:
     """Return variables with which a command sees exactly these devices, in this order."""
     variables = {VISIBLE: ",".join(devices.values())}
+    if devices:
+        variables[HELD] = str(len(devices))
     if any(name.isdigit() and name != uuid for uuid, name in devices.items()):
         # By default CUDA numbers the fastest device 0. nvidia-smi numbers by PCI bus.
         variables["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"

@@ -1,6 +1,7 @@
 """What a recipe for Axolotl leaves open and the model or the device decides."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -43,14 +44,31 @@ class Device:
     has_flash_attention: bool = False
 
 
+_CAPABILITY = """
+import sys, torch
+from portllm.errors import InputError
+from portllm.jobs import torch_devices
+try:
+    torch_devices.check(single=False)
+except InputError as error:
+    sys.exit(str(error))
+print(*torch.cuda.get_device_capability())
+"""
+
+
 def current_device() -> Device:
     """Return the first GPU that this process sees; asks another process, which CUDA would slow.
 
     Raises:
         InputError: torch cannot use the GPU.
     """
-    code = "import torch; print(*torch.cuda.get_device_capability())"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", _CAPABILITY],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if answer.returncode != 0:
         reason = answer.stderr.strip().splitlines()[-1:]
         raise InputError(f"torch cannot use the GPU of this job: {' '.join(reason)}")
