@@ -27,6 +27,7 @@ def main() -> None:
         os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"
     from portllm.data import hub, task_files, tasks
     from portllm.storage import files
+    from portllm.weights import loading
 
     with hub.explained("dataset", f"of task {arguments.lm_eval}"):
         task = tasks.load(
@@ -35,7 +36,9 @@ def main() -> None:
             hub_mirror=arguments.hub_mirror,
             allow_unsafe_code=arguments.allow_unsafe_code,
         )
-    with files.whole_directory(arguments.output) as directory:
+    # The task's own functions and templates, too.
+    explained = loading.explained(f"task {arguments.lm_eval}", "write its data")
+    with explained, files.whole_directory(arguments.output) as directory:
         count = 0
         if not arguments.no_training:
             examples = tasks.training_examples(task, limit=arguments.training_limit)

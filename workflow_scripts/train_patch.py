@@ -62,7 +62,7 @@ def main() -> None:
     # own checkpoints and no others.
     decisive = {**asdict(lora), "checkpoint_steps": None}
     work = arguments.work / files.hash_value([decisive, inputs])[:16]
-    examples = list(files.read_json_lines(arguments.task / "train.jsonl"))
+    examples = patch_training.read_examples(arguments.task / "train.jsonl")
     with resuming.held(work):
         if finished_results.restore(work, arguments.output):
             return

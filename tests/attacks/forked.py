@@ -23,6 +23,10 @@ COMMAND = str(SCRIPTS / "portllm" / "cli" / "main.py")
 """The program of the `portllm` command."""
 
 
+TRAINING = ("-sklearn", "-scipy", "-datasets", "-bitsandbytes", "portllm.training.patch_training")
+"""Modules that training a patch imports, without those that it hides."""
+
+
 class Forker:
     """Starts programs as forks of one process, one at a time."""
 
@@ -78,7 +82,11 @@ class Run:
 
 @contextmanager
 def forker(*modules: str) -> Iterator[Forker]:
-    """Start a process that imports modules and forks for each program."""
+    """Start a process that imports modules and forks for each program.
+
+    Args:
+        modules: names of modules. One that starts with "-" is hidden from those that follow.
+    """
     environment = {
         **os.environ,
         "PYTHONPATH": str(SCRIPTS),
@@ -101,9 +109,11 @@ def forker(*modules: str) -> Iterator[Forker]:
 def _serve(modules: list[str]) -> None:
     from portllm import lazy_imports
 
-    lazy_imports.hide("sklearn", "scipy", "datasets", "bitsandbytes", "torchao")
     for name in modules:
-        __import__(name)
+        if name.startswith("-"):
+            lazy_imports.hide(name[1:])
+        else:
+            __import__(name)
     gc.freeze()
     for line in iter(sys.stdin.readline, ""):
         child = os.fork()

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 import tiny
-from attacks.forked import COMMAND, SCRIPTS, Forker, forker
+from attacks.forked import COMMAND, SCRIPTS, TRAINING, Forker, forker
 from attacks.storm import Storm
 
 from portllm.storage import files, manifests
@@ -23,7 +23,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def programs() -> Iterator[Forker]:
-    with forker("portllm.transplant.merging", "portllm.training.patch_training") as started:
+    with forker(*TRAINING, "portllm.transplant.merging") as started:
         yield started
 
 

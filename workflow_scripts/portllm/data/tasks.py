@@ -97,12 +97,21 @@ def load(
     for key in ("tag", "group", "task_list"):
         definition.pop(key, None)
     try:
-        return ConfigurableTask(config={**definition, **source})
+        return _configured({**definition, **source}, path)
     except IndexError as error:
         raise InputError(
             f"task {name!r}: found no first item of the split for scoring ({error}), expected one "
             "item or more"
         ) from None
+
+
+def _configured(definition: dict[str, Any], path: Path) -> ConfigurableTask:
+    try:
+        return ConfigurableTask(config=definition)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: lm-eval cannot load this task: {type(error).__name__}: {error}"
+        ) from error
 
 
 def save_dataset(task: ConfigurableTask, directory: Path) -> None:

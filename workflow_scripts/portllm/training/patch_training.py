@@ -21,7 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from portllm.errors import InputError
+from portllm.errors import InputError, shown
+from portllm.storage import files
 from portllm.study.schema import defaults
 from portllm.training import divergence, resuming
 from portllm.training.divergence import Divergence
@@ -89,6 +90,26 @@ def encode(
     completion_length = len(tokens) + 1 - len(start)
     ignored = 0 if settings.loss_on == "everything" else max(0, len(ids) - completion_length)
     return {"input_ids": ids, "labels": [IGNORED] * ignored + ids[ignored:]}
+
+
+def read_examples(path: Path) -> list[dict[str, str]]:
+    """Read the `prompt` and `completion` of each example of a JSON-lines file.
+
+    Raises:
+        InputError: a line holds something else.
+    """
+    examples = []
+    for number, row in enumerate(files.read_json_lines(path), start=1):
+        place = f"{path}: line {number}"
+        files.check_object(row, place, prompt=str, completion=str)
+        if row.keys() != {"prompt", "completion"}:
+            raise InputError(f"{place}: found {shown(list(row))}, expected prompt and completion")
+        try:
+            "".join(row.values()).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{place}: found text that is not Unicode") from None
+        examples.append(row)
+    return examples
 
 
 class Examples(Dataset):
