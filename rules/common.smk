@@ -20,6 +20,7 @@ from portllm.snakemake_hooks import cache_adapter, not_made, output_cache, place
 from portllm.snakemake_hooks import program_code
 from portllm.study import config as configuration
 from portllm.study import exhibits, imported_patterns, matrix, paths, stage_settings, summary
+from portllm.storage.files import read_json
 from portllm.command_line import options
 from portllm.errors import InputError, worded
 
@@ -74,6 +75,7 @@ try:
         results=PLACE.results,
         known=estimates.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
+        known_tasks=read_json(HERE / "resources" / "task_sizes.json"),
         has_devices=device_options.has_devices(workflow),
     )
     resource_requests.check_devices(

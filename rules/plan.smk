@@ -14,7 +14,11 @@ rule plan:
         python=sys.executable,
         study=lambda wildcards: json.dumps(
             plan_inputs.describe_study(
-                config, PLACE.results, rules._rules, has_devices=PRICED.has_devices
+                config,
+                PLACE.results,
+                rules._rules,
+                has_devices=PRICED.has_devices,
+                device_count=device_options.device_count(workflow),
             )
         ),
         same_study=lambda wildcards: options(plan_inputs.study_options(workflow)),

@@ -3,6 +3,7 @@
 import argparse
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from portllm.command_line import run
@@ -25,6 +26,7 @@ def main() -> None:
     # End silently when the reader of the output has gone, as in `snakemake plan | head`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     arguments = parse_arguments()
+    from portllm.jobs import devices
     from portllm.planning import plan_tables
     from portllm.planning.estimates import PricedStudy, hub_models
     from portllm.planning.planned_jobs import PlannedRule, read_summary
@@ -39,10 +41,14 @@ def main() -> None:
         results=Path(study["results"]),
         known=hub_models(RESOURCES / "models"),
         recipes=configuration.recipes(study["config"]),
+        known_tasks=json.loads((RESOURCES / "task_sizes.json").read_text()),
         has_devices=study["has_devices"],
     )
     codes = custom_code.of_study(study["config"], RESOURCES)
-    for line in plan_tables.plan_text(priced, jobs, rules, codes):
+    gpus = plan_tables.Devices(study["device_count"])
+    if (memory := devices.least_memory()) is not None:
+        gpus = replace(gpus, memory=memory, source="of this machine")
+    for line in plan_tables.plan_text(priced, jobs, rules, codes, gpus):
         print(line)
 
 

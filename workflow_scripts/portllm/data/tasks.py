@@ -164,10 +164,11 @@ def request_lengths(task: ConfigurableTask) -> dict[str, int]:
     """Return the number of requests that score the task, and their longest and mean characters.
 
     Counted without few-shot examples, and with what the model may generate at four characters a
-    token. The plan derives memory and time from it.
+    token. The plan derives memory and time from it; resources/task_sizes.json has that of known
+    tasks.
     """
     metadata = (task.config.task, 0, 1)
-    lengths = []
+    lengths, generated = [], 0
     for doc in task.eval_docs:
         context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
         requests = task.construct_requests(doc=doc, ctx=context, metadata=metadata)
@@ -175,7 +176,8 @@ def request_lengths(task: ConfigurableTask) -> dict[str, int]:
             prompt, *rest = request.args
             answer = rest[0] if rest else ""
             if isinstance(answer, dict):
-                answer_length = 4 * answer.get("max_gen_toks", GENERATED)
+                generated = max(generated, answer.get("max_gen_toks", GENERATED))
+                answer_length = 4 * generated
             else:
                 answer_length = len(answer)
             lengths.append(len(prompt) + answer_length)
@@ -183,6 +185,7 @@ def request_lengths(task: ConfigurableTask) -> dict[str, int]:
         "requests": len(lengths),
         "longest_request": max(lengths),
         "mean_request": sum(lengths) // len(lengths),
+        "generated_tokens": generated,
     }
 
 

@@ -87,6 +87,16 @@ def read_inventory(listing: str) -> dict[str, str]:
     return devices
 
 
+def least_memory() -> int | None:
+    """Return the memory in bytes of this machine's smallest GPU; None without nvidia-smi."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    mebibytes = [int(line) for line in answer.stdout.split() if line.isdecimal()]
+    return min(mebibytes) * 2**20 if answer.returncode == 0 and mebibytes else None
+
+
 def _uuid(name: str, known: Mapping[str, str]) -> str:
     """Return the UUID of a device that is named by its index, UUID or a prefix of its UUID."""
     if not known or name in known:

@@ -25,6 +25,8 @@ SAMPLE_BYTES = 450
 ITEMS_ASSUMED = 2000
 # Longest request of a task before its data exists; that of BoolQ takes about 1,000 tokens.
 LENGTH_ASSUMED = 1024
+# Memory per device that a sharded training may fill: that of an 80 GB device.
+DEVICE_BYTES = 80_000_000_000
 # English text has four to five; numbers and names have fewer.
 CHARACTERS_PER_TOKEN = 3.5
 
@@ -99,6 +101,15 @@ def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Ve
     return Version(model, parent.origin, size)
 
 
+def read_manifest(artefact: Path) -> dict[str, Any]:
+    """Return the manifest of an artefact; empty without one, or if it is damaged."""
+    path = manifests.manifest_path(artefact)
+    try:
+        return read_json(path) if path.is_file() else {}
+    except InputError:
+        return {}  # the run makes it again
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Memory of one job in bytes: on the device, and on the host with and without a GPU."""
@@ -118,6 +129,7 @@ class PricedStudy:
         results: Path,
         known: dict[str, dict[str, Any]],
         recipes: dict[str, dict[str, Any]],
+        known_tasks: dict[str, dict[str, int]] | None = None,
         has_devices: bool = True,
     ) -> None:
         """Look up the study's models.
@@ -127,10 +139,12 @@ class PricedStudy:
             results: the directory of its results.
             known: configurations of models by lower-case hub id.
             recipes: the recipe of each evolution.
+            known_tasks: sizes of tasks by their name in lm-eval, as their manifests have them.
             has_devices: whether the run has GPUs; without, its jobs compute on the CPU.
         """
         self.config, self.results, self.recipes = config, results, recipes
         self.has_devices = has_devices
+        self._known_tasks = known_tasks or {}
         self.cells = matrix.cells_by_job(config)
         self.known = known
         self.unknown: dict[str, str] = {}
@@ -265,7 +279,15 @@ class PricedStudy:
                 model = self.version(names["model"], names["version"]).architecture
                 recipe = self.recipes[names["version"]]
                 both = (formulas.evolution_training(recipe, gpu=gpu) for gpu in (True, False))
-                return _training("evolve", model, *both)
+                words, estimate = _training("evolve", model, *both)
+                devices = self.evolution_devices(names["model"], names["version"]) or 1
+                if devices > 1 and formulas.is_sharded(recipe):
+                    training = formulas.evolution_training(recipe, gpu=True)
+                    shared, own = formulas.sharded(formulas.training_bytes(model, training))
+                    words += f", on {devices} GPUs"
+                    estimate = replace(estimate, device=shared // devices + own)
+                # Each process loads the model before it is shared.
+                return words, replace(estimate, host=devices * estimate.host)
             case "score" | "measure_loss_slice":
                 return self._scoring(job.rule, names)
             case "transplant":
@@ -309,12 +331,33 @@ class PricedStudy:
         words = f"batch {batch} x {length} tokens, {8 * width} bit"
         return words, Estimate(total, host, formulas.IMPORTS["score"] + total)
 
+    def task_sizes(self, task: str) -> dict[str, int]:
+        """Return the number of a task's examples and the size of its requests; empty if unknown."""
+        if recorded := read_manifest(self.results / "tasks" / task).get("parameters"):
+            return recorded
+        definition = self.config["tasks"][task]
+        name = definition.get("lm_eval", task)
+        return {} if "include" in definition else self._known_tasks.get(name, {})
+
+    def evolution_devices(self, model: str, version: str) -> int | None:
+        """Return how many devices an evolution is set to use, or needs if its recipe shards it.
+
+        None if neither decides it.
+        """
+        asked = stage_settings.resources(self.config, "evolve", version).get("gpu")
+        recipe = self.recipes[version]
+        if asked is not None or not formulas.is_sharded(recipe):
+            return asked
+        training = formulas.evolution_training(recipe, gpu=True)
+        parts = formulas.training_bytes(self.version(model, version).architecture, training)
+        shared, own = formulas.sharded(parts)
+        return max(1, -(-shared // max(1, DEVICE_BYTES - own)))
+
     def _scored_length(self, task: str, model: Architecture) -> int:
         """Return the tokens of a task's longest request, or what is assumed before it is known."""
         settings = stage_settings.scoring_settings(self.config, task)
         limit = min(settings["max_length"] or model.context, model.context)
-        manifest = manifests.manifest_path(self.results / "tasks" / task)
-        data = read_json(manifest)["parameters"] if manifest.is_file() else {}
+        data = self.task_sizes(task)
         if "longest_request" not in data:
             return min(limit, LENGTH_ASSUMED)
         characters = data["longest_request"] + settings["few_shot"] * data["mean_request"]
@@ -333,7 +376,7 @@ def _training(
     words += ", 4-bit base" if with_gpu.weight_bytes == 0.5 else ""
     words += ", checkpointing" if with_gpu.checkpointing else ""
     device = sum(formulas.training_bytes(model, with_gpu).values())
-    host = formulas.IMPORTS[rule] + architectures.parameters(model) * with_gpu.width
+    host = formulas.IMPORTS[rule] + int(architectures.parameters(model) * with_gpu.weight_bytes)
     return words, Estimate(
         device, host, formulas.IMPORTS[rule] + sum(formulas.training_bytes(model, alone).values())
     )

@@ -74,10 +74,6 @@ def activations_of_layer(
     return total + adapted // model.layers * (width + mask_bytes)
 
 
-SHARDED = ("weights", "gradients", "optimiser")
-"""Parts of a training's memory that FSDP and DeepSpeed divide between devices."""
-
-
 @dataclass(frozen=True)
 class TrainingMemory:
     """The settings that decide the memory of a training; `targets` None trains all weights.
@@ -147,6 +143,20 @@ def training_bytes(model: Architecture, training: TrainingMemory) -> dict[str, i
         **dict.fromkeys(at_loss, 0),
         **max(at_loss, last, key=lambda parts: sum(parts.values())),
     }
+
+
+def is_sharded(recipe: dict[str, Any]) -> bool:
+    """Return whether a recipe shares weights and optimiser state between devices."""
+    return any(recipe.get(key) for key in ("deepspeed", "fsdp", "fsdp_config"))
+
+
+def sharded(parts: dict[str, int]) -> tuple[int, int]:
+    """Split the memory of a training into what devices share and what each has of its own.
+
+    Casts of weights are made and freed layer by layer, and do not count.
+    """
+    shared = parts["weights"] + parts["gradients"] + parts["optimiser"]
+    return shared, parts["activations"] + parts["logits"]
 
 
 def logit_bytes(model: Architecture, width: int) -> int:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portllm.planning import architectures, resource_requests
-from portllm.planning.estimates import Estimate, PricedStudy
+from portllm.planning import architectures, forecasts, resource_requests
+from portllm.planning.estimates import DEVICE_BYTES, Estimate, PricedStudy
 from portllm.planning.planned_jobs import PlannedJob, PlannedRule
 from portllm.study import axolotl_recipes, matrix
 from portllm.study.custom_code import CustomCode
 
 MEGABYTE = 1_000_000
+CONTEXT_BYTES = 1_000_000_000
+"""Memory of a device that CUDA itself takes."""
 
 FORMULAS = """
 parameters   the checkpoint's headers, or V*h (twice if untied) + L*(projections + norms) + h;
@@ -27,6 +29,9 @@ activations  b*s*L*(norms 8h + attention 2w(a+g)d + MLP 3wf); all weights: + w(4
              checkpointing: b*s*h*w*L [2], and one layer in the backward pass
 logits       b*s*V*(w + 8) in training, b*s*V*3w in scoring; + b*s*V*w if they are capped
 scoring      weights + logits, or two of them, the cache 2*L*g*d*w per token and one layer
+GPU time     the larger of 2P (forward) + 2P (backward) + 2P (all weights) + 2P (checkpointing)
+             operations a token at 40 % of an A100's 312e12 a second, and 4.5 ms a layer and batch
+             (0.8 ms of a forward pass) to launch kernels; 350 tokens a row of a corpus
 host         imports (measured, 0.2 to 0.9 GB) + weights; without a GPU, all of the above
 checkpoints  (kept + 1) times the trained weights and AdamW's state
 [1] Rajbhandari et al. 2020, ZeRO, 3.1. [2] Korthikanti et al. 2022, arXiv 2205.05198, 4.1 and 5.
@@ -123,6 +128,13 @@ def memory_rows(
             names = dict(job.wildcards)
             mem_mb = resource_requests.requested(priced, job.rule, names, "mem_mb", default=0)
             kinds[job.rule, names["model"], *memory, mem_mb] += 1
+    largest = {}
+    for kind in sorted(kinds, key=lambda kind: kind[3].host_alone):
+        # Scoring jobs differ by their tasks' lengths. The longest of a model stands for all.
+        key = kind[:2] if kind[0] == "score" else kind
+        _, count = largest.get(key, (kind, 0))
+        largest[key] = kind, count + kinds[kind]
+    kinds = Counter(dict(largest.values()))
     rows, short = [], False
     for (name, model, words, estimate, mem_mb), count in kinds.items():
         on_gpu = priced.uses_gpu(resource_requests.stage_of(name))
@@ -192,6 +204,7 @@ def _table(title: str, rows: Sequence[Sequence[Any]], headers: Sequence[str]) ->
 def _summary(
     stages: Sequence[StageTotals], counts: Sequence[int], work: int, doubt: str
 ) -> Iterator[str]:
+    to_write = sum(stage.to_write for stage in stages) + work
     disk = sum(stage.disk for stage in stages)
     temporary = sum(stage.disk for stage in stages if stage.rule.temporary)
     free = shutil.disk_usage(Path.cwd()).free
@@ -205,6 +218,71 @@ def _summary(
         f"{format_bytes(work)} of checkpoints for each training that runs."
     )
     yield "Corpora, task data, tables and figures count only once they exist."
+    if to_write > free:
+        missing = format_bytes(to_write - free)
+        yield f"! the disk is too small: {missing} more are needed; pathvars.results moves results"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The GPUs that a run may use: how many, and the memory of the smallest in bytes.
+
+    `source` says where the memory is from.
+    """
+
+    count: int
+    memory: int = DEVICE_BYTES
+    source: str = "assumed"
+
+
+def unfit_jobs(jobs: Iterable[PlannedJob], priced: PricedStudy, devices: Devices) -> dict[str, int]:
+    """Return the kinds of jobs to run that one device cannot hold, with their number."""
+    kinds: Counter[str] = Counter()
+    for job in jobs:
+        try:
+            memory = None if job.cached else priced.memory(job)
+        except architectures.UnknownError:
+            continue
+        if memory and (memory[1].device or 0) + CONTEXT_BYTES > devices.memory:
+            names = dict(job.wildcards)
+            size = format_bytes(memory[1].device)
+            kinds[f"{job.rule} {names['model']} ({memory[0]}) takes {size}"] += 1
+    return dict(kinds)
+
+
+def _time(jobs: Sequence[PlannedJob], priced: PricedStudy, devices: Devices) -> Iterator[str]:
+    stages = forecasts.forecast(priced, jobs)
+    if stages:
+        rows = [
+            [
+                stage.rule,
+                _hours(stage.seconds, unknown=stage.unknown > 0),
+                _hours(stage.longest),
+                f"{stage.measured} finished jobs" if stage.measured else "throughput",
+            ]
+            for stage in stages
+        ]
+        columns = ["job", "GPU hours", "longest job, hours", "forecast from"]
+        yield _table("GPU time of the jobs to run, forecast for an A100", rows, columns)
+        total = sum(stage.seconds for stage in stages)
+        unknown = any(stage.unknown for stage in stages)
+        wall = max(total / devices.count, *(stage.longest for stage in stages), 0)
+        yield (
+            f"{_hours(total, unknown=unknown)} GPU hours; at least "
+            f"{_hours(wall, unknown=unknown)} hours on "
+            f"{devices.count} GPU{'s' * (devices.count > 1)} (--resources gpu=N)."
+        )
+    for kind, count in unfit_jobs(jobs, priced, devices).items():
+        yield (
+            f"! does not fit a GPU of {format_bytes(devices.memory)} ({devices.source}): {kind}, "
+            f"{count} jobs"
+        )
+
+
+def _hours(seconds: float, *, unknown: bool = False) -> str:
+    hours = seconds / 3600
+    text = "<0.1" if 0 < hours < 0.1 else f"{hours:,.0f}" if hours >= 10 else f"{hours:.1f}"
+    return text if not unknown else f"{text} + ?" if hours else "?"
 
 
 def code_rows(codes: Iterable[CustomCode]) -> list[list[str]]:
@@ -221,6 +299,7 @@ def plan_text(
     jobs: Sequence[PlannedJob],
     rules: Sequence[PlannedRule],
     codes: Sequence[CustomCode] = (),
+    devices: Devices | None = None,
 ) -> Iterator[str]:
     """Yield the lines of a study's plan."""
     config = priced.config
@@ -245,7 +324,7 @@ def plan_text(
     rows, short = memory_rows(jobs, rules, priced)
     hosts = ("host, with GPU", "host, no GPU", "requested")
     columns = ["job", "model", "what", "jobs", "GPU memory", *hosts]
-    yield _table("Memory per job, estimated (upper bound; without sharding)", rows, columns)
+    yield _table("Memory per job, estimated (upper bound)", rows, columns)
     if short:
         yield "! requests less host memory than estimated: see `resources` in the configuration"
 
@@ -253,5 +332,6 @@ def plan_text(
         title = "Code that the study names (it runs with your rights)"
         yield _table(title, code_rows(codes), ["first named in", "code", "comes with"])
 
+    yield from _time(jobs, priced, devices or Devices(1))
     yield from _summary(stages, counts, largest_work(jobs, priced), doubt)
     yield f"\nFormulas{FORMULAS}"

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from portllm.errors import InputError
-from portllm.planning import architectures, formulas
+from portllm.planning import architectures
 from portllm.planning.architectures import UnknownError
-from portllm.planning.estimates import PricedStudy
+from portllm.planning.estimates import DEVICE_BYTES, PricedStudy
 from portllm.planning.planned_jobs import PlannedJob
 from portllm.study import matrix, stage_settings
 
@@ -55,8 +55,6 @@ MINUTES = {
 }
 # Number of parameters below which one thread is fastest.
 LARGE, THREADS_FOR_LARGE = 1_000_000_000, 4
-# Memory per device that a sharded training may fill: that of an 80 GB device.
-DEVICE_BYTES = 80_000_000_000
 
 
 def minutes_by_rule(priced: PricedStudy) -> dict[str, float]:
@@ -117,7 +115,9 @@ def computed(priced: PricedStudy, rule: str, names: dict[str, str], resource: st
         case "mem_mb":
             return _memory(priced, rule, names)
         case "gpu":
-            return _devices(priced, names) if rule == "evolve" else None
+            if rule != "evolve":
+                return None
+            return priced.evolution_devices(names["model"], names["version"])
         case "runtime" if rule in MINUTES:
             start, per_billion = MINUTES[rule]
             return start + round(per_billion * _parameters(priced, names) / 1e9)
@@ -136,19 +136,6 @@ def _memory(priced: PricedStudy, rule: str, names: dict[str, str]) -> int | None
     else:
         megabytes = CPU_FACTOR * estimate.host_alone / 1e6 + MEMORY_EXTRA_MB
     return -(-int(megabytes) // MEMORY_STEP_MB) * MEMORY_STEP_MB
-
-
-def _devices(priced: PricedStudy, names: dict[str, str]) -> int | None:
-    """Return the devices of an evolution if its recipe shards the training; else None."""
-    recipe = priced.recipes[names["version"]]
-    if not any(recipe.get(key) for key in ("deepspeed", "fsdp", "fsdp_config")):
-        return None
-    model = priced.version(names["model"], names["version"]).architecture
-    parts = formulas.training_bytes(model, formulas.evolution_training(recipe, gpu=True))
-    sharded = sum(parts[name] for name in formulas.SHARDED)
-    # Each device has activations of its own. Casts of weights are made one layer at a time.
-    own = parts["activations"] + parts["logits"]
-    return max(1, -(-sharded // max(1, DEVICE_BYTES - own)))
 
 
 def _parameters(priced: PricedStudy, names: dict[str, str]) -> int:

@@ -31,3 +31,10 @@ def has_devices(workflow: Any) -> bool:
     if device_limit(workflow) == 0:
         return False
     return bool(devices.pool(os.environ)) or not workflow.local_exec
+
+
+def device_count(workflow: Any) -> int:
+    """Return N of `--resources gpu=N`, else the number of this machine's devices; at least 1."""
+    resource = workflow.global_resources.get("gpu")
+    limit = None if resource is None else resource.value
+    return max(1, len(devices.pool(os.environ)) if limit is None else limit)

@@ -6,11 +6,12 @@ from typing import Any
 
 
 def describe_study(
-    config: dict[str, Any], results: Path, rules: Mapping[str, Any], *, has_devices: bool
+    config: dict[str, Any], results: Path, rules: Mapping[str, Any], **devices: Any
 ) -> dict[str, Any]:
     """Return the study and, of each rule, what the plan prices: its outputs and resources.
 
     `rules` are Snakemake's rule proxies by the rules' own names; in a module, the run has others.
+    `devices` are what the plan is told of the run's devices.
     """
     described = [
         {
@@ -27,7 +28,7 @@ def describe_study(
         "config": config,
         "results": str(results),
         "rules": described,
-        "has_devices": has_devices,
+        **devices,
     }
 
 
