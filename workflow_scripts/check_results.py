@@ -15,7 +15,7 @@ def main() -> None:
         "--contents", action="store_true", help="also compare the SHA-256 of every file (slow)"
     )
     arguments = parser.parse_args()
-    damaged = list(integrity.damaged(arguments.results, contents=arguments.contents))
+    damaged = integrity.damaged(arguments.results, contents=arguments.contents)
     for path, problem in damaged:
         print(f"{path}: {problem}")
     if damaged:

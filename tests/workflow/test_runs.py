@@ -201,11 +201,12 @@ def test_damaged_results_are_reported_and_rebuilt(study: Checkout) -> None:
     (study.directory / "results/scores/mine.json").write_text('{"cut')
 
     seen = study.run("--dry-run", *targets, *CONFIG).stdout
-    assert f"{targets[0]} is damaged (invalid JSON" in seen
+    assert f"{targets[0]} is damaged (14 bytes, expected 3)" in seen
     assert f"{PATCH} is damaged (made_by has " in seen
     assert "mine.json" not in seen
     assert result.read_text() == '{"cells": [1, '
-    assert study.planned(*targets, *CONFIG) == []
+    counts = {"train_patch": 1, "transplant": 2, "score": 2}
+    assert study.counts(*targets, *CONFIG) == counts
 
     output = study.complete(*targets, *CONFIG)
     assert f"{PATCH} is damaged (made_by has " in output

@@ -1,5 +1,6 @@
 """Damaged results of every kind are found."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def results(tmp_path: Path) -> Path:
     cost = manifests.Meter().read()
     provenance = {"stage": "x", "parameters": {}, "inputs": {}, "cost": cost}
     with files.whole_directory(results / "patches/m/base/t/seed1") as patch:
-        (patch / "adapter_model.safetensors").write_bytes(b"w" * 500)
+        (patch / "adapter_model.safetensors").write_bytes(b"w" * manifests.SMALL)
         (patch / "adapter_config.json").write_text("{}")
         manifests.write_for_directory(patch, **provenance)
     rows = results / "corpora/c.jsonl"
@@ -45,12 +46,17 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
-CASES: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
+def flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+CASES: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "weights truncated": (
         "patches/m/base/t/seed1/adapter_model.safetensors",
         cut,
         "patches/m/base/t/seed1",
-        "adapter_model.safetensors has 497 bytes, expected 500",
+        "adapter_model.safetensors has 1,048,573 bytes, expected 1,048,576",
     ),
     "file missing": (
         "patches/m/base/t/seed1/adapter_config.json",
@@ -92,6 +98,24 @@ CASES: dict[str, tuple[str, Callable[[Path], None], str, str]] = {
         "truncated",
     ),
     "figure truncated": ("figures/f.png", cut, "figures/f.png", "truncated"),
+    "configuration changed": (
+        "patches/m/base/t/seed1/adapter_config.json",
+        flip,
+        "patches/m/base/t/seed1",
+        "the content of adapter_config.json does not match its manifest",
+    ),
+    "manifest of wrong types": (
+        "patches/m/base/t/seed1/manifest.json",
+        lambda path: path.write_text('{"sizes": [3]}'),
+        "patches/m/base/t/seed1",
+        "expected an object",
+    ),
+    "table a dead link": (
+        "tables/main.md",
+        lambda path: (path.unlink(), path.symlink_to("nowhere")),
+        "tables/main.md",
+        "no such file",
+    ),
 }
 
 
@@ -110,9 +134,12 @@ def test_damage_is_described(results: Path, case: str) -> None:
     assert set(result) <= {artefact, "corpora/c.manifest.json"}
 
 
-def test_changed_bytes_are_found_only_with_contents(results: Path) -> None:
+def test_changed_bytes_with_the_old_time_are_found_only_with_contents(results: Path) -> None:
     weights = results / "patches/m/base/t/seed1/adapter_model.safetensors"
-    weights.write_bytes(b"v" + weights.read_bytes()[1:])
+    time = weights.stat().st_mtime_ns
+    flip(weights)
+    assert len(list(integrity.damaged(results))) == 1
+    os.utime(weights, ns=(time, time))
     assert list(integrity.damaged(results)) == []
     quick = run_program("check_results.py", str(results))
     assert (quick.returncode, quick.stdout) == (0, "")
@@ -134,3 +161,14 @@ def test_a_damaged_input_is_an_error(results: Path) -> None:
     with pytest.raises(InputError, match=r"c\.jsonl is damaged: .*25 bytes, expected 28"):
         manifests.content_hash(corpus)
     assert before
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_what_a_program_reads_is_what_the_manifest_records(results: Path, name: str) -> None:
+    patch = results / "patches/m/base/t/seed1"
+    before = manifests.content_hash(patch)
+    (patch / name).touch()
+    assert manifests.content_hash(patch) == before
+    flip(patch / name)
+    with pytest.raises(InputError, match=f"seed1 is damaged: the content of {name}"):
+        manifests.content_hash(patch)

@@ -51,7 +51,8 @@ def _config_of(
     source: dict[str, Any], built: Path, known: dict[str, dict[str, Any]], mirror: str | None
 ) -> tuple[dict[str, Any], str, Path | None]:
     """Return the configuration of an obtained version, its source, and its weights' directory."""
-    if (built / "config.json").is_file():
+    # A damaged one is made again, so it says nothing.
+    if (built / "config.json").is_file() and manifests.is_recorded(built / "config.json"):
         return read_object(built / "config.json"), str(built), built
     if "from_scratch" in source:
         scratch = source["from_scratch"]

@@ -122,6 +122,11 @@ def report(
     return [*run.missing_cells(cells_by_job), *([moved] if moved else [])]
 
 
+def is_set_aside(output: Path, results: Path) -> bool:
+    """Whether a failed run has moved a result."""
+    return (results / OUTDATED / output.relative_to(results)).exists()
+
+
 def remove_renewed(results: Path) -> None:
     """Remove outdated files that have been made again."""
     outdated = results / OUTDATED

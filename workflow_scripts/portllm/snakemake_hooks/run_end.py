@@ -44,7 +44,9 @@ def attend(
             is_checked = True
             if not (has_begun() and makes_outputs(workflow)):
                 return
-            problems = {**unfinished(workflow), **damaged_outputs(workflow, damaged)}
+            outdated = unfinished(workflow)
+            # Snakemake's reason comes first, and wins where an output is missing.
+            problems = {**outdated, **damaged_outputs(workflow, damaged), **outdated}
             if problems:
                 logger.error(f"error: {message(problems)}")
                 sys.exit(1)

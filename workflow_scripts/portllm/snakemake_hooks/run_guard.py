@@ -2,7 +2,7 @@
 
 - Only one run at a time uses a results directory.
 - Locks that a killed run has left behind are removed.
-- Damaged results are made again.
+- Damaged results, and missing ones that others were made from, are made again.
 - A signal, or a closed output pipe, stops the jobs before the run ends. Trainings write a
   checkpoint first.
 
@@ -23,17 +23,16 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 import psutil
-from snakemake.io import IOFile
-from snakemake.persistence.file import FilePersistence
+from snakemake.io import is_flagged
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from portllm.errors import InputError
-from portllm.snakemake_hooks import cache_links, clock_skew, run_end
-from portllm.storage import files, integrity, locks, temporary
+from portllm.snakemake_hooks import cache_links, clock_skew, not_made, recording, run_end
+from portllm.storage import files, integrity, locks, results_manifest, temporary
 
 LOCK = ".run.lock"
 STREAM_HANDLER = "DefaultStreamHandler"
@@ -100,12 +99,6 @@ def remove_stale_locks(results: Path, directory: Path = Path(".snakemake/locks")
     return stale
 
 
-def mark_incomplete(outputs: list[Path]) -> None:
-    """Mark outputs as incomplete, so that Snakemake makes them again."""
-    job = SimpleNamespace(output=[IOFile(str(path)) for path in outputs])
-    FilePersistence(nolock=True).started(job)
-
-
 def programs(process: psutil.Process) -> Iterator[psutil.Process]:
     """Yield the programs that a process runs, directly or through shells."""
     try:
@@ -129,6 +122,8 @@ class RunGuard(logging.Handler):
         self._results = results
         self.has_begun = False
         self._held: int | None = None
+        self._checks_results = False
+        self._damaged: dict[Path, str] = {}
         self._stopping = False
         self._has_signals = False
 
@@ -141,8 +136,10 @@ class RunGuard(logging.Handler):
             except InputError as error:
                 self._logger.error(f"error: {error}")
                 sys.exit(1)
-        elif event == LogEvent.RUN_INFO and not self._is_dry():
-            self._take_over_signals()
+        elif event == LogEvent.RUN_INFO:
+            self._prepare_outputs()
+            if not self._is_dry():
+                self._take_over_signals()
 
     def _is_dry(self) -> bool:
         return self._workflow.output_settings.dryrun
@@ -152,27 +149,53 @@ class RunGuard(logging.Handler):
         return set(self._workflow.dag_settings.targets) == {self._plan}
 
     def _begin(self) -> None:
+        self._checks_results = True
         if not self._is_dry() and self._workflow.execution_settings.lock:
             self._lock()
-        damaged = self.damaged()
-        for path, problem in damaged.items():
-            self._logger.warning(f"{path} is damaged ({problem}). It will be made again.")
-        if damaged and not self._is_dry():
-            mark_incomplete(list(damaged))
         if not self._is_dry():
             run_end.discard_accepted(self._results)
             self.has_begun = True
 
     def damaged(self) -> dict[Path, str]:
-        """Find the damaged results of this workflow's rules, with a description of the damage."""
-        makers = [rule for rule in self._workflow.rules if rule.output]
+        """Find damaged and missing results of this workflow's rules; describe the damage."""
+        return self._compare(integrity.Checker(self._results))
+
+    def _compare(self, checker: integrity.Checker) -> dict[Path, str]:
         problems = dict(cache_links.damaged(self._results, update=not self._is_dry()))
-        problems |= integrity.damaged(self._results)
-        return {
-            path: problem
-            for path, problem in problems.items()
-            if any(rule.is_producer(str(path)) for rule in makers)
-        }
+        problems |= checker.damaged()
+        return {path: problem for path, problem in problems.items() if self._is_made(path)}
+
+    def _is_made(self, path: Path) -> bool:
+        return any(rule.is_producer(str(path)) for rule in self._workflow.rules if rule.output)
+
+    def name_damage(self) -> list[Path]:
+        """Name damaged results at the start of a run; return them and the missing ones."""
+        if not self._checks_results:
+            return []
+        checker = integrity.Checker(self._results)
+        self._damaged = self._compare(checker)
+        if checker.manifest.unreadable_lines:
+            place = self._results / results_manifest.NAME
+            self._logger.warning(f"{place} is damaged. It will be written again.")
+        for path, problem in self._damaged.items():
+            # Whether the run needs a missing result is known when its jobs are.
+            if problem != integrity.MISSING:
+                self._logger.warning(f"{path} is damaged ({problem}). It will be made again.")
+        if not self._is_dry():
+            # Made by an earlier release, or by jobs that outlived their run.
+            checker.record(path for path in checker.unrecorded if self._is_made(path))
+        return list(self._damaged)
+
+    def _prepare_outputs(self) -> None:
+        """Name missing outputs, and remove damaged ones that their jobs would only update."""
+        for job in self._workflow.dag.needrun_jobs():
+            for output in job.output:
+                problem = self._damaged.pop(Path(output), None)
+                if problem == integrity.MISSING:
+                    if not not_made.is_set_aside(Path(output), self._results):
+                        self._logger.warning(f"{output} is missing. It will be made again.")
+                elif problem and is_flagged(output, "update") and not self._is_dry():
+                    Path(output).unlink(missing_ok=True)
 
     def _lock(self) -> None:
         self._held = hold(self._results)
@@ -275,6 +298,19 @@ def _emit_or_close(
         on_close()
 
 
+def make_again_what_is_damaged(workflow: Any, guard: RunGuard) -> None:
+    """Have Snakemake run the jobs of damaged and missing results that its targets need."""
+    prepare = workflow._prepare_dag
+
+    def prepare_and_force(*arguments: Any, **settings: Any) -> None:
+        damaged = guard.name_damage()
+        prepare(*arguments, **settings)
+        # Not as `--forcerun`, which makes targets of the files.
+        workflow.dag.forcefiles.update(map(str, damaged))
+
+    workflow._prepare_dag = prepare_and_force
+
+
 def attend(workflow: Any, logger: logging.Logger, results: Path, *, plan: str) -> None:
     """Guard the run of a workflow. Call it where the workflow is defined.
 
@@ -284,5 +320,8 @@ def attend(workflow: Any, logger: logging.Logger, results: Path, *, plan: str) -
     if workflow.is_main_process:
         guard = RunGuard(workflow, logger, results, plan)
         logger.addHandler(guard)
+        if not workflow.output_settings.dryrun:
+            logger.addHandler(recording.Recorder(results))
+        make_again_what_is_damaged(workflow, guard)
         watch_output(logger, guard.stop_without_output)
         run_end.attend(workflow, logger, results, guard.damaged, lambda: guard.has_begun)

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from portllm.storage import environments
 from portllm.storage.files import (
     hash_file,
     hash_files,
+    hash_mismatch,
     hash_value,
     read_object,
     size_mismatch,
@@ -30,6 +31,8 @@ from portllm.storage.files import (
 NAME = "manifest.json"
 # Not part of the content: the manifest itself, and the file that Snakemake adds to directories.
 NOT_CONTENT = frozenset({NAME, ".snakemake_timestamp"})
+SMALL = 1 << 20
+"""Smaller files, in bytes, are always read again; larger ones only if their time has changed."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,13 @@ def write_for_directory(
     """
     content = hash_files(directory, exclude=NOT_CONTENT, known=known)
     written_sizes = sizes(directory, exclude=NOT_CONTENT)
+    # A rename of the directory keeps these times, so that its users need not read weights twice.
+    modified = {
+        name: (directory / name).stat().st_mtime_ns
+        for name, size in written_sizes.items()
+        if size >= SMALL
+    }
+    parts["modified"] = modified
     write_json(directory / NAME, describe(content=content, sizes=written_sizes, **parts))
 
 
@@ -193,21 +203,75 @@ def write_for_file(file: Path, **parts: Any) -> None:
     write_json(manifest_path(file), describe(content=content, sizes=written_sizes, **parts))
 
 
-def check_intact(artefact: Path) -> None:
-    """Check that an artefact's files exist and have the sizes that its manifest records.
-
-    File contents are not read. An artefact without a manifest passes.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a manifest.
 
     Raises:
-        InputError: a file is missing or truncated.
+        InputError: it is missing, or no manifest.
+    """
+    return read_object(path, sizes=dict, content=dict, content_hash=str, modified=dict)
+
+
+def content_damage(
+    folder: Path, manifest: Mapping[str, Any], is_unchanged: Callable[[str], bool]
+) -> str | None:
+    """Describe the first file that is not what a manifest records; None if all are.
+
+    Files of `SMALL` bytes or more are read only if `is_unchanged`, which compares times, says no.
+
+    Args:
+        folder: the directory of the files.
+        manifest: the content of the manifest.
+        is_unchanged: whether the file of a name is known to be as it was when it was hashed.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    hashes, expected_sizes = manifest.get("content", {}), manifest.get("sizes", {})
+    if problem := size_mismatch(folder, expected_sizes):
+        return problem
+    if "content_hash" in manifest and manifest["content_hash"] != hash_value(hashes):
+        return "its manifest has changed"
+    read = {
+        name: digest
+        for name, digest in hashes.items()
+        if expected_sizes.get(name, 0) < SMALL or not is_unchanged(name)
+    }
+    return hash_mismatch(folder, read)
+
+
+def check_intact(artefact: Path) -> None:
+    """Check that an artefact's files are those that its manifest records.
+
+    A large file of a directory is not read if its time of modification is the recorded one. An
+    artefact without a manifest passes.
+
+    Raises:
+        InputError: a file is missing, truncated or changed.
     """
     manifest = manifest_path(artefact)
     if not manifest.exists():
         return
     folder = artefact if artefact.is_dir() else artefact.parent
-    problem = size_mismatch(folder, read_object(manifest, sizes=dict).get("sizes", {}))
+    recorded = read_manifest(manifest)
+    times = recorded.get("modified", {})
+    problem = content_damage(
+        folder, recorded, lambda name: (folder / name).stat().st_mtime_ns == times.get(name)
+    )
     if problem:
         raise InputError(f"{artefact} is damaged: {problem}; rerun Snakemake to rebuild it")
+
+
+def is_recorded(file: Path) -> bool:
+    """Whether a JSON file of an artefact's directory can be read and is as its manifest records."""
+    manifest = file.parent / NAME
+    try:
+        read_object(file)
+        recorded = read_manifest(manifest) if manifest.exists() else {}
+        digest = recorded.get("content", {}).get(file.name)
+        return digest is None or digest == hash_file(file)
+    except InputError:
+        return False
 
 
 def content_hash(artefact: Path, *, known: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -218,11 +282,11 @@ def content_hash(artefact: Path, *, known: Mapping[str, str] = MappingProxyType(
         known: hashes by relative path that were computed earlier; these files are not read.
 
     Raises:
-        InputError: a file of the artefact is missing or truncated.
+        InputError: a file of the artefact is missing, truncated or changed.
     """
     check_intact(artefact)
     manifest = manifest_path(artefact)
-    recorded = read_object(manifest, content_hash=str) if manifest.exists() else {}
+    recorded = read_manifest(manifest) if manifest.exists() else {}
     if "content_hash" in recorded:
         return recorded["content_hash"]
     if artefact.is_dir():

@@ -73,7 +73,7 @@ def restore(work: Path, output: Path) -> bool:
     result = work / RESULT
     if not result.is_dir() or _output(work) != str(output):
         return False
-    problem = integrity.damage(result, contents=True)
+    problem = integrity.Checker(result.parent, contents=True).damage(result)
     if problem is not None:
         log.warning("removing the damaged result %s: %s", result, problem)
         shutil.rmtree(result)
