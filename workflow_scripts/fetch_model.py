@@ -25,7 +25,13 @@ def main() -> None:
             fetching.link(local, directory, from_mirror=arguments.path is None)
             commit = None
         else:
-            commit = fetching.download(arguments.hub, arguments.revision, directory)
+            commit = fetching.download(
+                arguments.hub,
+                arguments.revision,
+                directory,
+                fetching.MODEL,
+                subfolder=arguments.subfolder,
+            )
         _ = Checkpoint(directory).shapes  # raises for truncated weights
         manifests.write_for_directory(
             directory,

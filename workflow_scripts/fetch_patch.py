@@ -34,7 +34,13 @@ def main() -> None:
         if local is not None:
             adapters.link(local, directory)
         else:
-            revision = fetching.download_adapter(arguments.hub, arguments.revision, directory)
+            revision = fetching.download(
+                arguments.hub,
+                arguments.revision,
+                directory,
+                fetching.ADAPTER,
+                subfolder=arguments.subfolder,
+            )
         adapter = StoredAdapter(local or directory)
         base = Checkpoint(arguments.base) if arguments.base else None
         if base is not None:

@@ -353,6 +353,41 @@ def test_a_mirror_replaces_the_hub(hub: Hub, sharded: Path, tmp_path: Path) -> N
     assert hub.requests == []
 
 
+@pytest.mark.parametrize("place", ["hub", "mirror", "path"])
+def test_a_model_and_an_adapter_in_subfolders(hub: Hub, tmp_path: Path, place: str) -> None:
+    repository = tmp_path / "mirror" / "owner" / "many"
+    model = tiny.save_model(repository / "steps" / "t1", max_shard_size="15KB")
+    tiny.save_model(repository, seed=3)
+    adapter = tiny.save_adapter(repository / "boolq" / "t1", model)
+    commit = hub.add("models", "owner/many", repository).commit
+    source: dict[str, tuple[str | Path, ...]] = {
+        "hub": ("--hub", "owner/many"),
+        "mirror": ("--hub", "owner/many", "--hub-mirror", tmp_path / "mirror"),
+        "path": ("--path", repository),
+    }
+    for program, subfolder, original in (
+        ("fetch_model.py", "steps/t1", model),
+        ("fetch_patch.py", "boolq/t1", adapter),
+    ):
+        work = tmp_path / program
+        work.mkdir()
+        done = run(hub, work, program, *source[place], "--subfolder", subfolder)
+        assert done.returncode == 0, done.stdout
+        weights = sorted(original.glob("*.safetensors"))
+        assert [path.name for path in sorted((work / "output").glob("*.safetensors"))] == [
+            path.name for path in weights
+        ]
+        for path in weights:
+            assert (work / "output" / path.name).read_bytes() == path.read_bytes()
+        manifest = files.read_json(work / "output" / "manifest.json")
+        assert manifest["parameters"]["subfolder"] == subfolder
+        assert manifest["revision"] == (commit if place == "hub" else None)
+    refused = tmp_path / "refused"
+    refused.mkdir()
+    done = run(hub, refused, "fetch_model.py", *source[place], "--subfolder", "step")
+    assert "/many has no folder 'step'; nearest: steps" in f"/{error_of(done, refused)}"
+
+
 def test_only_an_adapter_is_fetched_as_a_patch(hub: Hub, sharded: Path, tmp_path: Path) -> None:
     base = tiny.save_model(tmp_path / "base")
     adapter = tiny.save_adapter(tmp_path / "adapter", base)

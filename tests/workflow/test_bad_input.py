@@ -112,6 +112,18 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: first(config["tasks"]).update(include="resources/dmo"),
         ["config.yaml: tasks.", ".include", "no such directory: resources/dmo"],
     ),
+    "missing subfolder": (
+        lambda config: first(config["models"]).update(
+            releases={"v2": {"path": "resources", "subfolder": "dmo"}}
+        ),
+        ["releases.v2.subfolder: resources has no folder 'dmo'; nearest: demo"],
+    ),
+    "subfolder outside": (
+        lambda config: first(config["models"]).update(
+            releases={"v2": {"hub": "acme/model", "subfolder": "../other"}}
+        ),
+        ["releases.v2.subfolder: found '../other', expected: Folder in the repository"],
+    ),
     "missing parent": (
         lambda config: set_parent(config, 0, "bas"),
         ["config.yaml: evolutions.", ".from", "no version named 'bas'", "nearest: base"],

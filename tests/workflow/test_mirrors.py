@@ -7,9 +7,9 @@ from conftest import Checkout
 BASE = "results/models/mine/base"
 
 
-def fetch(checkout: Checkout, mirror: str, *, revision: str | None = None) -> str:
+def fetch(checkout: Checkout, mirror: str, **more: str | None) -> str:
     """Fetch the base of a study from a mirror; return what Snakemake printed."""
-    source = {"hub": "acme/model", **({"revision": revision} if revision else {})}
+    source = {"hub": "acme/model", **{key: value for key, value in more.items() if value}}
     checkout.write(
         "study.yaml",
         {
@@ -45,3 +45,12 @@ def test_another_model_in_the_mirror_is_fetched(checkout: Checkout) -> None:
     expected = checkout.directory / "there/acme/model/model.safetensors"
     fetched = checkout.directory / BASE / "model.safetensors"
     assert fetched.read_bytes() == expected.read_bytes()
+
+
+def test_another_subfolder_is_another_model(checkout: Checkout) -> None:
+    model = checkout.directory / "here/acme/model"
+    for seed, step in enumerate(("step 1", "2/main")):
+        tiny.save_model(model / step, seed=seed)
+        fetch(checkout, "here", subfolder=step)
+        fetched = checkout.directory / BASE / "model.safetensors"
+        assert fetched.read_bytes() == (model / step / "model.safetensors").read_bytes()

@@ -7,11 +7,11 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from portllm.data import hub
-from portllm.errors import InputError
+from portllm.errors import InputError, nearest
 from portllm.storage.files import hash_file, hash_value
 from portllm.weights.checkpoints import check_directory
 
@@ -171,7 +171,8 @@ def snapshot(name: str, revision: str | None, kept: KeptFiles, *, subfolder: str
             names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
             return Snapshot(directory, cached.name, kept.among(names, place))
         info = HfApi().model_info(name, revision=revision)
-        paths = (file.rfilename for file in info.siblings or [])
+        paths = [file.rfilename for file in info.siblings or []]
+        _check_subfolder(name, subfolder, paths)
         names = (path.removeprefix(prefix) for path in paths if path.startswith(prefix))
         files = kept.among(names, place)
         for file in filter(kept.is_weights, files):
@@ -182,28 +183,29 @@ def snapshot(name: str, revision: str | None, kept: KeptFiles, *, subfolder: str
     return Snapshot(cached / prefix, cached.name, files)
 
 
-def _download(name: str, revision: str | None, directory: Path, kept: KeptFiles) -> str:
-    fetched = snapshot(name, revision, kept)
-    for file in fetched.files:
-        _link_lastingly(fetched.directory / file, directory / file)
-    return fetched.commit
+def _check_subfolder(name: str, subfolder: str, paths: Iterable[str]) -> None:
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    if subfolder and subfolder.strip("/") not in folders:
+        known = sorted(folders - {"."})
+        raise InputError(f"{name} has no folder {subfolder!r}; {nearest(subfolder, known)}")
 
 
-def download(model: str, revision: str | None, directory: Path) -> str:
-    """Fetch a model's safetensors, configuration and tokenizer; return the commit.
+def download(
+    name: str, revision: str | None, directory: Path, kept: KeptFiles, *, subfolder: str = ""
+) -> str:
+    """Fetch the kept files of a model or an adapter; return the commit.
 
     Files go to the hub's cache, where a rerun resumes an interrupted download, and are linked into
     `directory`. huggingface_hub reads the token from the environment.
 
     Raises:
-        InputError: the model is gated, missing or unreachable; the message says what to do.
+        InputError: the repository is gated, missing or unreachable, or lacks the subfolder; the
+            message says what to do.
     """
-    return _download(model, revision, directory, MODEL)
-
-
-def download_adapter(adapter: str, revision: str | None, directory: Path) -> str:
-    """Fetch a LoRA adapter's configuration and safetensors, like `download`."""
-    return _download(adapter, revision, directory, ADAPTER)
+    fetched = snapshot(name, revision, kept, subfolder=subfolder)
+    for file in fetched.files:
+        _link_lastingly(fetched.directory / file, directory / file)
+    return fetched.commit
 
 
 def add_source(parser: argparse.ArgumentParser, kind: str) -> None:
@@ -212,14 +214,33 @@ def add_source(parser: argparse.ArgumentParser, kind: str) -> None:
     source.add_argument("--hub", help=f"{kind}'s id on the hub")
     source.add_argument("--path", type=Path, help="a local directory")
     parser.add_argument("--revision", help="commit, branch or tag on the hub")
+    parser.add_argument("--subfolder", default="", help="folder in the repository or directory")
     parser.add_argument("--hub-mirror", help="local directory laid out like the hub, used instead")
 
 
 def local_directory(arguments: argparse.Namespace) -> Path | None:
-    """Return the local directory that the options of `add_source` name; None for the hub."""
+    """Return the local directory that the options of `add_source` name; None for the hub.
+
+    Raises:
+        InputError: a mirror has no such repository, or the directory no such subfolder.
+    """
     if arguments.path is None and arguments.hub_mirror:
-        return in_mirror(arguments.hub_mirror, arguments.hub)
-    return arguments.path
+        return in_mirror(arguments.hub_mirror, arguments.hub, arguments.subfolder)
+    if arguments.path is None:
+        return None
+    return in_directory(arguments.path, arguments.subfolder)
+
+
+def source_directory(source: dict[str, Any], mirror: str | None = None) -> Path | None:
+    """Return where a source of a study is on this machine; None if it is on the hub.
+
+    It need not exist.
+    """
+    if "path" in source:
+        return Path(source["path"], source.get("subfolder", ""))
+    if mirror is None or "hub" not in source:
+        return None
+    return Path(mirror, source["hub"], source.get("subfolder", ""))
 
 
 def local_files(source: dict[str, Any], kept: KeptFiles) -> list[Path]:
@@ -228,7 +249,8 @@ def local_files(source: dict[str, Any], kept: KeptFiles) -> list[Path]:
     Empty for a source on the hub, and for one that is missing or unusable: the program that links
     it reports that.
     """
-    return _kept_files(Path(source["path"]), kept) if "path" in source else []
+    directory = source_directory(source)
+    return _kept_files(directory, kept) if directory else []
 
 
 def mirrored_content(source: dict[str, Any], mirror: str | None, kept: KeptFiles) -> str | None:
@@ -237,10 +259,11 @@ def mirrored_content(source: dict[str, Any], mirror: str | None, kept: KeptFiles
     A revision names its content, so only a source without one is hashed: the name, size and
     beginning of each file, because whole models take minutes.
     """
-    if mirror is None or "hub" not in source or source.get("revision"):
+    directory = source_directory(source, mirror)
+    if directory is None or "hub" not in source or source.get("revision"):
         return None
     parts = []
-    for path in _kept_files(Path(mirror, source["hub"]), kept):
+    for path in _kept_files(directory, kept):
         with path.open("rb") as file:
             beginning = hashlib.sha256(file.read(HASHED_BYTES)).hexdigest()
         parts.append([path.name, path.stat().st_size, beginning])
@@ -260,14 +283,15 @@ def _kept_files(directory: Path, kept: KeptFiles) -> list[Path]:
 def source_parameters(arguments: argparse.Namespace) -> dict[str, str | None]:
     """Return the options of `add_source` as parameters for a manifest."""
     local = local_directory(arguments)
-    return {
+    parameters = {
         "hub": arguments.hub,
         "revision": arguments.revision,
         "path": str(local) if local else None,
     }
+    return parameters | ({"subfolder": arguments.subfolder} if arguments.subfolder else {})
 
 
-def in_mirror(mirror: str, model: str) -> Path:
+def in_mirror(mirror: str, model: str, subfolder: str = "") -> Path:
     """Return the directory of a model or adapter in a local mirror of the hub.
 
     Raises:
@@ -276,6 +300,19 @@ def in_mirror(mirror: str, model: str) -> Path:
     path = Path(mirror, model)
     if not path.is_dir():
         raise InputError(f"hub_mirror {mirror} has no {model}")
+    return in_directory(path, subfolder)
+
+
+def in_directory(directory: Path, subfolder: str) -> Path:
+    """Return a subfolder of a local directory, or the directory itself if `subfolder` is empty.
+
+    Raises:
+        InputError: there is no such subfolder.
+    """
+    path = directory / subfolder
+    if subfolder and directory.is_dir() and not path.is_dir():
+        folders = [entry.name for entry in sorted(directory.iterdir()) if entry.is_dir()]
+        raise InputError(f"{directory} has no folder {subfolder!r}; {nearest(subfolder, folders)}")
     return path
 
 

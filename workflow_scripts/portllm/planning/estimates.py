@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from portllm.data import fetching
 from portllm.errors import InputError
 from portllm.planning import architectures, formulas
 from portllm.planning.architectures import Architecture, UnknownError
@@ -18,6 +19,7 @@ from portllm.storage.files import read_json, read_object
 from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
 from portllm.transplant import methods
+from portllm.weights import adapters
 from portllm.weights.checkpoints import Checkpoint
 
 # The demo's samples take 430 bytes per row. The number of items is only known if `limit` is set.
@@ -58,10 +60,10 @@ def _config_of(
         scratch = source["from_scratch"]
         config = {**scratch["config"], "vocab_size": scratch["vocabulary_size"]}
         return {**config, "dtype": "float32"}, "the study's from_scratch", None
-    local = source.get("path") or (mirror and str(Path(mirror, source["hub"])))
-    if local and Path(local, "config.json").is_file():
-        return read_object(Path(local, "config.json")), local, Path(local)
-    if source.get("hub", "").lower() in known:
+    local = fetching.source_directory(source, mirror)
+    if local and (local / "config.json").is_file():
+        return read_object(local / "config.json"), str(local), local
+    if source.get("hub", "").lower() in known and "subfolder" not in source:
         return known[source["hub"].lower()], "resources/models", None
     raise UnknownError(
         f"{source.get('hub', local)}: unknown architecture; fetch the model, or add its "
@@ -207,15 +209,19 @@ class PricedStudy:
         """Return the file size of a patch or port, whose factors are float32 in PEFT."""
         existing = matrix.existing_patches(self.config).get(patch)
         if existing is not None:
-            file = Path(existing.get("path", ""), "adapter_model.safetensors")
-            if "path" not in existing or not file.is_file():
-                raise UnknownError(f"{existing.get('hub', file)}: a patch of unknown rank")
-            return file.stat().st_size
+            return self._source_bytes(existing)
         settings = stage_settings.patch_settings(self.config, patch.task)
         model = self.version(patch.model, patch.trained_on).architecture
         return architectures.FLOAT32 * architectures.lora_parameters(
             model, settings["rank"], settings["target_modules"]
         )
+
+    def _source_bytes(self, source: dict[str, Any]) -> int:
+        directory = fetching.source_directory(source, self.config["hub_mirror"])
+        file = directory / adapters.WEIGHTS if directory else None
+        if file is None or not file.is_file():
+            raise UnknownError(f"{source.get('hub', directory)}: a patch of unknown rank")
+        return file.stat().st_size
 
     def disk(self, job: PlannedJob) -> int:
         """Return the bytes of a job's outputs: measured if they exist, else estimated.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from portllm.data import task_files
+from portllm.data import fetching, task_files
 from portllm.errors import InputError, nearest
 from portllm.storage.files import read_text
 from portllm.study import imported_patterns, matrix, selection, stage_settings
@@ -41,7 +41,8 @@ def _exactly_one(definition: dict[str, Any], options: tuple[str, ...], place: st
 def _check_source(config: Config, source: dict[str, Any], key: Key, origins: KeyOrigins) -> None:
     kind = _exactly_one(source, ("hub", "path", "from_scratch"), origins.at(*key))
     if kind == "path":
-        checkpoints.check_directory(Path(source["path"]), origins.at(*key, "path"))
+        directory = _local_directory(source, key, origins)
+        checkpoints.check_directory(directory, origins.at(*key, "path"))
     if kind == "from_scratch":
         if key[2] != "base":
             raise InputError(f"{origins.at(*key)}: only a base can be trained from scratch")
@@ -49,6 +50,13 @@ def _check_source(config: Config, source: dict[str, Any], key: Key, origins: Key
         _check_known(
             corpus, config["corpora"], origins.at(*key, "from_scratch", "corpus"), "corpus"
         )
+
+
+def _local_directory(source: dict[str, Any], key: Key, origins: KeyOrigins) -> Path:
+    try:
+        return fetching.in_directory(Path(source["path"]), source.get("subfolder", ""))
+    except InputError as error:
+        raise InputError(f"{origins.at(*key, 'subfolder')}: {error}") from None
 
 
 def _check_models(config: Config, origins: KeyOrigins) -> None:
@@ -75,14 +83,14 @@ def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
         _check_known(task, config["tasks"], origins.at(*key), "task")
         if _exactly_one(definition, ("hub", "path"), origins.at(*key)) == "hub":
             continue
-        patch = Path(definition["path"])
+        patch = _local_directory(definition, key, origins)
         is_base_known = definition["trained_on"] in matrix.versions(config, model)
         try:
             adapter = StoredAdapter(patch)
             for version, source in matrix.sources(config, model).items():
                 # The version that the patch was trained on need not be available.
-                if "path" in source and version != definition["trained_on"]:
-                    path = Path(source["path"])
+                path = fetching.source_directory(source)
+                if path is not None and version != definition["trained_on"]:
                     checkpoint = checkpoints_by_path.setdefault(path, Checkpoint.open(path))
                     _check_fit(adapter, checkpoint, is_base_known=is_base_known)
         except InputError as error:

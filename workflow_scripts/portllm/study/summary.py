@@ -21,6 +21,8 @@ def _source_text(source: dict[str, Any]) -> str:
     if "from_scratch" in source:
         return "trained from scratch"
     where = source.get("hub") or source["path"]
+    if "subfolder" in source:
+        where = f"{where}, folder {source['subfolder']}"
     return f"{where} at {source['revision'][:12]}" if "revision" in source else where
 
 
