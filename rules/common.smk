@@ -96,7 +96,7 @@ PROGRESS = attach.attach(
     PLACE,
     environment_names=[] if WITH_CONDA else environments.required(config),
     minutes=resource_requests.minutes_by_rule(PRICED),
-    warnings=PRICED.warnings(),
+    warnings=[*PRICED.warnings(), *summary.unpinned_sources(config)],
     after_building=lambda: configuration.check_tasks(
         config, task_files.installed_tasks(ENVIRONMENTS / "eval"), STUDY_FILES
     ),

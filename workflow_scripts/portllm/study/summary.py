@@ -72,3 +72,32 @@ def report_settings(config: matrix.Config) -> dict[str, Any]:
             for group in GROUPS
         },
     }
+
+
+def unpinned_sources(config: matrix.Config) -> list[str]:
+    """Return a line that names what the study takes from the hub without a revision, if any."""
+    if config["hub_mirror"]:
+        return []
+    sources = {
+        f"models.{model}.{version}": source
+        for model in matrix.chosen(config, "models")
+        for version, source in matrix.sources(config, model).items()
+    }
+    for name, corpus in config["corpora"].items():
+        sources |= {
+            f"corpora.{name}.sources[{index}]": source
+            for index, source in enumerate(corpus["sources"])
+        }
+    patches = matrix.existing_patches(config).items()
+    sources |= {f"models.{p.model}.patches.{p.task}": source for p, source in patches}
+    names = [
+        f"{place} ({source['hub']})"
+        for place, source in sources.items()
+        if "hub" in source and not source.get("revision")
+    ]
+    if not names:
+        return []
+    return [
+        f"no revision for {', '.join(names)}: the hub may have other content when it is fetched "
+        "again. Set the `revision` that the manifest records"
+    ]
