@@ -183,8 +183,8 @@ def request_lengths(task: ConfigurableTask) -> dict[str, int]:
             lengths.append(len(prompt) + answer_length)
     return {
         "requests": len(lengths),
-        "longest_request": max(lengths),
-        "mean_request": sum(lengths) // len(lengths),
+        "longest_request": max(lengths, default=0),
+        "mean_request": sum(lengths) // max(1, len(lengths)),
         "generated_tokens": generated,
     }
 
