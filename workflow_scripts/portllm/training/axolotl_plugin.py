@@ -14,6 +14,7 @@ from axolotl.integrations.base import BasePlugin
 from datasets import Dataset
 from transformers import set_seed
 
+from portllm.jobs import torch_devices
 from portllm.jobs.signals import end_workers_with_this_process
 from portllm.storage.files import write_json
 from portllm.storage.manifests import Meter, device_cost
@@ -75,7 +76,13 @@ class PortLLMPlugin(BasePlugin):
         set_seed(cfg.seed)
 
     def add_callbacks_pre_trainer(self, cfg: Any, model: Any) -> list[Any]:
-        """Add the callbacks for signals, for the progress and for a loss that is not finite."""
+        """Add the callbacks for signals, for the progress and for a loss that is not finite.
+
+        Raises:
+            InputError: this process sees several GPUs that nobody has given it. The Trainer would
+                spread over all of them.
+        """
+        torch_devices.check(single=True)
         cost_file = os.environ.get(COST_FILE)
         record = Path(cost_file).with_name(DIVERGED) if cost_file else None
         return [
