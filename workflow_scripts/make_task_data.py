@@ -53,6 +53,7 @@ def main() -> None:
                 "output_type": task.OUTPUT_TYPE,
                 "training_examples": count,
                 "training_limit": arguments.training_limit,
+                "few_shot": task.config.num_fewshot or 0,
                 **tasks.request_lengths(task),
             },
             inputs={},

@@ -140,6 +140,8 @@ def score(
     adapters = [cell.adapter for cell in missing if cell.adapter]
     scorer = load_scorer(arguments.version, settings, adapters, gpus)
     scored = cache.Scored(lm_eval={"task": arguments.lm_eval, "version": task.VERSION})
+    if settings.few_shot is None:
+        scored.lm_eval["few_shot"] = task.config.num_fewshot or 0
     for cell in missing:
         log.info("scoring %s", label(cell))
         cell_meter = manifests.Meter()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lm_eval.tasks._index import TaskIndex
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from portllm.data import task_files, tasks
@@ -172,6 +173,26 @@ def test_defining_files_include_python_modules() -> None:
     assert path is not None
     names = [file.name for file in task_files.defining_files(path)]
     assert names == ["demo_sentiment.yaml", "generate.py"]
+
+
+# Folders with quoted keys, includes, groups, tags and classes.
+@pytest.mark.parametrize("folder", ["mmlu/default", "mmlu/generative", "glue", "squadv2"])
+def test_the_tasks_of_lm_eval_s_index_are_known(folder: str) -> None:
+    index = TaskIndex.build([task_files.library() / folder])
+    indexed = {name: entry for name, entry in index.items() if "TASK" in entry.kind.name}
+    assert indexed
+    assert task_files.names([task_files.library() / folder]) == sorted(indexed)
+    name, entry = next(iter(indexed.items()))
+    assert task_files.find(name, [task_files.library()]) == entry.yaml_path
+    for tag in (name for name, entry in index.items() if entry.kind.name == "TAG"):
+        members = task_files.group_members(tag, [task_files.library() / folder])
+        assert sorted(members) == sorted(index[tag].tags)
+
+
+def test_a_group_is_no_task_and_its_tasks_are_named() -> None:
+    message = r"'mmlu' is a group, expected a single task; .* its 57 tasks .*: mmlu_abstract_alg"
+    with pytest.raises(InputError, match=message):
+        tasks.load("mmlu")
 
 
 def test_definitions_agree_with_lm_eval() -> None:

@@ -66,7 +66,8 @@ def _sourced(path: Path) -> list[dict[str, Any]]:
     result = read_result(path)
     more = {
         "task_version": result["lm_eval"]["version"],
-        "few_shot": result.get("parameters", {}).get("few_shot"),
+        # lm_eval's is the task's own number, recorded where the study sets none.
+        "few_shot": result["lm_eval"].get("few_shot", result.get("parameters", {}).get("few_shot")),
         "file": str(path),
     }
     return [{**row, **more} for row in rows(result)]

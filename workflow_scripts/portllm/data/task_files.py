@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ from portllm.storage.files import hash_file, read_text
 DATASET = "dataset"
 """Subfolder of a task's data directory that holds the dataset for scoring."""
 
-_TASK = re.compile(r"^task:[ \t]*[\"']?([^\s\"'#\[{]+)", re.MULTILINE)
+GROUP_SHOWN = 60
+"""Tasks of a group that an error message names."""
+
+MOST_INCLUDES = 20
+"""Files that a task file may include, one through the other, when its tags are searched."""
+
+_TASK = re.compile(r"^([\"']?)task\1[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)", re.MULTILINE)
+_GROUP = re.compile(r"^[\"']?group[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)", re.MULTILINE)
+_TAG = re.compile(r"^[\"']?tag[\"']?[ \t]*:.*(?:\n(?:-|[ \t]).*)*", re.MULTILINE)
+_INCLUDE = re.compile(r"^[\"']?include[\"']?[ \t]*:[ \t]*[\"']?([^\s\"'#\[{]+)", re.MULTILINE)
 
 
 class _Loader(yaml.SafeLoader):
@@ -52,7 +62,7 @@ def _task_of(path: Path) -> str | None:
         match = _TASK.search(read_text(path))
     except InputError:  # lm-eval could not load it either
         return None
-    return match[1] if match else None
+    return match[2] if match else None
 
 
 def _likely_first(name: str, folder: Path) -> list[Path]:
@@ -85,8 +95,84 @@ def locate(name: str, include: str | None) -> Path:
     search_folders = folders(include, library())
     path = find(name, search_folders)
     if path is None:
-        raise InputError(f"lm-eval has no task {name!r}; {nearest(name, names(search_folders))}")
+        raise InputError(not_a_task(name, search_folders))
     return path
+
+
+def not_a_task(name: str, search_folders: Iterable[Path]) -> str:
+    """Return why no file defines the task `name`: it is a group of tasks, or unknown."""
+    members = group_members(name, search_folders)
+    if not members:
+        return f"lm-eval has no task {name!r}; {nearest(name, names(search_folders))}"
+    listed = ", ".join(members[:GROUP_SHOWN]) + (", …" if len(members) > GROUP_SHOWN else "")
+    return (
+        f"lm-eval's {name!r} is a group, expected a single task; list those of its {len(members)} "
+        f"tasks that you need: {listed}"
+    )
+
+
+def group_members(name: str, search_folders: Iterable[Path]) -> list[str]:
+    """List the tasks of an lm-eval group or tag, those of its subgroups included; [] if none."""
+    groups, tagged = _groups_and_tags(search_folders)
+    tasks: dict[str, None] = {}
+    pending, expanded = [name], set()
+    while pending:
+        member = pending.pop(0)
+        if member in expanded:
+            continue
+        expanded.add(member)
+        if member in groups:
+            pending += _member_names(_read(groups[member]).get("task"))
+        elif member in tagged:
+            pending += tagged[member]
+        elif member != name:
+            tasks[member] = None
+    return list(tasks)
+
+
+def _groups_and_tags(
+    search_folders: Iterable[Path],
+) -> tuple[dict[str, Path], dict[str, list[str]]]:
+    """Map each group to its file, and each tag to its tasks. Files are searched, not parsed."""
+    groups: dict[str, Path] = {}
+    tagged: dict[str, list[str]] = {}
+    for path in (path for folder in search_folders for path in _yamls(folder)):
+        try:
+            text = read_text(path)
+            if match := _GROUP.search(text):
+                groups.setdefault(match[1], path)
+            elif match := _TASK.search(text):
+                for tag in _tags(_inherited_tag(path, text)):
+                    tagged.setdefault(tag, []).append(match[2])
+        except InputError:  # lm-eval could not load it either
+            continue
+    return groups, tagged
+
+
+def _member_names(members: Any) -> list[str]:
+    listed = members if isinstance(members, list) else [members]
+    named = (
+        member.get("task", member.get("group")) if isinstance(member, dict) else member
+        for member in listed
+    )
+    return [name for name in named if isinstance(name, str)]
+
+
+def _inherited_tag(path: Path, text: str, depth: int = 0) -> str:
+    """Return the `tag:` lines of a task file, or of the file that it includes."""
+    if match := _TAG.search(text):
+        return match[0]
+    included = _INCLUDE.search(text)
+    if included is None or depth > MOST_INCLUDES:
+        return ""
+    path = path.parent / included[1]
+    return _inherited_tag(path, read_text(path), depth + 1) if path.is_file() else ""
+
+
+@cache
+def _tags(lines: str) -> tuple[str, ...]:
+    tags = (yaml_text.parse(lines, "tag", _Loader) or {}).get("tag") if lines else None
+    return tuple(_member_names(tags))
 
 
 def definition_hashes(name: str, include: str | None) -> dict[str, str]:

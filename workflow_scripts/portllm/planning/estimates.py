@@ -367,7 +367,9 @@ class PricedStudy:
         data = self.task_sizes(task)
         if "longest_request" not in data:
             return min(limit, LENGTH_ASSUMED)
-        characters = data["longest_request"] + settings["few_shot"] * data["mean_request"]
+        few_shot = settings["few_shot"]
+        few_shot = data.get("few_shot", 0) if few_shot is None else few_shot
+        characters = data["longest_request"] + few_shot * data["mean_request"]
         return min(limit, int(characters / CHARACTERS_PER_TOKEN) + 1)
 
 

@@ -29,7 +29,7 @@ _OF_TASK, _OF_STUDY = defaults("tasks.*"), defaults("scoring")
 class ScoringSettings:
     """The settings that change a score; config/schema.yaml explains each and states its default."""
 
-    few_shot: int = _OF_TASK["few_shot"]
+    few_shot: int | None = _OF_TASK["few_shot"]
     limit: int | None = _OF_TASK["limit"]
     batch_size: int = _OF_STUDY["batch_size"]
     dtype: str = _OF_STUDY["dtype"]

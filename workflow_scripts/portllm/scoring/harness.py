@@ -40,9 +40,11 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
         InputError: a log-likelihood or a metric is not finite.
     """
     _seed()
-    # As on lm-eval's command line: a task that demands zero-shot stays zero-shot.
-    if task.config.num_fewshot != 0:
-        task.set_config(key="num_fewshot", value=settings.few_shot)
+    # As on lm-eval's command line: a task that demands zero-shot stays zero-shot, and one that
+    # states no number has none.
+    own = task.config.num_fewshot
+    if own is None or (own != 0 and settings.few_shot is not None):
+        task.set_config(key="num_fewshot", value=settings.few_shot or 0)
     task.set_fewshot_seed(seed=OTHER_SEED)
     name = task.config.task
     output = evaluator.evaluate(

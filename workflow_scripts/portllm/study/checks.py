@@ -316,8 +316,7 @@ def check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> No
         if path is None:
             if library is None:
                 continue
-            known = task_files.names(folders)
-            raise InputError(f"{place}: lm-eval has no task {name!r}; {nearest(name, known)}")
+            raise InputError(f"{place}: {task_files.not_a_task(name, folders)}")
         if task in trained and task_files.load(path).get("training_split") is None:
             raise InputError(
                 f"{place}: lm-eval's task {name!r} has no training split, so no patch can be "
