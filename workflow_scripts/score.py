@@ -107,6 +107,8 @@ def load_scorer(
     version: Path, settings: cache.ScoringSettings, adapters: list[Path], gpus: int
 ) -> Any:
     """Load the version in the backend of the settings, ready to be scored with each adapter."""
+    if settings.chat_template:
+        Checkpoint(version).check_chat_template()
     if settings.backend == "vllm":
         from portllm.scoring import vllm
 

@@ -56,6 +56,14 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
         lambda config: config.update(scoring={"backend": "vllm", "dtype": "float32"}),
         ["config.yaml: scoring.dtype", "found 'float32'", "nearest: bfloat16"],
     ),
+    "a chat template for a task that a patch is trained for": (
+        lambda config: config["scoring"].update(chat_template=True),
+        ["config.yaml: scoring.chat_template", "a patch is trained for task"],
+    ),
+    "turns without a chat template": (
+        lambda config: first(config["tasks"]).update(fewshot_as_multiturn=True),
+        ["config.yaml: tasks.", ".fewshot_as_multiturn", "no chat_template: true"],
+    ),
     "DeepSpeed that is not installed": (
         lambda config: first(config["evolutions"]).update(overrides={"deepspeed": "zero3.json"}),
         ["evolutions.", "the package deepspeed", "envs/train.txt", "train.in", "fsdp_config"],

@@ -10,7 +10,9 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+import score as program
 from portllm.data import tasks
+from portllm.errors import InputError
 from portllm.scoring import hf
 from portllm.scoring.cache import ScoringSettings
 from portllm.storage import files
@@ -58,6 +60,17 @@ def as_text(value: Any) -> Any:
     return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else str(value)
 
 
+def check_same(model: Path, folder: Path, settings: ScoringSettings, **lm_eval_s: Any) -> Any:
+    """Score with the workflow and with lm-eval, compare each item, and return the task."""
+    task = tasks.load("sums", include=str(folder))
+    samples = hf.HfScorer(model, settings).score(task, None).samples
+    reference = by_lm_eval(model, folder, **lm_eval_s)
+    assert [[as_text(row[key]) for key in COMPARED] for row in samples] == [
+        [as_text(row[key]) for key in COMPARED] for row in reference
+    ]
+    return task
+
+
 @pytest.mark.parametrize(
     ("few_shot", "of_study", "expected"),
     [
@@ -73,11 +86,50 @@ def test_few_shot_examples_are_lm_eval_s(
 ) -> None:
     folder = write_task(tmp_path, few_shot)
     model = tiny.save_model(tmp_path / "model", max_position_embeddings=512)
-    task = tasks.load("sums", include=str(folder))
     settings = ScoringSettings(few_shot=of_study, batch_size=4, bootstrap_iterations=10)
-    samples = hf.HfScorer(model, settings).score(task, None).samples
+    task = check_same(model, folder, settings, num_fewshot=of_study)
     assert task.instances[0].args[0].count("is ") == expected + 1
-    reference = by_lm_eval(model, folder, num_fewshot=of_study)
-    assert [[as_text(row[key]) for key in COMPARED] for row in samples] == [
-        [as_text(row[key]) for key in COMPARED] for row in reference
-    ]
+
+
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("of_study", "of_lm_eval", "users"),
+    [
+        ({"chat_template": True}, {"apply_chat_template": True}, 3),
+        (
+            {"chat_template": True, "system_instruction": "Be.", "fewshot_as_multiturn": False},
+            {
+                "apply_chat_template": True,
+                "system_instruction": "Be.",
+                "fewshot_as_multiturn": False,
+            },
+            1,
+        ),
+        ({"system_instruction": "Be."}, {"system_instruction": "Be."}, 0),
+    ],
+)
+def test_chats_are_lm_eval_s(
+    tmp_path: Path, of_study: dict[str, Any], of_lm_eval: dict[str, Any], users: int
+) -> None:
+    folder = write_task(tmp_path, "num_fewshot: 2")
+    model = tiny.save_model(tmp_path / "model", max_position_embeddings=512)
+    (model / "chat_template.jinja").write_text(TEMPLATE)
+    settings = ScoringSettings(batch_size=4, bootstrap_iterations=10, **of_study)
+    # simple_evaluate's default is to send turns, the command line's without a template is not.
+    turns = {"fewshot_as_multiturn": "chat_template" in of_study}
+    task = check_same(model, folder, settings, **{**turns, **of_lm_eval})
+    prompt = task.instances[0].args[0]
+    assert prompt.count("<user>") == users
+    assert ("Be." in prompt) == ("system_instruction" in of_study)
+
+
+def test_a_tokenizer_without_a_chat_template_is_an_error(tmp_path: Path) -> None:
+    model = tiny.save_model(tmp_path / "model")
+    settings = ScoringSettings(chat_template=True)
+    with pytest.raises(InputError, match=r"/model: the tokenizer has no chat template; use a chat"):
+        program.load_scorer(model, settings, [], gpus=0)

@@ -370,6 +370,7 @@ class PricedStudy:
         few_shot = settings["few_shot"]
         few_shot = data.get("few_shot", 0) if few_shot is None else few_shot
         characters = data["longest_request"] + few_shot * data["mean_request"]
+        characters += len(settings["system_instruction"] or "")
         return min(limit, int(characters / CHARACTERS_PER_TOKEN) + 1)
 
 

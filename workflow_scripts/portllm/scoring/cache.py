@@ -37,6 +37,9 @@ class ScoringSettings:
     bootstrap_iterations: int = _OF_STUDY["bootstrap_iterations"]
     allow_unsafe_code: bool = _OF_TASK["allow_unsafe_code"]
     backend: str = _OF_STUDY["backend"]
+    chat_template: bool = _OF_STUDY["chat_template"]
+    system_instruction: str | None = _OF_STUDY["system_instruction"]
+    fewshot_as_multiturn: bool | None = _OF_STUDY["fewshot_as_multiturn"]
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
         task.set_config(key="num_fewshot", value=settings.few_shot or 0)
     task.set_fewshot_seed(seed=OTHER_SEED)
     name = task.config.task
+    multiturn = settings.fewshot_as_multiturn
     output = evaluator.evaluate(
         lm=lm,
         task_dict={"tasks": {name: task}, "groups": {}, "group_map": {}},
@@ -54,6 +55,9 @@ def evaluate(lm: LM, task: ConfigurableTask, settings: ScoringSettings) -> Resul
         bootstrap_iters=settings.bootstrap_iterations,
         log_samples=True,
         confirm_run_unsafe_code=settings.allow_unsafe_code,
+        system_instruction=settings.system_instruction,
+        apply_chat_template=settings.chat_template,
+        fewshot_as_multiturn=settings.chat_template if multiturn is None else multiturn,
     )
     samples = output["samples"][name]
     validity.check_answers(samples)

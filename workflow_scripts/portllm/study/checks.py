@@ -276,6 +276,30 @@ def _check_methods(config: Config, origins: KeyOrigins) -> None:
             raise InputError(f"{origins.at('methods', name)}: {error}") from None
 
 
+def _check_chat(config: Config, origins: KeyOrigins) -> None:
+    trained = matrix.trained_tasks(config)
+    for task in matrix.chosen(config, "tasks"):
+        settings = stage_settings.scoring_settings(config, task)
+        place = {
+            name: origins.at(
+                *(("tasks", task) if name in config["tasks"][task] else ("scoring",)), name
+            )
+            for name in stage_settings.CHAT
+        }
+        if settings["fewshot_as_multiturn"] is True and not settings["chat_template"]:
+            raise InputError(
+                f"{place['fewshot_as_multiturn']}: found true, but task {task!r} has no "
+                "chat_template: true"
+            )
+        for name in ("chat_template", "system_instruction"):
+            if settings[name] and task in trained:
+                raise InputError(
+                    f"{place[name]}: a patch is trained for task {task!r}, and training text has "
+                    "no chat template or system instruction; expected a task without patches of "
+                    "the study, or with existing ones"
+                )
+
+
 def _check_scoring(config: Config, origins: KeyOrigins) -> None:
     if config["scoring"]["backend"] != "vllm":
         return
@@ -367,5 +391,6 @@ def check_references(
     check_tasks(config, task_library, origins)
     _check_merged(config, origins)
     _check_scoring(config, origins)
+    _check_chat(config, origins)
     _check_exhibits(config, exhibits, origins)
     _check_devices(config, device_limit, origins)

@@ -79,7 +79,12 @@ def _types(setting: dict[str, Any]) -> list[str]:
 def _parser(setting: dict[str, Any]) -> Callable[[str], Any]:
     types = _types(setting)
     convert: Callable[[str], Any] = str
-    for name, function in (("integer", int), ("number", float), ("object", json.loads)):
+    for name, function in (
+        ("integer", int),
+        ("number", float),
+        ("object", json.loads),
+        ("boolean", json.loads),
+    ):
         if name in types:
             convert = function
     if "null" not in types or setting.get("default") is None:
@@ -98,7 +103,7 @@ def _help(setting: dict[str, Any]) -> str:
 
 
 def _keywords(setting: dict[str, Any], *, required: bool) -> dict[str, Any]:
-    if "boolean" in _types(setting):
+    if "boolean" in _types(setting) and "null" not in _types(setting):
         return {"action": "store_true", "help": _help({**setting, "default": None})}
     keywords = {
         "type": _parser(setting),
@@ -106,6 +111,9 @@ def _keywords(setting: dict[str, Any], *, required: bool) -> dict[str, Any]:
         "required": required,
         "help": _help(setting),
     }
+    if "boolean" in _types(setting):
+        # `--name` is true and `--name false` false, since None is neither.
+        keywords |= {"nargs": "?", "const": True}
     if "enum" in setting:
         keywords["choices"] = setting["enum"]
     if any("array" in _types(option) for option in (setting, *setting.get("anyOf", ()))):

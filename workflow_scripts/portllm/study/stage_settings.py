@@ -14,6 +14,9 @@ from portllm.study.schema import NULL
 
 Settings = dict[str, Any]
 
+CHAT = ("chat_template", "system_instruction", "fewshot_as_multiturn")
+"""Settings of `scoring` that a task may override."""
+
 
 def names(mapping: Mapping[str, Any]) -> list[str]:
     """Return the names of an artefact in the study, as `key=value`."""
@@ -92,7 +95,12 @@ def scoring_settings(config: Config, task: str) -> Settings:
     """Return the settings of the jobs that score a task."""
     definition = config["tasks"][task]
     of_task = {name: definition[name] for name in ("few_shot", "limit")}
-    return {**_lm_eval_task(config, task), **of_task, **config["scoring"]}
+    chat = {name: definition[name] for name in CHAT if name in definition}
+    settings = {**_lm_eval_task(config, task), **of_task, **config["scoring"], **chat}
+    if settings["fewshot_as_multiturn"] is False:
+        # Omitting the option would mean its default, which is null.
+        settings["fewshot_as_multiturn"] = "false"
+    return settings
 
 
 def scored_cells(cells: list[Cell], adapters: Iterable[str]) -> Settings:

@@ -162,6 +162,16 @@ class Checkpoint:
                 f"most {len(self.shapes)}, the number of tensors"
             )
 
+    def check_chat_template(self) -> None:
+        """Raise InputError if the tokenizer has no chat template."""
+        tokenizer = self.directory / "tokenizer_config.json"
+        stated = read_object(tokenizer).get("chat_template") if tokenizer.exists() else None
+        if not stated and not (self.directory / "chat_template.jinja").exists():
+            raise InputError(
+                f"{self.directory}: the tokenizer has no chat template; use a chat model, or set "
+                "chat_template: false"
+            )
+
     def read(self, name: str) -> "Tensor":
         """Read one weight; the shard is memory-mapped, not loaded."""
         return self.shard_of[name].read_tensor(name)
