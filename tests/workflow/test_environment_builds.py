@@ -34,7 +34,7 @@ def remove(study: Checkout, name: str) -> None:
 
 def test_changed_pins_keep_no_job_from_running(study: Checkout) -> None:
     change_pins(study, "train")
-    assert len(study.planned()) == 117
+    assert len(study.planned()) == 118
     run = study.complete(PATCH)
     assert run.count("`make envs`") == 1
     assert "envs/train.txt changed" in run

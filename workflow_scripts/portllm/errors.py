@@ -47,9 +47,12 @@ def nearest(name: str, options: Iterable[str]) -> str:
         "nearest: x" for the most similar option, else "known: a, b, …" with up to eight options.
     """
     known = [str(option) for option in options]
-    # Comparing takes up to a millisecond, and much longer for long names.
-    short = [option for option in known[:5000] if len(option) <= 200]
-    close = difflib.get_close_matches(str(name)[:200], short, n=1, cutoff=0.5)
+    # Comparing takes up to a millisecond, and much longer for long names. A name of less than a
+    # third or more than three times the length cannot reach the cutoff.
+    name = str(name)[:200]
+    similar = [option for option in known if len(name) <= 3 * len(option) <= 9 * len(name)]
+    similar.sort(key=lambda option: abs(len(option) - len(name)))
+    close = difflib.get_close_matches(name, similar[:5000], n=1, cutoff=0.5)
     if close:
         return f"nearest: {close[0]}"
     shown = ", ".join(known[:8]) or "none"
