@@ -103,9 +103,7 @@ def not_a_task(name: str, search_folders: Iterable[Path]) -> str:
     """Return why no file defines the task `name`: it is a group of tasks, or unknown."""
     members = group_members(name, search_folders)
     if not members:
-        # `nearest` compares the first 5,000 names; names that start alike are the likeliest.
-        known = sorted(names(search_folders), key=lambda known: known[:2] != name[:2])
-        return f"lm-eval has no task {name!r}; {nearest(name, known)}"
+        return f"lm-eval has no task {name!r}; {nearest(name, names(search_folders))}"
     listed = ", ".join(members[:GROUP_SHOWN]) + (", …" if len(members) > GROUP_SHOWN else "")
     return (
         f"lm-eval's {name!r} is a group, expected a single task; list those of its {len(members)} "
