@@ -3,6 +3,7 @@
 # make test         run all tests except those on SLURM
 # make test-fast    run the library's tests: no Snakemake, no study
 # make test-attacks attack ROUNDS (10) times as often as make test, with SEED (a random one)
+# make test-gpu     run the tests that need a GPU (25 minutes on an H100), write benchmarks/gpu/
 # make test-slurm   run the tests on a real SLURM with fake GPUs (root, Debian's packages)
 # make lint         run ruff, snakefmt, import-linter, snakemake --lint; limit module length
 # make pins         resolve envs/*.in into envs/*.txt and envs/*.yaml
@@ -16,7 +17,7 @@ PYTEST := .venvs/test/bin/python -m pytest
 AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UV = $$(command -v .venvs/uv/bin/uv || echo uv)
 
-.PHONY: demo help envs test test-fast test-attacks test-slurm lint pins axolotl-keys docs
+.PHONY: demo help envs test test-fast test-attacks test-gpu test-slurm lint pins axolotl-keys docs
 
 demo: workflow-environment
 	$(SNAKEMAKE) --cores all
@@ -51,6 +52,9 @@ SEED = $(shell date +%s)
 
 test-attacks: envs test-environment
 	$(PYTEST) $(AT_ONCE) tests/attacks --attack-rounds $(ROUNDS) --attack-seed $(SEED)
+
+test-gpu: envs test-environment
+	$(PYTEST) tests/gpu
 
 test-slurm: envs test-environment
 	$(PYTEST) tests/slurm

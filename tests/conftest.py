@@ -25,8 +25,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 PROJECT = Path(__file__).parents[1]
 SNAKEMAKE = PROJECT / ".venvs" / "workflow" / "bin" / "snakemake"
-# Options, fixture and summary of the storms in tests/attacks.
-pytest_plugins = ["attacks.storm"]
+# Options, fixtures and summaries of tests/attacks and tests/gpu.
+pytest_plugins = ["attacks.storm", "gpu.plugin"]
 _SERVER = Server(SNAKEMAKE.with_name("python"))
 PARTS = (
     "Snakefile",
