@@ -73,6 +73,6 @@ rule train_patch:
         ),
     shell:
         '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" {resources.gpu} --mem-mb {resources.mem_mb} --'
-        ' "$TRAIN_PYTHON" "$SCRIPTS/train_patch.py" --model {input.model:q} --task {input.task:q}'
+        ' "$TRAIN_PYTHON" "$SCRIPTS/train_patch.py" --gpus {resources.gpu} --model {input.model:q} --task {input.task:q}'
         " {params.settings} {params.names} --checkpoint-steps {resources.checkpoint_steps}"
         ' --work "$CHECKPOINTS/train_patch" --output {output:q} >{log:q} 2>&1'

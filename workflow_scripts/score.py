@@ -11,7 +11,8 @@ from portllm import lazy_imports
 from portllm.command_line import add_names, run
 from portllm.data import task_files
 from portllm.errors import InputError
-from portllm.scoring import cache, data_parallel
+from portllm.jobs import data_parallel
+from portllm.scoring import cache
 from portllm.scoring.cache import CachedCell
 from portllm.scoring.ties import TIED
 from portllm.storage import files, manifests

@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from portllm import lazy_imports
 from portllm.command_line import add_names, run
+from portllm.jobs import data_parallel
 from portllm.storage import manifests
 from portllm.study import schema
 
@@ -31,6 +33,12 @@ def parse_arguments() -> argparse.Namespace:
         default=schema.defaults("study")["seeds"][0],
         help="seed of the initial factors and of the order of examples (default: %(default)s)",
     )
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        default=1,
+        help="most GPUs that share each batch, of those that are visible (default: %(default)s)",
+    )
     parser.add_argument("--work", type=Path, required=True, help="directory for checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     add_names(parser)
@@ -40,6 +48,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     meter = manifests.Meter()
     arguments = parse_arguments()
+    if arguments.gpus > 1 and not data_parallel.launched():
+        gpus = min(arguments.gpus, len(data_parallel.visible_gpus()))
+        if gpus > 1:
+            data_parallel.launch(gpus)
     lazy_imports.hide(*lazy_imports.unused_in_training(arguments.model))
     from portllm.jobs import torch_devices
 
@@ -61,16 +73,24 @@ def main() -> None:
     # The folder is keyed by everything that decides the weights, so that a retried job finds its
     # own checkpoints and no others.
     decisive = {**asdict(lora), "checkpoint_steps": None}
-    work = arguments.work / files.hash_value([decisive, inputs])[:16]
+    processes = [data_parallel.launched()] if data_parallel.launched() else []
+    work = arguments.work / files.hash_value([decisive, inputs, *processes])[:16]
     examples = patch_training.read_examples(arguments.task / "train.jsonl")
-    with resuming.held(work):
-        if finished_results.restore(work, arguments.output):
+    first = data_parallel.is_first()
+    if data_parallel.launched():
+        data_parallel.join()
+    if not first:
+        logging.disable(logging.INFO)
+    with resuming.held(work) if first else nullcontext():
+        if data_parallel.decided_by_first(lambda: finished_results.restore(work, arguments.output)):
             return
         model, training = patch_training.train(
             arguments.model, examples, lora, work, seconds=meter.seconds
         )
-        write(arguments, asdict(lora), inputs, model, training, meter)
-        finished_results.keep(work, arguments.output)
+        cost = meter.read(earlier_seconds=training["earlier_seconds"], **data_parallel.leave())
+        if first:
+            write(arguments, asdict(lora), inputs, model, training, cost)
+            finished_results.keep(work, arguments.output)
 
 
 def write(
@@ -79,7 +99,7 @@ def write(
     inputs: dict[str, str],
     model: Any,
     training: dict[str, Any],
-    meter: manifests.Meter,
+    cost: manifests.Cost,
 ) -> None:
     """Write the adapter and its manifest."""
     from portllm.storage import files
@@ -95,7 +115,7 @@ def write(
             stage="patch",
             parameters=parameters,
             inputs=inputs,
-            cost=meter.read(earlier_seconds=training["earlier_seconds"]),
+            cost=cost,
             packages=("torch", "transformers", "peft", "accelerate"),
             fingerprint=StoredAdapter(directory).fingerprint(Checkpoint(arguments.model)),
             trainable_parameters=model.get_nb_trainable_parameters()[0],

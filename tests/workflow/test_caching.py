@@ -253,8 +253,8 @@ def test_another_backend_scores_again_in_its_own_environment(study: Checkout) ->
     assert all(" --gpus 1 " in line and " --backend vllm " in line for line in commands)
 
 
-def test_more_gpus_for_scoring_trigger_no_job(study: Checkout) -> None:
-    edit(study, lambda config: config.update(resources={"score": {"gpu": 4}}))
+def test_more_gpus_for_a_stage_trigger_no_job(study: Checkout) -> None:
+    edit(study, lambda config: config.update(resources={"score": {"gpu": 4}, "patch": {"gpu": 2}}))
     assert study.planned() == []
 
 

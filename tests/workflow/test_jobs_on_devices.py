@@ -1,5 +1,6 @@
 """Jobs on a machine with several devices: leases, limits, and the end of Snakemake."""
 
+import re
 import signal
 import subprocess
 from itertools import pairwise
@@ -131,10 +132,18 @@ def test_requesting_more_devices_than_exist_is_an_error(study: Checkout) -> None
     assert f"error: gpu=5: only 4 devices are available ({', '.join(POOL)})" in done.stdout
 
 
-def test_several_devices_for_a_patch_are_an_error(study: Checkout) -> None:
-    set_resources(study, patch={"gpu": 2})
+def test_devices_that_cannot_divide_the_batch_of_a_patch_are_an_error(study: Checkout) -> None:
+    set_resources(study, patch={"gpu": 3})
     line = refusal(study)
-    assert "config.yaml: resources.patch.gpu: found 2, but this stage uses one device" in line
+    assert "config.yaml: resources.patch.gpu: task demo_arithmetic: 3 GPUs cannot share" in line
+
+
+def test_a_patch_is_told_its_devices(study: Checkout) -> None:
+    set_resources(study, patch={"gpu": 2})
+    target = "results/patches/demo/base/demo_yes_no/seed1234"
+    done = study.run("--dry-run", "--printshellcmds", target)
+    assert done.returncode == 0
+    assert re.search(r"run_job.py. 2 .*train_patch.py. --gpus 2 ", done.stdout)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])

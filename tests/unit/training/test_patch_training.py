@@ -1,5 +1,6 @@
 """Encoding of training examples, and reproducible trainings."""
 
+import math
 import os
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from lm_eval.models.huggingface import HFLM
 
 from portllm.errors import InputError
+from portllm.study.stage_settings import batches_per_device
 from portllm.training import patch_training, resuming
 from portllm.training.patch_training import IGNORED, LoraSettings
 
@@ -86,6 +88,28 @@ def test_padding() -> None:
 )
 def test_number_of_steps(examples: int, settings: LoraSettings, expected: int) -> None:
     assert patch_training.total_steps(examples, settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("batches", "devices", "expected"),
+    [
+        ((4, 1), 1, (4, 1)),
+        ((4, 1), 4, (1, 1)),
+        ((4, 8), 4, (4, 2)),
+        ((4, 2), 8, (1, 1)),
+        ((6, 4), 6, (2, 2)),
+    ],
+)
+def test_devices_divide_the_examples_of_an_update(
+    batches: tuple[int, int], devices: int, expected: tuple[int, int]
+) -> None:
+    assert batches_per_device(*batches, devices) == expected
+    assert math.prod(expected) * devices == math.prod(batches)
+
+
+def test_an_update_that_cannot_be_divided_is_an_error() -> None:
+    with pytest.raises(InputError, match="3 GPUs cannot share an update"):
+        batches_per_device(4, 2, 3)
 
 
 def _train(model: Path, work: Path, **more: object) -> tuple[dict[str, torch.Tensor], dict]:

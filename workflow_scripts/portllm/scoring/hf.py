@@ -9,7 +9,6 @@ version and answers a share of the requests.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from portllm.errors import InputError
-from portllm.scoring import data_parallel, validity
+from portllm.jobs import data_parallel
+from portllm.scoring import validity
 from portllm.scoring.cache import ScoringSettings
 from portllm.scoring.harness import Result, evaluate
-from portllm.storage import manifests
 from portllm.transplant import edits, merging, ports
 from portllm.weights import adapters, attention, finite, loading, module_patterns
 from portllm.weights.adapters import StoredAdapter
@@ -36,13 +35,6 @@ from portllm.weights.checkpoints import Checkpoint
 log = logging.getLogger(__name__)
 
 ADAPTER = "patch"
-
-
-def join() -> PartialState:
-    """Join the process group of this job; each process uses its own GPU."""
-    # A long timeout, because shares take different times. If a process fails, the launcher ends
-    # the others.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(weeks=52))
 
 
 def shared(
@@ -195,7 +187,7 @@ class HfScorer:
 
     def __init__(self, version: Path, settings: ScoringSettings) -> None:
         if data_parallel.launched():
-            join()
+            data_parallel.join()
         self._model, self._tokenizer = load_version(version, settings.dtype)
         self._settings = settings
 
@@ -205,9 +197,4 @@ class HfScorer:
 
     def finish(self) -> dict[str, Any]:
         """Leave the process group; return the devices used, as in `manifests.device_cost`."""
-        cost = manifests.device_cost()
-        if data_parallel.launched():
-            peaks = gather_object([cost["peak_device_bytes"]])
-            cost["peak_device_bytes"] = [max(peak) for peak in zip(*peaks, strict=True)]
-            PartialState().destroy_process_group()
-        return cost
+        return data_parallel.leave()

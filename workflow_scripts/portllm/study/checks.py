@@ -8,7 +8,7 @@ from typing import Any
 from portllm.data import fetching, task_files
 from portllm.errors import InputError, nearest
 from portllm.storage.files import read_text
-from portllm.study import imported_patterns, matrix, selection, stage_settings
+from portllm.study import device_checks, imported_patterns, matrix, selection, stage_settings
 from portllm.study.exhibits import FILE, GROUPS, Group, Registry
 from portllm.study.matrix import Config
 from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
@@ -348,25 +348,6 @@ def check_tasks(config: Config, library: Path | None, origins: KeyOrigins) -> No
             )
 
 
-ONE_DEVICE = ("base", "patch")
-"""Stages that train on one device; on several, their effective batch size would silently grow."""
-
-
-def _check_devices(config: Config, limit: int | None, origins: KeyOrigins) -> None:
-    requests = {("resources", stage): of_stage for stage, of_stage in config["resources"].items()}
-    for name in matrix.chosen(config, "evolutions"):
-        requests["evolutions", name, "resources"] = config["evolutions"][name]["resources"]
-    for key, resources in requests.items():
-        gpus, place = resources.get("gpu", 0), origins.at(*key, "gpu")
-        if key[1] in ONE_DEVICE and key[0] == "resources" and gpus > 1:
-            raise InputError(f"{place}: found {gpus}, but this stage uses one device (gpu: 1)")
-        # Snakemake would silently lower the number.
-        if limit is not None and gpus > limit:
-            raise InputError(
-                f"{place}: found {gpus}, but the run may use {limit} (--resources gpu={limit})"
-            )
-
-
 def check_references(
     config: Config,
     origins: KeyOrigins,
@@ -393,4 +374,4 @@ def check_references(
     _check_scoring(config, origins)
     _check_chat(config, origins)
     _check_exhibits(config, exhibits, origins)
-    _check_devices(config, device_limit, origins)
+    device_checks.check(config, device_limit, origins)

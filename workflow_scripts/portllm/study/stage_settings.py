@@ -4,10 +4,12 @@ Rules pass these settings to their programs as parameters, so a change of any ot
 rerun a stage's jobs.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from portllm.errors import InputError
 from portllm.study import matrix
 from portllm.study.matrix import Cell, Config, Patch
 from portllm.study.schema import NULL
@@ -37,6 +39,24 @@ def fetch_patch_settings(config: Config, patch: Patch) -> Settings:
 def patch_settings(config: Config, task: str) -> Settings:
     """Return the training settings of a task's patch: the study's, overridden by the task's."""
     return {**config["patch"], **config["tasks"][task].get("patch", {})}
+
+
+def batches_per_device(batch_size: int, accumulation: int, devices: int) -> tuple[int, int]:
+    """Divide the examples of an update between devices; fewer accumulated batches come first.
+
+    Returns:
+        The batch size and the number of accumulated batches of each device.
+
+    Raises:
+        InputError: they cannot be divided evenly.
+    """
+    shared = math.gcd(accumulation, devices)
+    if batch_size % (devices // shared):
+        raise InputError(
+            f"{devices} GPUs cannot share an update of patch.batch_size {batch_size} x "
+            f"patch.gradient_accumulation {accumulation} examples evenly"
+        )
+    return batch_size // (devices // shared), accumulation // shared
 
 
 def pretraining_settings(config: Config, model: str) -> Settings:

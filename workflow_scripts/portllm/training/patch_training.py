@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from transformers import (
 )
 
 from portllm.errors import InputError, shown
+from portllm.jobs import data_parallel
 from portllm.storage import files
 from portllm.study.schema import defaults
+from portllm.study.stage_settings import batches_per_device
 from portllm.training import divergence, resuming
 from portllm.training.divergence import Divergence
 from portllm.training.interruption import Interruption
@@ -197,6 +199,7 @@ def _arguments(settings: LoraSettings, work: Path, steps: int) -> TrainingArgume
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,  # every factor of LoRA takes part in each step
     )
 
 
@@ -231,7 +234,8 @@ def train(
 ) -> tuple[PeftModel, dict[str, Any]]:
     """Train a patch, resuming from the last complete checkpoint in `work`.
 
-    Equal seeds give equal adapters on the same kind of machine, whether interrupted or not.
+    Equal seeds give equal adapters on the same kind of machine, whether interrupted or not. Several
+    processes (`data_parallel`) share each batch; only rounding and dropout then differ from one.
 
     Args:
         directory: the version to train on.
@@ -244,8 +248,8 @@ def train(
         The model with its adapter, and the Trainer's metrics with the step it resumed from.
 
     Raises:
-        InputError: there are no examples, the version cannot be used, or the loss or the adapter is
-            not finite.
+        InputError: there are no examples, the version cannot be used, the batch cannot be shared
+            by the processes, or the loss or the adapter is not finite.
         SystemExit: SIGTERM or SIGINT stopped the training, after a checkpoint.
     """
     if not examples:
@@ -258,16 +262,24 @@ def train(
     padding = tokenizer.pad_token_id
     padding = tokenizer.eos_token_id if padding is None else padding
     steps = total_steps(len(encoded), settings)
-    log.info("%d examples, %d steps", len(encoded), steps)
+    processes = data_parallel.launched() or 1
+    batch, accumulation = batches_per_device(
+        settings.batch_size, settings.gradient_accumulation, processes
+    )
+    log.info(
+        "%d examples, %d steps of %d examples on %d devices",
+        len(encoded), steps, batch * accumulation * processes, processes,
+    )  # fmt: skip
+    own = replace(settings, batch_size=batch, gradient_accumulation=accumulation)
     interruption = Interruption(seconds)
     trainer = Trainer(
         model=model,
-        args=_arguments(settings, work, steps),
+        args=_arguments(own, work, steps),
         train_dataset=Examples(encoded),
         data_collator=lambda batch: pad(batch, padding),
         callbacks=[interruption, StepLogCallback(), Divergence(TRAINING, LEARNING_RATE)],
     )
-    checkpoint = resuming.last_complete(work)
+    checkpoint = data_parallel.decided_by_first(lambda: resuming.last_complete(work))
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics

@@ -10,7 +10,8 @@ import pytest
 import tiny
 
 import score as program
-from portllm.scoring import cache, data_parallel, hf
+from portllm.jobs import data_parallel
+from portllm.scoring import cache, hf
 from portllm.storage import files, manifests
 
 
