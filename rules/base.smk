@@ -1,5 +1,17 @@
-# A model trained from scratch is a computation; everything else is fetched, on the login node.
+# A model trained from scratch and a release that is an adapter are computed; everything else is
+# fetched, on the login node.
 ruleorder: pretrain > fetch_model
+ruleorder: merge_release > fetch_model
+
+
+# A release may be an adapter for one model and a checkpoint for another.
+OF_ADAPTER_RELEASES = {
+    "model": "|".join(
+        f"{re.escape(model)}(?=/{re.escape(version)}$)"
+        for model, version in matrix.adapter_releases(config)
+    )
+    or "(?!)"
+}
 
 
 rule pretrain:
@@ -62,3 +74,60 @@ rule fetch_model:
     shell:
         '"$EVAL_PYTHON" "$SCRIPTS/fetch_model.py" {params.source} {resources.hub_mirror}'
         " --output {output:q} >{log:q} 2>&1"
+
+
+rule fetch_update:
+    input:
+        files=lambda wildcards: source_files(
+            matrix.adapter_releases(config)[tuple(wildcards)]["adapter"], fetching.ADAPTER
+        ),
+        base=lambda wildcards: paths.parent_path(config, **wildcards),
+    output:
+        directory("<results>/updates/{model}/{version}"),
+    log:
+        "<logs>/fetch_update/{model}/{version}.log",
+    wildcard_constraints:
+        **OF_ADAPTER_RELEASES,
+    localrule: True
+    conda:
+        "../envs/eval.yaml"
+    threads: 1
+    resources:
+        mem_mb=asks("fetch_update", "mem_mb", 2000),
+        runtime=asks("fetch_update", "runtime", 60),
+        # No parameter: where a mirror is changes nothing that is fetched.
+        hub_mirror=lambda wildcards: options({"hub_mirror": config["hub_mirror"]}),
+    params:
+        source=lambda wildcards: options(stage_settings.fetch_update_settings(config, **wildcards)),
+        content=lambda wildcards: mirrored_content(
+            matrix.adapter_releases(config)[tuple(wildcards)]["adapter"], fetching.ADAPTER
+        ),
+    shell:
+        '"$EVAL_PYTHON" "$SCRIPTS/fetch_patch.py" {params.source} --base {input.base:q}'
+        " {resources.hub_mirror} --output {output:q} >{log:q} 2>&1"
+
+
+rule merge_release:
+    input:
+        adapter="<results>/updates/{model}/{version}",
+        parent=lambda wildcards: paths.parent_path(config, **wildcards),
+    output:
+        directory("<results>/models/{model}/{version}"),
+    log:
+        "<logs>/merge_release/{model}/{version}.log",
+    wildcard_constraints:
+        **OF_ADAPTER_RELEASES,
+    # Versions of a chain wait for it.
+    priority: 2
+    conda:
+        "../envs/eval.yaml"
+    threads: asks("merge_release", "threads", 2)
+    resources:
+        mem_mb=asks("merge_release", "mem_mb", 2000),
+        runtime=asks("merge_release", "runtime", 60),
+    params:
+        code=code("transplant.py"),
+    shell:
+        '"$WORKFLOW_PYTHON" "$SCRIPTS/run_job.py" 0 --mem-mb {resources.mem_mb} --'
+        ' "$EVAL_PYTHON" "$SCRIPTS/transplant.py" --patch {input.adapter:q} --version {input.parent:q}'
+        " --merged {output:q} >{log:q} 2>&1"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(CHECKOUT / "workflow_scripts"))
 
 from portllm.data import fetching, task_files
 from portllm.jobs import devices, supervision
-from portllm.planning import estimates, resource_requests
+from portllm.planning import estimates, known_versions, resource_requests
 from portllm.reporting import registry
 from portllm.snakemake_hooks import attach, device_options, environments
 from portllm.snakemake_hooks import cache_adapter, not_made, output_cache, placement
@@ -73,7 +73,7 @@ try:
     PRICED = estimates.PricedStudy(
         config,
         results=PLACE.results,
-        known=estimates.hub_models(HERE / "resources" / "models"),
+        known=known_versions.hub_models(HERE / "resources" / "models"),
         recipes=RECIPES,
         known_tasks=read_json(HERE / "resources" / "task_sizes.json"),
         has_devices=device_options.has_devices(workflow),

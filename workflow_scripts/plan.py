@@ -28,7 +28,8 @@ def main() -> None:
     arguments = parse_arguments()
     from portllm.jobs import devices
     from portllm.planning import plan_tables
-    from portllm.planning.estimates import PricedStudy, hub_models
+    from portllm.planning.estimates import PricedStudy
+    from portllm.planning.known_versions import hub_models
     from portllm.planning.planned_jobs import PlannedRule, read_summary
     from portllm.study import config as configuration
     from portllm.study import custom_code

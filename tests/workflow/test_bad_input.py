@@ -27,6 +27,12 @@ def make_circle(config: Any) -> None:
     set_parent(config, 1, names[0])
 
 
+def set_update(config: Any, parent: str, **adapter: str) -> Any:
+    release = {"parent": parent, "adapter": adapter or {"hub": "acme/update"}}
+    first(config["models"])["releases"] = {"v2": release}
+    return release
+
+
 CASES: dict[str, tuple[Edit, list[str]]] = {
     "unknown key": (
         lambda config: config["patch"].update(learning_rat=1),
@@ -131,6 +137,41 @@ CASES: dict[str, tuple[Edit, list[str]]] = {
             releases={"v2": {"hub": "acme/model", "subfolder": "../other"}}
         ),
         ["releases.v2.subfolder: found '../other', expected: Folder in the repository"],
+    ),
+    "update by an adapter without a parent": (
+        lambda config: first(config["models"]).update(
+            releases={"v2": {"adapter": {"hub": "acme/update"}}}
+        ),
+        ["releases.v2: the key 'parent' is missing"],
+    ),
+    "update of an unknown version": (
+        lambda config: set_update(config, "lesons"),
+        ["releases.v2.parent: no version named 'lesons'; nearest: lessons"],
+    ),
+    "updates in a circle": (
+        lambda config: (
+            set_update(config, "lessons"),
+            config["evolutions"]["lessons"].update({"from": "v2"}),
+        ),
+        ["releases.v2.parent: versions form a cycle: v2 → lessons → v2"],
+    ),
+    "update by an adapter that is not there": (
+        lambda config: set_update(config, "base", path="resources", subfolder="dmo"),
+        ["releases.v2.adapter.subfolder: resources has no folder 'dmo'; nearest: demo"],
+    ),
+    "update by two adapters": (
+        lambda config: set_update(config, "base", path="resources", hub="acme/update"),
+        ["releases.v2.adapter: expected exactly one of hub, path; found hub and path"],
+    ),
+    "revision outside the adapter": (
+        lambda config: set_update(config, "base", hub="acme/update").update(revision="main"),
+        ["releases.v2.revision: expected it under `adapter`"],
+    ),
+    "base that has a parent": (
+        lambda config: first(config["models"]).update(
+            releases={"v2": {"hub": "acme/model", "parent": "base"}}
+        ),
+        ["releases.v2.parent: only a release with `adapter` has a parent"],
     ),
     "missing parent": (
         lambda config: set_parent(config, 0, "bas"),

@@ -3,8 +3,9 @@
 from conftest import Checkout
 
 STUDY = "tests/studies/minute.yaml"
-COMPUTING = {"pretrain", "train_patch", "preprocess", "evolve", "transplant", "merge", "score"}
-FETCHING = {"fetch_model", "fetch_patch", "make_corpus", "make_task_data"}
+TRAINING = {"pretrain", "train_patch", "preprocess", "evolve"}
+COMPUTING = {*TRAINING, "transplant", "merge", "merge_release", "score"}
+FETCHING = {"fetch_model", "fetch_patch", "fetch_update", "make_corpus", "make_task_data"}
 MEASURING = {"measure_movement", "measure_norms", "measure_geometry", "measure_loss_slice"}
 PRESENTING = {"collect_scores", "make_table", "make_figure", "make_report", "all"}
 
@@ -17,10 +18,11 @@ for each in workflow.rules:
 
 
 def with_every_rule(checkout: Checkout) -> None:
-    """Extend the study by a model and a patch from the hub and a prepared dataset."""
+    """Extend the study by a model, an update and a patch from the hub and a prepared dataset."""
     study = checkout.read(STUDY)
     study["models"]["brought"] = {
         "base": {"hub": "someone/model"},
+        "releases": {"later": {"parent": "base", "adapter": {"hub": "someone/update"}}},
         "patches": {"demo_yes_no": {"hub": "someone/patch"}},
         "evolutions": ["first"],
     }

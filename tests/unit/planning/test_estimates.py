@@ -10,7 +10,7 @@ from conftest import PROJECT
 from exhibit_making import KINDS
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from portllm.planning import architectures, estimates, formulas
+from portllm.planning import architectures, formulas, known_versions
 from portllm.planning.architectures import UnknownError
 from portllm.planning.formulas import TrainingMemory
 from portllm.study import config as configuration
@@ -18,7 +18,7 @@ from portllm.study import yaml_files
 from portllm.training import patch_training
 
 MISTRAL = architectures.architecture(
-    estimates.hub_models(PROJECT / "resources" / "models")["mistralai/mistral-7b-v0.1"]
+    known_versions.hub_models(PROJECT / "resources" / "models")["mistralai/mistral-7b-v0.1"]
 )
 # Real models' proportions; large enough that what is counted outweighs what is not.
 SHAPE = {
@@ -123,7 +123,7 @@ def test_the_demo_patch_matches_the_measured_memory() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_checkpoint_bytes_equal_file_sizes(tmp_path: Path, dtype: torch.dtype) -> None:
     tiny.save_model(tmp_path / "model", dtype=dtype, hidden_size=256, intermediate_size=512)
-    version = estimates.obtained_version(
+    version = known_versions.obtained_version(
         {"path": str(tmp_path / "model")}, tmp_path / "none", {}, None
     )
     known = version.architecture
@@ -135,7 +135,7 @@ def test_checkpoint_bytes_equal_file_sizes(tmp_path: Path, dtype: torch.dtype) -
 def test_adapter_bytes_equal_file_sizes(tmp_path: Path) -> None:
     model = tiny.save_model(tmp_path / "model", hidden_size=256, intermediate_size=512)
     adapter = tiny.save_adapter(tmp_path / "adapter", model, r=8)
-    known = estimates.obtained_version(
+    known = known_versions.obtained_version(
         {"path": str(model)}, tmp_path / "none", {}, None
     ).architecture
     file = adapter / "adapter_model.safetensors"
@@ -148,7 +148,7 @@ def test_sizes_are_read_from_a_checkpoint_of_any_architecture(tmp_path: Path) ->
     words = {"hidden_size": 256, "intermediate_size": 512, "partial_rotary_factor": 0.5}
     model = tiny.save_model(tmp_path / "model", model_type="phi3", **words)
     adapter = tiny.save_adapter(tmp_path / "adapter", model, r=8)
-    found = estimates.obtained_version({"path": str(model)}, tmp_path / "none", {}, None)
+    found = known_versions.obtained_version({"path": str(model)}, tmp_path / "none", {}, None)
     known = found.architecture
     assert {"qkv_proj", "gate_up_proj"} <= {name for name, *_ in architectures.projections(known)}
     weights = model / "model.safetensors"
@@ -160,7 +160,7 @@ def test_sizes_are_read_from_a_checkpoint_of_any_architecture(tmp_path: Path) ->
 
 def test_unknown_sizes_are_reported() -> None:
     with pytest.raises(UnknownError, match="someone/model"):
-        estimates.obtained_version({"hub": "someone/model"}, Path("none"), {}, None)
+        known_versions.obtained_version({"hub": "someone/model"}, Path("none"), {}, None)
     with pytest.raises(UnknownError, match="model_type mamba"):
         architectures.architecture({"model_type": "mamba"})
     with pytest.raises(UnknownError, match="lm_head"):
@@ -192,8 +192,8 @@ def test_disk_usage_of_a_running_evolution() -> None:
 
 
 def test_an_evolution_keeps_or_changes_the_dtype() -> None:
-    parent = estimates.Version(MISTRAL, "test", 0)
-    merged = estimates.evolved_version(parent, recipe(adapter="lora", bf16=False), gpu=True)
+    parent = known_versions.Version(MISTRAL, "test", 0)
+    merged = known_versions.evolved_version(parent, recipe(adapter="lora", bf16=False), gpu=True)
     assert merged.checkpoint_bytes == 7_241_732_096 * 2
-    trained = estimates.evolved_version(parent, recipe(bf16=False), gpu=True)
+    trained = known_versions.evolved_version(parent, recipe(bf16=False), gpu=True)
     assert trained.checkpoint_bytes == 7_241_732_096 * 4

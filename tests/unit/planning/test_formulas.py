@@ -12,9 +12,9 @@ from conftest import PROJECT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from portllm.planning import architectures, estimates
+from portllm.planning import architectures, known_versions
 
-KNOWN = estimates.hub_models(PROJECT / "resources" / "models")
+KNOWN = known_versions.hub_models(PROJECT / "resources" / "models")
 # Total parameters; trainable ones of rank 8 on all linear projections.
 PUBLISHED = {
     "mistralai/Mistral-7B-v0.1": (7_241_732_096, 20_971_520),

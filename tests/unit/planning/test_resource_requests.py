@@ -9,10 +9,10 @@ import tiny
 from conftest import PROJECT
 
 from portllm.errors import InputError
-from portllm.planning import estimates, resource_requests
+from portllm.planning import estimates, known_versions, resource_requests
 from portllm.study import validation, yaml_files
 
-MODELS = estimates.hub_models(PROJECT / "resources" / "models")
+MODELS = known_versions.hub_models(PROJECT / "resources" / "models")
 NAMES = {"model": "m", "trained_on": "base", "task": "sst2", "method": "direct", "seed": "1"}
 
 
@@ -193,7 +193,7 @@ def test_threads_follow_the_size(tmp_path: Path) -> None:
     scratch = {"corpus": "c", "steps": 1, "config": {"model_type": "mistral", "hidden_size": 64}}
     study = priced(tmp_path)
     small = {**scratch, "vocabulary_size": 300}
-    study.versions["m", "v"] = estimates.obtained_version(
+    study.versions["m", "v"] = known_versions.obtained_version(
         {"from_scratch": small}, tmp_path, {}, None
     )
     assert resource_requests.requested(study, "evolve", names, "threads", 1) == 1

@@ -10,10 +10,10 @@ import pytest
 import simulation
 from conftest import PROJECT
 
-from portllm.planning import architectures, estimates, formulas
+from portllm.planning import architectures, formulas, known_versions
 from portllm.study import yaml_files
 
-KNOWN = estimates.hub_models(PROJECT / "resources" / "models")
+KNOWN = known_versions.hub_models(PROJECT / "resources" / "models")
 MODELS = [
     "mistralai/Mistral-7B-v0.1",
     "meta-llama/Llama-2-7b-hf",

@@ -64,6 +64,24 @@ def test_a_chain_becomes_its_updates(config: dict[str, Any]) -> None:
     }
 
 
+def test_releases_that_are_adapters_are_numbered(config: dict[str, Any]) -> None:
+    releases = {
+        # Before its parent, and after a whole chain.
+        "second": {"parent": "first", "adapter": {"hub": "owner/second"}},
+        "first": {"parent": "month", "adapter": {"hub": "owner/first"}},
+        "checkpoint": {"hub": "owner/other"},
+        "after": {"parent": "checkpoint", "adapter": {"hub": "owner/after"}},
+    }
+    config["models"]["m"]["releases"] = releases
+    config["imported"] = {}
+    config["arms"]["ported"]["applied_to"] = "later"
+    chains.expand(config, place)
+    numbers = {"base": 0, "month-1": 1, "month-2": 2, "month-3": 3, "first": 4, "second": 5}
+    assert matrix.updates(config, "m") == numbers
+    applied = [cell.applied_to for cell in matrix.arm_cells(config, "ported", "m", "t")]
+    assert applied == [*releases, *UPDATES]
+
+
 def test_a_chain_name_selects_all_its_updates(config: dict[str, Any]) -> None:
     chains.expand(config, place)
     assert config["study"]["evolutions"] == [*UPDATES, "side"]

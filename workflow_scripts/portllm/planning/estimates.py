@@ -13,14 +13,14 @@ from portllm.errors import InputError
 from portllm.planning import architectures, formulas
 from portllm.planning.architectures import Architecture, UnknownError
 from portllm.planning.formulas import TrainingMemory
+from portllm.planning.known_versions import Version, evolved_version, obtained_version
 from portllm.planning.planned_jobs import PlannedJob, files_bytes
 from portllm.storage import manifests
-from portllm.storage.files import read_json, read_object
+from portllm.storage.files import read_json
 from portllm.study import matrix, stage_settings
 from portllm.study.matrix import Config, Patch
 from portllm.transplant import methods
 from portllm.weights import adapters
-from portllm.weights.checkpoints import Checkpoint
 
 # The demo's samples take 430 bytes per row. The number of items is only known if `limit` is set.
 SAMPLE_BYTES = 450
@@ -31,77 +31,6 @@ LENGTH_ASSUMED = 1024
 DEVICE_BYTES = 80_000_000_000
 # English text has four to five; numbers and names have fewer.
 CHARACTERS_PER_TOKEN = 3.5
-
-
-@dataclass(frozen=True)
-class Version:
-    """A version of a model: its architecture, the source of that, the size of its checkpoint."""
-
-    architecture: Architecture
-    origin: str
-    checkpoint_bytes: int
-    linked: bool = False
-
-
-def hub_models(directory: Path) -> dict[str, dict[str, Any]]:
-    """Read the known model configurations of the repository, by lower-case hub id."""
-    known = (read_json(path) for path in sorted(directory.glob("*.json")))
-    return {config["hub"].lower(): config for config in known}
-
-
-def _config_of(
-    source: dict[str, Any], built: Path, known: dict[str, dict[str, Any]], mirror: str | None
-) -> tuple[dict[str, Any], str, Path | None]:
-    """Return the configuration of an obtained version, its source, and its weights' directory."""
-    # A damaged one is made again, so it says nothing.
-    if (built / "config.json").is_file() and manifests.is_recorded(built / "config.json"):
-        return read_object(built / "config.json"), str(built), built
-    if "from_scratch" in source:
-        scratch = source["from_scratch"]
-        config = {**scratch["config"], "vocab_size": scratch["vocabulary_size"]}
-        return {**config, "dtype": "float32"}, "the study's from_scratch", None
-    local = fetching.source_directory(source, mirror)
-    if local and (local / "config.json").is_file():
-        return read_object(local / "config.json"), str(local), local
-    if source.get("hub", "").lower() in known and "subfolder" not in source:
-        return known[source["hub"].lower()], "resources/models", None
-    raise UnknownError(
-        f"{source.get('hub', local)}: unknown architecture; fetch the model, or add its "
-        "configuration to resources/models"
-    )
-
-
-def _shapes(weights: Path | None) -> dict[str, tuple[int, ...]]:
-    """Return the shapes in the headers of a checkpoint; none if it cannot be read yet."""
-    try:
-        return dict(Checkpoint(weights).shapes) if weights else {}
-    except (InputError, OSError):
-        return {}  # the job that fetches the checkpoint reports this
-
-
-def obtained_version(
-    source: dict[str, Any], built: Path, known: dict[str, dict[str, Any]], mirror: str | None
-) -> Version:
-    """Return a base or release; raises UnknownError if its architecture is unknown offline."""
-    config, origin, weights = _config_of(source, built, known, mirror)
-    model = architectures.architecture(config, _shapes(weights))
-    shards = [path.stat().st_size for path in weights.glob("*.safetensors")] if weights else []
-    return Version(
-        model,
-        origin,
-        checkpoint_bytes=sum(shards) or architectures.parameters(model) * model.dtype_bytes,
-        linked="path" in source or ("hub" in source and mirror is not None),
-    )
-
-
-def evolved_version(parent: Version, recipe: dict[str, Any], *, gpu: bool) -> Version:
-    """Return an evolution's result: merged LoRA keeps the parent's dtype, full training may not."""
-    width = parent.architecture.dtype_bytes
-    if not recipe.get("adapter"):
-        width = int(formulas.evolution_training(recipe, gpu=gpu).weight_bytes)
-    size = architectures.parameters(parent.architecture) * width
-    model = replace(parent.architecture, dtype_bytes=width)
-    return Version(model, parent.origin, size)
 
 
 def read_manifest(artefact: Path) -> dict[str, Any]:
@@ -158,18 +87,24 @@ class PricedStudy:
     def _add_model(self, model: str) -> None:
         mirror = self.config["hub_mirror"]
         for version, source in matrix.sources(self.config, model).items():
+            if "adapter" in source:
+                continue
             built = self.results / "models" / model / version
             self.unknown.pop(f"{model}/{version}", None)
             try:
                 self.versions[model, version] = obtained_version(source, built, self.known, mirror)
             except UnknownError as error:
                 self.unknown[f"{model}/{version}"] = str(error)
-        for version in matrix.evolutions(self.config, model):
-            parent = self.versions.get((model, self.config["evolutions"][version]["from"]))
-            if parent is not None:
-                recipe = self.recipes[version]
+        for version, parent_name in matrix.parents(self.config, model).items():
+            parent = self.versions.get((model, parent_name))
+            if parent is None:
+                continue
+            if version in self.config["evolutions"]:
                 gpu = self.uses_gpu("evolve", version)
-                self.versions[model, version] = evolved_version(parent, recipe, gpu=gpu)
+                made = evolved_version(parent, self.recipes[version], gpu=gpu)
+            else:
+                made = replace(parent, linked=False)  # merged
+            self.versions[model, version] = made
 
     def uses_gpu(self, stage: str, version: str | None = None) -> bool:
         """Return whether the jobs of a stage, a key under `resources`, compute on a GPU.
@@ -209,14 +144,22 @@ class PricedStudy:
         """Return the file size of a patch or port, whose factors are float32 in PEFT."""
         existing = matrix.existing_patches(self.config).get(patch)
         if existing is not None:
-            return self._source_bytes(existing)
+            return self._adapter_source_bytes(existing)
         settings = stage_settings.patch_settings(self.config, patch.task)
         model = self.version(patch.model, patch.trained_on).architecture
         return architectures.FLOAT32 * architectures.lora_parameters(
             model, settings["rank"], settings["target_modules"]
         )
 
-    def _source_bytes(self, source: dict[str, Any]) -> int:
+    def _update_bytes(self, names: dict[str, str]) -> int:
+        model, version = names["model"], names["version"]
+        fetched = self.results / "updates" / model / version / adapters.WEIGHTS
+        if fetched.is_file():
+            return fetched.stat().st_size
+        source = matrix.adapter_releases(self.config)[model, version]["adapter"]
+        return self._adapter_source_bytes(source)
+
+    def _adapter_source_bytes(self, source: dict[str, Any]) -> int:
         directory = fetching.source_directory(source, self.config["hub_mirror"])
         file = directory / adapters.WEIGHTS if directory else None
         if file is None or not file.is_file():
@@ -232,7 +175,7 @@ class PricedStudy:
             return sum(files_bytes(Path(path)) for path in job.outputs)
         names = dict(job.wildcards)
         match job.rule:
-            case "pretrain" | "fetch_model" | "evolve":
+            case "pretrain" | "fetch_model" | "merge_release" | "evolve":
                 version = self.version(names["model"], names.get("version", matrix.BASE))
                 return 0 if version.linked else version.checkpoint_bytes
             case "merge":
@@ -244,6 +187,9 @@ class PricedStudy:
                 patch = Patch(model, trained_on, task, int(seed.removeprefix("seed")))
                 linked = "path" in matrix.existing_patches(self.config)[patch]
                 return 0 if linked else self.adapter_bytes(patch)
+            case "fetch_update":
+                source = matrix.adapter_releases(self.config)[names["model"], names["version"]]
+                return 0 if "path" in source["adapter"] else self._update_bytes(names)
             case "score":
                 return self._score_bytes(names)
         return 0
@@ -308,6 +254,10 @@ class PricedStudy:
                     self.adapter_bytes(_patch_of(names)),
                     dense=methods.get(kind).dense,
                 )
+                return "blocks of weights", Estimate(None, size, size)
+            case "merge_release":
+                model = self.version(names["model"], names["version"]).architecture
+                size = formulas.merge_host_bytes(model, self._update_bytes(names), dense=False)
                 return "blocks of weights", Estimate(None, size, size)
             case "measure_geometry" | "measure_norms":
                 version = self.version(names["model"], names["applied_to"])

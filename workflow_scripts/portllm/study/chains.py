@@ -2,7 +2,8 @@
 
 An evolution with `updates: k` becomes k evolutions, NAME-1 to NAME-k. Each continues the previous
 one on its own part of the corpus. Elsewhere in the study, the name of the chain selects all its
-updates, or the last one where a single version is expected (`from` of another evolution).
+updates, or the last one where a single version is expected (`from` of another evolution, `parent`
+of a release).
 """
 
 from collections.abc import Callable
@@ -85,6 +86,9 @@ def expand(config: Config, place: Place) -> None:
     _replace(config["study"], "evolutions", chains)
     for model in config["models"].values():
         _replace(model, "evolutions", chains)
+        for release in model["releases"].values():
+            if release.get("parent") in chains:
+                release["parent"] = chains[release["parent"]][-1]
     for kind in ("tables", "figures"):
         for settings in config[kind].values():
             _replace(settings, "versions", chains)

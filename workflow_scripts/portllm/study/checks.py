@@ -1,114 +1,30 @@
 """Check what the schema cannot: references between names, files, adapters, devices."""
 
 import ast
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from portllm.data import fetching, task_files
-from portllm.errors import InputError, nearest
+from portllm.data import task_files
+from portllm.errors import InputError
 from portllm.storage.files import read_text
-from portllm.study import device_checks, imported_patterns, matrix, selection, stage_settings
+from portllm.study import (
+    device_checks,
+    imported_patterns,
+    matrix,
+    model_checks,
+    selection,
+    stage_settings,
+)
+from portllm.study.check_helpers import check_known, check_no_cycle, exactly_one
 from portllm.study.exhibits import FILE, GROUPS, Group, Registry
 from portllm.study.matrix import Config
-from portllm.study.yaml_files import Key, KeyOrigins, read_recipe
+from portllm.study.yaml_files import KeyOrigins, read_recipe
 from portllm.transplant import methods
-from portllm.weights import checkpoints, fit
-from portllm.weights.adapters import StoredAdapter
-from portllm.weights.checkpoints import Checkpoint
-
-
-def _check_known(name: str, options: Iterable[str], place: str, kind: str) -> None:
-    known = list(options)
-    if name not in known:
-        raise InputError(f"{place}: no {kind} named {name!r}; {nearest(name, known)}")
 
 
 def _check_selection(config: Config, origins: KeyOrigins) -> None:
     for kind in ("models", "tasks", "evolutions", "arms"):
         for name in config["study"].get(kind) or ():
-            _check_known(name, config[kind], origins.at("study", kind), kind.removesuffix("s"))
-
-
-def _exactly_one(definition: dict[str, Any], options: tuple[str, ...], place: str) -> str:
-    present = [option for option in options if option in definition]
-    if len(present) != 1:
-        listed = " and ".join(present) or "none of them"
-        raise InputError(f"{place}: expected exactly one of {', '.join(options)}; found {listed}")
-    return present[0]
-
-
-def _check_source(config: Config, source: dict[str, Any], key: Key, origins: KeyOrigins) -> None:
-    kind = _exactly_one(source, ("hub", "path", "from_scratch"), origins.at(*key))
-    if kind == "path":
-        directory = _local_directory(source, key, origins)
-        checkpoints.check_directory(directory, origins.at(*key, "path"))
-    if kind == "from_scratch":
-        if key[2] != "base":
-            raise InputError(f"{origins.at(*key)}: only a base can be trained from scratch")
-        corpus = source["from_scratch"]["corpus"]
-        _check_known(
-            corpus, config["corpora"], origins.at(*key, "from_scratch", "corpus"), "corpus"
-        )
-
-
-def _local_directory(source: dict[str, Any], key: Key, origins: KeyOrigins) -> Path:
-    try:
-        return fetching.in_directory(Path(source["path"]), source.get("subfolder", ""))
-    except InputError as error:
-        raise InputError(f"{origins.at(*key, 'subfolder')}: {error}") from None
-
-
-def _check_models(config: Config, origins: KeyOrigins) -> None:
-    for model, definition in config["models"].items():
-        for version, source in matrix.sources(config, model).items():
-            key = ("base",) if version == matrix.BASE else ("releases", version)
-            _check_source(config, source, ("models", model, *key), origins)
-        for name in definition.get("evolutions", ()):
-            place = origins.at("models", model, "evolutions")
-            _check_known(name, config["evolutions"], place, "evolution")
-        if not matrix.sources(config, model):
-            raise InputError(f"{origins.at('models', model)}: expected a base or releases")
-        _check_patches(config, model, origins)
-        for release in definition["releases"]:
-            if release == matrix.BASE or release in config["evolutions"]:
-                place = origins.at("models", model, "releases", release)
-                raise InputError(f"{place}: another version has this name already")
-
-
-def _check_patches(config: Config, model: str, origins: KeyOrigins) -> None:
-    checkpoints_by_path: dict[Path, Checkpoint] = {}
-    for task, definition in config["models"][model]["patches"].items():
-        key = ("models", model, "patches", task)
-        _check_known(task, config["tasks"], origins.at(*key), "task")
-        if _exactly_one(definition, ("hub", "path"), origins.at(*key)) == "hub":
-            continue
-        patch = _local_directory(definition, key, origins)
-        is_base_known = definition["trained_on"] in matrix.versions(config, model)
-        try:
-            adapter = StoredAdapter(patch)
-            for version, source in matrix.sources(config, model).items():
-                # The version that the patch was trained on need not be available.
-                path = fetching.source_directory(source)
-                if path is not None and version != definition["trained_on"]:
-                    checkpoint = checkpoints_by_path.setdefault(path, Checkpoint.open(path))
-                    _check_fit(adapter, checkpoint, is_base_known=is_base_known)
-        except InputError as error:
-            raise InputError(f"{origins.at(*key, 'path')}: {error}") from None
-
-
-def _check_fit(adapter: StoredAdapter, model: Checkpoint, *, is_base_known: bool) -> None:
-    """Raise InputError unless an adapter fits a version and their tokenizers can be compared.
-
-    The job that fetches the adapter compares it with the version that it was trained on, where the
-    study has that one.
-    """
-    if not fit.check(adapter, model) and not is_base_known:
-        raise InputError(
-            f"{fit.unchecked_tokenizer(adapter, model)}, so that their tokenizers cannot be "
-            "compared; add the version that it was trained on to the study, or put that version's "
-            "tokenizer.json into the adapter's directory"
-        )
+            check_known(name, config[kind], origins.at("study", kind), kind.removesuffix("s"))
 
 
 def _check_generator(reference: str, place: str) -> None:
@@ -126,14 +42,14 @@ def _check_generator(reference: str, place: str) -> None:
         for node in tree.body
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
     ]
-    _check_known(function, functions, place, f"function in {file}")
+    check_known(function, functions, place, f"function in {file}")
 
 
 def _check_corpora(config: Config, origins: KeyOrigins) -> None:
     for corpus, definition in config["corpora"].items():
         for index, source in enumerate(definition["sources"]):
             key = ("corpora", corpus, "sources", index)
-            kind = _exactly_one(source, ("hub", "files", "generator"), origins.at(*key))
+            kind = exactly_one(source, ("hub", "files", "generator"), origins.at(*key))
             if kind == "generator":
                 _check_generator(source["generator"], origins.at(*key, "generator"))
             for file in source.get("files", ()):
@@ -149,20 +65,17 @@ def _check_parents(config: Config, origins: KeyOrigins) -> None:
     known = config["evolutions"]
     releases = {name for model in config["models"].values() for name in model["releases"]}
     for name, definition in known.items():
-        _check_known(
+        check_known(
             definition["from"],
             [matrix.BASE, *releases, *known],
             origins.at("evolutions", name, "from"),
             "version",
         )
-    for name in known:
-        path = [name]
-        while (parent := known[path[-1]]["from"]) in known:
-            if parent in path:
-                cycle = " → ".join([*path[path.index(parent) :], parent])
-                place = origins.at("evolutions", parent, "from")
-                raise InputError(f"{place}: evolutions form a cycle: {cycle}")
-            path.append(parent)
+    check_no_cycle(
+        {name: definition["from"] for name, definition in known.items()},
+        {name: origins.at("evolutions", name, "from") for name in known},
+        kind="evolutions",
+    )
 
 
 def _check_evolutions(config: Config, origins: KeyOrigins) -> None:
@@ -171,8 +84,8 @@ def _check_evolutions(config: Config, origins: KeyOrigins) -> None:
             raise InputError(f"{origins.at('evolutions', name)}: {name!r} is a reserved name")
         key = ("evolutions", name)
         for task in definition.get("tasks", ()):
-            _check_known(task, config["tasks"], origins.at(*key, "tasks"), "task")
-        _check_known(definition["corpus"], config["corpora"], origins.at(*key, "corpus"), "corpus")
+            check_known(task, config["tasks"], origins.at(*key, "tasks"), "task")
+        check_known(definition["corpus"], config["corpora"], origins.at(*key, "corpus"), "corpus")
         recipe_files = map(Path, stage_settings.recipe_files(config, name))
         read_recipe(recipe_files, origin=origins.at(*key, "recipe"))
     _check_parents(config, origins)
@@ -205,20 +118,20 @@ def _check_arms(config: Config, origins: KeyOrigins) -> None:
     known = {matrix.BASE, *config["evolutions"], *everywhere, *elsewhere}
     for arm, definition in config["arms"].items():
         place = origins.at("arms", arm, "trained_on")
-        _check_known(definition["trained_on"], [matrix.NONE, matrix.SAME, *known], place, "version")
+        check_known(definition["trained_on"], [matrix.NONE, matrix.SAME, *known], place, "version")
         place = origins.at("arms", arm, "applied_to")
         selector = definition["applied_to"]
         for name in [selector] if isinstance(selector, str) else selector:
             options = [matrix.ALL, matrix.LATER, *known] if isinstance(selector, str) else known
-            _check_known(name, options, place, "version")
+            check_known(name, options, place, "version")
         place = origins.at("arms", arm, "method")
         named = [cell.get("method") for source in imported for cell in source["cells"]]
         known_methods = [*config["methods"], *filter(None, named)]
-        _check_known(definition["method"], known_methods, place, "method")
+        check_known(definition["method"], known_methods, place, "method")
     for role in ("zero_shot", "ported", "re_fine_tuned"):
         arm = config["recovery"][role]
         if selection.compared_cells(config, {}):
-            _check_known(arm, config["arms"], origins.at("recovery", role), "arm")
+            check_known(arm, config["arms"], origins.at("recovery", role), "arm")
 
 
 def _check_exhibits(config: Config, exhibits: Registry, origins: KeyOrigins) -> None:
@@ -240,7 +153,7 @@ def _check_exhibits(config: Config, exhibits: Registry, origins: KeyOrigins) -> 
             for names, options in known.items():
                 for selected in settings.get(names, ()):
                     place = origins.at(group, name, names)
-                    _check_known(selected, options, place, names.removesuffix("s"))
+                    check_known(selected, options, place, names.removesuffix("s"))
             _check_exhibit(config, exhibits, (group, name), origins)
 
 
@@ -365,7 +278,7 @@ def check_references(
     _check_selection(config, origins)
     _check_corpora(config, origins)
     _check_evolutions(config, origins)
-    _check_models(config, origins)
+    model_checks.check_models(config, origins)
     _check_methods(config, origins)
     _check_imported(config, origins)
     _check_arms(config, origins)

@@ -68,6 +68,16 @@ def sources(config: Config, model: str) -> dict[str, dict[str, Any]]:
     return {**base, **definition["releases"]}
 
 
+def adapter_releases(config: Config) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the releases that are adapters for a parent, by model and version."""
+    return {
+        (model, release): definition
+        for model, owner in config["models"].items()
+        for release, definition in owner["releases"].items()
+        if "adapter" in definition
+    }
+
+
 def existing_patches(config: Config) -> dict[Patch, dict[str, Any]]:
     """Return the sources of existing patches; they have the first seed of the study."""
     seed = config["study"]["seeds"][0]
@@ -105,6 +115,30 @@ def evolutions(config: Config, model: str) -> list[str]:
     return ordered
 
 
+def made_from(config: Config, model: str) -> dict[str, str]:
+    """Return the parent of each version of a model that is an evolution or an adapter."""
+    merged = adapter_releases(config).items()
+    return {
+        **{release: source["parent"] for (owner, release), source in merged if owner == model},
+        **{name: config["evolutions"][name]["from"] for name in evolutions(config, model)},
+    }
+
+
+def parents(config: Config, model: str) -> dict[str, str]:
+    """Return the same as `made_from`, parents before children."""
+    unordered = made_from(config, model)
+    ordered: dict[str, str] = {}
+
+    def add(version: str) -> None:
+        if version in unordered and version not in ordered:
+            add(unordered[version])
+            ordered[version] = unordered[version]
+
+    for version in unordered:
+        add(version)
+    return ordered
+
+
 def versions(config: Config, model: str) -> list[str]:
     """List all versions of a model: base, releases, evolutions."""
     return [*sources(config, model), *evolutions(config, model)]
@@ -118,8 +152,9 @@ def scored_tasks(config: Config, version: str) -> list[str]:
 def updates(config: Config, model: str) -> dict[str, int]:
     """Return the update number of each version of a model: its depth in the chain, 0 for the base.
 
-    Imported versions have explicit numbers. Releases and their evolutions have none, because the
-    number of the provider's updates in between is unknown.
+    Imported versions have explicit numbers. Releases that are checkpoints, and what continues them,
+    have none, because the number of the provider's updates in between is unknown. A release that is
+    an adapter is one update of its parent.
     """
     numbers: dict[str, int] = {}
     for source in config["imported"].values():
@@ -127,8 +162,7 @@ def updates(config: Config, model: str) -> dict[str, int]:
             numbers |= source["versions"]
     if model in config["models"]:
         numbers[BASE] = 0
-        for version in evolutions(config, model):
-            parent = config["evolutions"][version]["from"]
+        for version, parent in parents(config, model).items():
             if parent in numbers:
                 numbers[version] = numbers[parent] + 1
     return numbers

@@ -24,8 +24,10 @@ def version_path(model: str, version: str) -> str:
 
 
 def parent_path(config: Config, model: str, version: str) -> str:
-    """Return the version that an evolution continues."""
-    return version_path(model, config["evolutions"][version]["from"])
+    """Return the version that an evolution continues, or that an adapter updates."""
+    release = config["models"][model]["releases"].get(version)
+    parent = release["parent"] if release else config["evolutions"][version]["from"]
+    return version_path(model, parent)
 
 
 def prepared_paths(config: Config, model: str, version: str) -> list[str]:

@@ -36,6 +36,12 @@ def fetch_patch_settings(config: Config, patch: Patch) -> Settings:
     return {**source, "names": names(asdict(patch))}
 
 
+def fetch_update_settings(config: Config, model: str, version: str) -> Settings:
+    """Return the source of the adapter that a release is, and its names in the study."""
+    source = matrix.adapter_releases(config)[model, version]["adapter"]
+    return {**source, "names": names({"model": model, "version": version})}
+
+
 def patch_settings(config: Config, task: str) -> Settings:
     """Return the training settings of a task's patch: the study's, overridden by the task's."""
     return {**config["patch"], **config["tasks"][task].get("patch", {})}

@@ -20,6 +20,8 @@ def _arm_text(name: str, arm: dict[str, Any]) -> str:
 def _source_text(source: dict[str, Any]) -> str:
     if "from_scratch" in source:
         return "trained from scratch"
+    if "adapter" in source:
+        return f"{source['parent']} updated by {_source_text(source['adapter'])}"
     where = source.get("hub") or source["path"]
     if "subfolder" in source:
         where = f"{where}, folder {source['subfolder']}"
@@ -79,7 +81,7 @@ def unpinned_sources(config: matrix.Config) -> list[str]:
     if config["hub_mirror"]:
         return []
     sources = {
-        f"models.{model}.{version}": source
+        f"models.{model}.{version}": source.get("adapter", source)
         for model in matrix.chosen(config, "models")
         for version, source in matrix.sources(config, model).items()
     }
