@@ -129,7 +129,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("inputs")
     tiny.save_model(directory / "base")
     size = (directory / "base/config.json").stat().st_size
-    manifest = {"content_hash": "0", "content": {}, "sizes": {"config.json": size}}
+    manifest = {"content_hash": files.hash_value({}), "content": {}, "sizes": {"config.json": size}}
     files.write_json(directory / "base/manifest.json", manifest)
     (directory / "task").mkdir()
     rows = ({"prompt": f"Question {number}:", "completion": " yes"} for number in range(8))

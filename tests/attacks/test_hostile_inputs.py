@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from portllm.cli import main as command
 from portllm.cli import transplant
 from portllm.data import fetching
+from portllm.storage import files
 from portllm.weights import module_patterns
 from portllm.weights.checkpoints import INDEX
 
@@ -604,6 +605,9 @@ def test_a_manifest_names_files_of_its_directory_only(place: Path, portllm: Run,
     assert is_one_line(error), error
     assert f"base is damaged: its manifest names {name}, which is outside of it" in error
     assert not (place / "merged").exists()
-    manifest.write_text(json.dumps({"content": {name: "0"}, "content_hash": "0", "sizes": {}}))
+    content = {name: "0"}
+    files.write_json(
+        manifest, {"content": content, "content_hash": files.hash_value(content), "sizes": {}}
+    )
     done = run_program("check_results.py", str(place / "base"), "--contents")
     assert f"its manifest names {name}, which is outside of it" in done.stdout + done.stderr
