@@ -155,7 +155,7 @@ def test_the_order_of_recipes_is_part_of_the_key(cache: Path, second: Checkout) 
 
 def test_changed_training_code_shares_nothing(cache: Path, second: Checkout) -> None:
     code = second.directory / "workflow_scripts" / "portllm" / "training" / "patch_training.py"
-    code.write_text(code.read_text() + "\n# changed\n")
+    code.write_text(code.read_text() + "\nCHANGED = 1\n")
     assert moved(finish(second, cache)) == SHARED
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from portllm.comparison import score_table
 from portllm.reporting import measurements, table_formats
 from portllm.reporting.exhibits.scaling import scaled_scores
+from portllm.reporting.figure_style import line_style
 from portllm.storage import files
 
 STATISTICS = {"statistics": {"level": 0.9}}
@@ -212,3 +213,8 @@ def test_figure_of_training_losses(tmp_path: Path) -> None:
     assert drawing.numbers.columns.tolist() == columns
     assert drawing.numbers.iloc[0].tolist() == ["m", "updates", "v2", 7, 1, 3.0]
     assert_labels_stand_apart(drawing.figure)
+
+
+def test_many_series_differ_in_colour_or_line() -> None:
+    styles = [line_style(number) for number in range(40)]
+    assert len({(style["color"], str(style["linestyle"])) for style in styles}) == 40

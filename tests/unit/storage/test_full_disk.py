@@ -95,7 +95,7 @@ def test_a_training_resumes_after_space_is_freed(tmp_path: Path) -> None:
     assert "No space left on device" in first.splitlines()[-1]
     assert "Traceback" not in output
     assert "No such file or directory" in second.splitlines()[0]
-    assert ": it is incomplete" in second
+    assert "removing the incomplete checkpoint" in second
     assert second.splitlines()[-1] == "status 0"
     training = json.loads((tmp_path / "patch/manifest.json").read_text())["training"]
     assert (training["steps"], training["resumed_from_step"]) == (6, 0)

@@ -64,10 +64,12 @@ def inner_width(axes: Axes) -> float:
 
 def line_style(number: int) -> dict[str, Any]:
     """Return colour, marker and line of a series; the last two distinguish it without colour."""
+    # After the last colour, each comes with the next line and marker.
+    shape = number + number // len(LINE_COLOURS)
     return {
         "color": LINE_COLOURS[number % len(LINE_COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[shape % len(MARKERS)],
+        "linestyle": LINES[shape % len(LINES)],
         "markersize": 4,
         "linewidth": 1.2,
     }
