@@ -130,7 +130,11 @@ def make_model(directory: Path, hidden: int, gigabytes: float) -> int:
     }
     (directory / "config.json").write_text(json.dumps(config))
     # Every version of a study has a manifest.
-    (directory / "manifest.json").write_text('{"content_hash": "made by this benchmark"}')
+    sys.path.insert(0, str(SCRIPTS))
+    from portllm.storage import manifests
+
+    cost = manifests.Meter().read()
+    manifests.write_for_directory(directory, stage="benchmark", parameters={}, inputs={}, cost=cost)
     return total
 
 
