@@ -1,6 +1,7 @@
 """`snakemake plan` reports the jobs that Snakemake would run, and writes nothing."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def test_cached_and_outdated_jobs_are_counted(checkout: Checkout, tmp_path: Path
     again = plan(checkout, "--configfile", "config.yaml", str(changed))
     assert stages(again)["train_patch"] == (17, 0, 17, 17)
     assert stages(again)["evolve"][1] == 8
+    assert re.search(r"^train_patch +17 +settings or code changed$", again, re.M)
 
 
 def test_the_command_prints_the_same_plan(checkout: Checkout) -> None:

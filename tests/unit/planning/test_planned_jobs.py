@@ -3,6 +3,7 @@
 import pytest
 
 from portllm.errors import InputError
+from portllm.planning.plan_tables import outdated_rows
 from portllm.planning.planned_jobs import PlannedRule, read_summary
 
 RULES = [
@@ -25,6 +26,18 @@ def test_jobs_of_a_summary() -> None:
     assert dict(score.wildcards) == {"model": "m", "task": "a.b"}
     assert len(score.outputs) == 2
     assert not score.cached
+
+
+def test_an_outdated_result_has_a_reason() -> None:
+    lines = [
+        HEADER,
+        "results/patches/m/a/seed1\tdate\ttrain_patch\t-\tparams changed\tupdate pending",
+        "results/patches/m/b/seed1\tdate\ttrain_patch\t-\tparams changed\tno update",
+        "results/m/a.json\tdate\tscore\t-\tok\tupdate pending",
+    ]
+    jobs = read_summary(lines, RULES)
+    assert [job.reason for job in jobs] == ["settings or code changed", "", ""]
+    assert outdated_rows(jobs) == [["train_patch", 1, "settings or code changed"]]
 
 
 def test_no_summary_is_an_error() -> None:

@@ -223,6 +223,12 @@ def _summary(
         yield f"! the disk is too small: {missing} more are needed; pathvars.results moves results"
 
 
+def outdated_rows(jobs: Iterable[PlannedJob]) -> list[list[Any]]:
+    """Return the stages with results that are there and will be made again, and why."""
+    counts = Counter((job.rule, job.reason) for job in jobs if job.reason)
+    return [[rule, count, reason] for (rule, reason), count in counts.items()]
+
+
 @dataclass(frozen=True)
 class Devices:
     """The GPUs that a run may use: how many, and the memory of the smallest in bytes.
@@ -331,6 +337,10 @@ def plan_text(
     if codes:
         title = "Code that the study names (it runs with your rights)"
         yield _table(title, code_rows(codes), ["first named in", "code", "comes with"])
+
+    if rows := outdated_rows(jobs):
+        yield _table("Outdated results", rows, ["stage", "jobs", "made again because"])
+        yield "`snakemake -n` shows for each job what changed; jobs below these run again too."
 
     yield from _time(jobs, priced, devices or Devices(1))
     yield from _summary(stages, counts, largest_work(jobs, priced), doubt)

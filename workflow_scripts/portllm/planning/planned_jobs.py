@@ -29,14 +29,27 @@ class PlannedRule:
         return cls(**{**rule, "outputs": tuple(rule["outputs"])})
 
 
+REASONS = {
+    "params changed": "settings or code changed",
+    "rule implementation changed": "the rule's command changed",
+    "set of input files changed": "it has other inputs",
+    "updated input files": "an input is newer",
+}
+"""Snakemake's states of an output that is there and outdated, in words."""
+
+
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job of the study. It is cached if Snakemake would not run it."""
+    """A job of the study. It is cached if Snakemake would not run it.
+
+    `reason` says why a job whose outputs are there runs again, as far as it is the job's own.
+    """
 
     rule: str
     wildcards: tuple[tuple[str, str], ...]
     outputs: tuple[str, ...]
     cached: bool
+    reason: str = ""
 
 
 def _matcher(pattern: str) -> re.Pattern[str]:
@@ -63,6 +76,7 @@ def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[Pla
     matchers = {rule.name: [_matcher(pattern) for pattern in rule.outputs] for rule in rules}
     outputs: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
     pending = set()
+    reasons = {}
     rows = [line.rstrip("\n").split("\t") for line in lines]
     if not any(cells[0] == "output_file" for cells in rows):
         raise InputError(
@@ -71,7 +85,7 @@ def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[Pla
     for cells in rows:
         if len(cells) != 6 or cells[0] == "output_file":
             continue
-        path, _, name_in_run, _, _, plan = cells
+        path, _, name_in_run, _, status, plan = cells
         rule = names.get(name_in_run, name_in_run)
         if rule not in matchers:
             # A rule of a workflow that imports this one.
@@ -82,7 +96,11 @@ def read_summary(lines: Iterable[str], rules: Iterable[PlannedRule]) -> list[Pla
         outputs.setdefault(key, []).append(path)
         if plan == "update pending":
             pending.add(key)
-    return [PlannedJob(*key, tuple(paths), key not in pending) for key, paths in outputs.items()]
+            reasons[key] = REASONS.get(status, "")
+    return [
+        PlannedJob(*key, tuple(paths), key not in pending, reasons.get(key, ""))
+        for key, paths in outputs.items()
+    ]
 
 
 def files_bytes(path: Path) -> int:
