@@ -108,7 +108,7 @@ def test_model_and_adapter_come_from_the_hub(
     [
         ("owner/absent", "the hub has no model 'owner/absent', or it is private", {}),
         ("owner/patch@v9", "the model owner/patch has no revision 'v9'", {}),
-        ("owner/patch:folder", "owner/patch/folder has no weights: expected adapter_model", {}),
+        ("owner/patch:folder", "owner/patch has no folder 'folder'", {}),
         (
             "owner/patch",
             "the model owner/patch is not in the hub's cache, and HF_HUB_OFFLINE is set",
