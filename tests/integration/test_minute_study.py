@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from portllm.comparison import score_table
+from portllm.snakemake_hooks.program_code import ProgramCode
 from portllm.storage import files, manifests
 from portllm.weights.checkpoints import Checkpoint
 
@@ -330,6 +331,7 @@ def score_again(
             f"base/half/1234={ports.format('half')}",
             f"second/direct/1234={patches.format('second')}",
         ),
+        *("--code", ProgramCode(study.directory / "workflow_scripts").parameter("score.py")),
         *("--results", results, "--samples", results.with_suffix(".samples.jsonl")),
     ]
     return subprocess.run(

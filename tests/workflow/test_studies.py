@@ -255,8 +255,8 @@ def test_examples_of_the_configuration_page_are_studies(checkout: Checkout) -> N
     checkout.write("my_axolotl.yaml", {"datasets": [{"type": "alpaca"}]})
     checkout.write("full.yaml", study)
     counts = checkout.counts("--configfile", "full.yaml")
-    # The patch of each of two tasks on four versions, as it is and halved.
-    assert counts["transplant"] == 2 * 4 * 2
+    # The patch of each of two tasks on five versions, as it is and halved.
+    assert counts["transplant"] == 2 * 5 * 2
     assert (counts["evolve"], counts["train_patch"], counts["merge"]) == (2, 2, 1)
 
 

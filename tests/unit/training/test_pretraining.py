@@ -62,17 +62,17 @@ def test_pretraining_learns_and_is_reproducible() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"hidden_size": 8}, "no model_type"),
+        ({"hidden_size": 8}, "the key 'model_type' is missing"),
         ({"model_type": "mistral", "vocab_size": 10}, "vocab_size"),
     ],
 )
 def test_invalid_configurations_are_errors(config: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         pretraining.build_model(config, TOKENIZER)
 
 
 def test_too_little_text_for_a_block_is_an_error() -> None:
-    with pytest.raises(ValueError, match="tokens of text, expected at least one block"):
+    with pytest.raises(InputError, match="tokens of text, expected at least one block"):
         pretraining.pack(["short"], TOKENIZER, 1000)
 
 

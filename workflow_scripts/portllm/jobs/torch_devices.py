@@ -14,6 +14,8 @@ from typing import Any
 from portllm.errors import InputError
 from portllm.jobs.devices import HELD
 
+FALLBACK = "PORTLLM_CPU_FALLBACK"
+"""Variable: if set, a job whose GPUs torch cannot use computes on the CPU."""
 DRIVER = Path("/proc/driver/nvidia/version")
 MINIMUM_DRIVERS = {"12": 525, "13": 580}
 """Major version of CUDA → NVIDIA driver that it needs (CUDA release notes, minor version
@@ -36,7 +38,7 @@ def check(*, single: bool, environment: Mapping[str, str] = os.environ) -> None:
         warnings.simplefilter("always")
         visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     held = environment.get(HELD, "")
-    if held.isdigit() and visible < int(held):
+    if held.isdigit() and visible < int(held) and not environment.get(FALLBACK):
         reasons = [str(warning.message) for warning in caught]
         raise InputError(_explain(int(held), visible, torch, reasons))
     if single and visible > 1 and int(environment.get("WORLD_SIZE", "1")) == 1:
