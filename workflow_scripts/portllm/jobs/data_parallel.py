@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from portllm.jobs import devices, torch_devices
 from portllm.storage import manifests
 
 log = logging.getLogger(__name__)
@@ -21,13 +22,19 @@ _DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 def visible_gpus() -> list[str]:
     """List the names of the GPUs that this process may use.
 
-    torch takes seconds to import, so it is imported only if a GPU driver exists.
+    torch takes seconds to import, so it is imported only if a GPU driver exists or the job holds a
+    GPU.
+
+    Raises:
+        InputError: torch cannot use the GPUs that the job holds.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
-    if hidden or not any(Path(driver).exists() for driver in _DRIVERS):
+    has_driver = any(Path(driver).exists() for driver in _DRIVERS)
+    if devices.HELD not in os.environ and (hidden or not has_driver):
         return []
     import torch
 
+    torch_devices.check(single=False)
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
