@@ -52,12 +52,15 @@ try:
     torch_devices.check(single=False)
 except InputError as error:
     sys.exit(str(error))
-print(*torch.cuda.get_device_capability())
+if torch.cuda.is_available():
+    print(*torch.cuda.get_device_capability())
 """
 
 
-def current_device() -> Device:
+def current_device() -> Device | None:
     """Return the first GPU that this process sees; asks another process, which CUDA would slow.
+
+    None if torch can use none and `torch_devices.FALLBACK` allows that.
 
     Raises:
         InputError: torch cannot use the GPU.
@@ -72,6 +75,8 @@ def current_device() -> Device:
     if answer.returncode != 0:
         reason = answer.stderr.strip().splitlines()[-1:]
         raise InputError(f"torch cannot use the GPU of this job: {' '.join(reason)}")
+    if not answer.stdout.strip():
+        return None
     major, minor = map(int, answer.stdout.split())
     return Device((major, minor), importlib.util.find_spec("flash_attn") is not None)
 
